@@ -1,0 +1,134 @@
+"""YAML file and dotted overrides -> Config, with errors that name the file, the line and the key."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from megatron_gopd.config.schema import Config
+from megatron_gopd.errors import UserError
+
+Key = tuple[str | int, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads `1e-5` as a number (PyYAML wants a dot in it)."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
+    """Read `path`, apply overrides such as `optimizer.lr=1e-5`, validate.
+
+    Raises UserError naming file, line and key for every problem found.
+    """
+    path = Path(path)
+    tree, places = _read(path)
+    for override in overrides:
+        key = _apply(tree, override)
+        places[key] = f"override {override!r}"
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        problems = [_explain(problem, places, path) for problem in error.errors()]
+        raise UserError("\n".join(dict.fromkeys(problems))) from None
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration, as YAML that `load_config` reads back to an equal Config."""
+    return yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
+
+
+def _read(path: Path) -> tuple[dict, dict[Key, str]]:
+    """The plain tree, and where each key stands."""
+    try:
+        text = path.read_text()
+        node = yaml.compose(text, Loader=_Loader)
+        tree = yaml.load(text, Loader=_Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the configuration {path}: {getattr(error, 'strerror', error)}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise UserError(f"{where}: not YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a configuration is a mapping of sections; start with `run:`")
+    places: dict[Key, str] = {}
+    _note_places(node, (), path, places)
+    return tree, places
+
+
+def _note_places(node: yaml.Node, key: Key, path: Path, places: dict[Key, str]) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for name, value in node.value:
+            child = (*key, name.value)
+            if child in places:
+                raise UserError(f"{path}:{name.start_mark.line + 1}: the key {name.value!r} stands here twice")
+            places[child] = f"{path}:{name.start_mark.line + 1}"
+            _note_places(value, child, path, places)
+
+
+def _apply(tree: dict, override: str) -> Key:
+    dotted, equals, value = override.partition("=")
+    key = tuple(dotted.split("."))
+    if not equals or not all(key):
+        raise UserError(f"cannot read the override {override!r}; write section.key=value, as in optimizer.lr=1e-5")
+    try:
+        parsed = yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError:
+        raise UserError(f"override {override!r}: the value is not YAML; quote it") from None
+    for name in key[:-1]:
+        if not isinstance(tree.get(name), dict):
+            tree[name] = {"model": tree[name]} if isinstance(tree.get(name), str) else {}
+        tree = tree[name]
+    tree[key[-1]] = parsed
+    return key
+
+
+def _explain(problem: dict, places: dict[Key, str], path: Path) -> str:
+    location = tuple(part for part in problem["loc"] if part not in _UNION_BRANCHES)
+    dotted = ".".join(map(str, location))
+    place = next((places[location[:n]] for n in range(len(location), 0, -1) if location[:n] in places), str(path))
+    if problem["type"] == "extra_forbidden":
+        return f"{place}: unknown key {dotted!r}{_known_keys(location)}"
+    if problem["type"] == "missing":
+        return f"{place}: {dotted!r} is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    given = f" (given: {problem['input']!r})" if isinstance(problem["input"], str | int | float) else ""
+    return f"{place}: {dotted + ': ' if dotted else ''}{message}{given}"
+
+
+# pydantic puts the branch of a union into an error's location; a reader wants the keys of the file only
+_UNION_BRANCHES = {"Suffix", "Column", "Model", "str", "list[str]", "function-before[_path_is_a_model(), Model]"} | {
+    "literal['student_tokens','own_template']"
+}
+
+
+def _known_keys(location: Key) -> str:
+    section = _section_at(location[:-1])
+    if section is None:
+        return ""
+    keys = [field.alias or name for name, field in section.model_fields.items()]
+    near = difflib.get_close_matches(str(location[-1]), keys, n=1)
+    return f"{f'; did you mean {near[0]!r}?' if near else ''} Keys here: {', '.join(keys)}"
+
+
+def _section_at(location: Key) -> type[BaseModel] | None:
+    """The model class that holds the keys at `location`, following mappings such as `teachers.NAME`."""
+    current: object = Config
+    for name in location:
+        if isinstance(current, type) and issubclass(current, BaseModel):
+            fields = {field.alias or key: field for key, field in current.model_fields.items()}
+            current = fields[name].annotation if name in fields else None
+        else:  # dict[str, Section]
+            current = get_args(current)[1] if get_args(current) else None
+        classes = [arg for arg in get_args(current) if isinstance(arg, type) and issubclass(arg, BaseModel)]
+        if classes and getattr(current, "__origin__", None) is not dict:
+            current = classes[0]
+    return current if isinstance(current, type) and issubclass(current, BaseModel) else None

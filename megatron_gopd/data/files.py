@@ -1,0 +1,77 @@
+"""jsonl and parquet files -> (place, number, columns) of each row; what the columns mean is for rows.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from megatron_gopd.errors import UserError
+
+NESTED_COLUMNS = ("extra_info", "metadata", "reward_model")  # mappings
+
+
+def read_file(path: Path) -> Iterator[tuple[str, int, dict]]:
+    """Yield (FILE:LINE, number from 1, columns) of each row of a .jsonl or .parquet file.
+
+    Raises UserError naming the file, or the row, that cannot be read.
+    """
+    readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
+    if path.suffix not in readers:
+        raise UserError(f"{path}: prompts are read from .jsonl and .parquet files; convert it to one of them")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file of prompts")
+    return readers[path.suffix](path)
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[str, int, dict]]:
+    with path.open("rb") as lines:  # bytes: a line that is not UTF-8 is named like any other bad line
+        for number, line in enumerate(lines, 1):
+            source = f"{path}:{number}"
+            if not line.strip():
+                raise UserError(f"{source}: an empty line; delete it")
+            try:
+                columns = json.loads(line.decode("utf-8"))
+            except ValueError as error:
+                raise UserError(f"{source}: not JSON: {error}") from None
+            if not isinstance(columns, dict):
+                raise UserError(f"{source}: a JSON object with a 'prompt' is expected, not {type(columns).__name__}")
+            yield source, number, columns
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[str, int, dict]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    number = 0
+    try:
+        for batch in parquet.ParquetFile(path).iter_batches(batch_size=1024):
+            for columns in batch.to_pylist():
+                number += 1
+                source = f"{path}:row {number}"
+                yield source, number, {name: _unpacked(name, value, source) for name, value in columns.items()}
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable parquet file: {error}") from None
+
+
+def _unpacked(name: str, value: object, source: str) -> object:
+    """Structs and lists of messages that a parquet file holds as JSON text; any other value as it is."""
+    if not isinstance(value, str):
+        return value
+    if name in NESTED_COLUMNS and value.lstrip().startswith("{"):
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise UserError(f"{source}: {name!r} is not JSON: {error}") from None
+    return _messages_in(value) or value
+
+
+def _messages_in(text: str) -> list[dict] | None:
+    """The list of messages that is written as JSON in `text`; None where it is plain text."""
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        items = json.loads(text)
+    except ValueError:
+        return None
+    return items if all(isinstance(item, dict) and {"role", "content"} <= item.keys() for item in items) else None

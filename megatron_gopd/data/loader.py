@@ -1,0 +1,71 @@
+"""Batches of prompts in an order that a resumed run continues exactly."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import numpy as np
+
+from megatron_gopd.data.trajectory import Prompt
+from megatron_gopd.errors import UserError
+
+
+class PromptLoader:
+    """Endless batches of prompts; every epoch has its own permutation, drawn from (seed, epoch).
+
+    A batch runs on into the next epoch rather than being short, so it may hold a prompt twice at that seam.
+    Raises UserError when a batch is larger than the data.
+    """
+
+    def __init__(self, prompts: list[Prompt], batch_size: int, seed: int):
+        if batch_size > len(prompts):
+            raise UserError(
+                f"data.batch_size ({batch_size}) is larger than the number of prompts ({len(prompts)}); "
+                f"set it to {len(prompts)} or less, or add prompts"
+            )
+        self.prompts, self.batch_size, self.seed = prompts, batch_size, seed
+        self.epoch, self.position = 0, 0
+        self._order = self._permutation()
+        self._fingerprint = _fingerprint(prompts)
+
+    def next_batch(self) -> list[Prompt]:
+        """The next `batch_size` prompts."""
+        batch = []
+        while len(batch) < self.batch_size:
+            if self.position == len(self.prompts):
+                self.epoch, self.position = self.epoch + 1, 0
+                self._order = self._permutation()
+            batch.append(self.prompts[self._order[self.position]])
+            self.position += 1
+        return batch
+
+    def state_dict(self) -> dict:
+        """Where the next batch starts, and of which data; plain JSON values."""
+        return {"epoch": self.epoch, "position": self.position, **self._data()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue where `state` was taken; UserError when it is of other prompts or another seed."""
+        differing = [key for key, value in self._data().items() if state[key] != value]
+        if differing:
+            saved = ", ".join(f"{key} {state[key]}, here {self._data()[key]}" for key in differing)
+            raise UserError(
+                f"the checkpoint's position in the data cannot be continued: {saved}; "
+                f"resume with the data and run.seed it was written with, or start a new run"
+            )
+        self.epoch, self.position = state["epoch"], state["position"]
+        self._order = self._permutation()
+
+    def _data(self) -> dict:
+        return {"prompts": len(self.prompts), "fingerprint": self._fingerprint, "seed": self.seed}
+
+    def _permutation(self) -> np.ndarray:
+        return np.random.default_rng([self.seed, self.epoch]).permutation(len(self.prompts))
+
+
+def _fingerprint(prompts: list[Prompt]) -> str:
+    """Of what is asked and who teaches it, in order; not of ids, which may hold the place of a file."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(json.dumps([prompt.messages, prompt.teacher], sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:16]

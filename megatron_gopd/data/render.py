@@ -1,0 +1,67 @@
+"""Messages -> the token ids a model reads before it answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from megatron_gopd.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PROMPT_TEMPLATES = {
+    "none": "{question}",
+    "math": "{question}\nPlease reason step by step, and put your final answer within \\boxed{}.",
+    "code": "{question}\nWrite Python code to solve the problem. Present the code in\n"
+    "```python\nYour code\n```\nat the end.\nYou need to think first then write the Python code.",
+}
+
+
+def apply_prompt_template(messages: list[dict], template: str) -> list[dict]:
+    """`messages` with the last user message put in place of `{question}` in the template of that name."""
+    question = last_user_message(messages)["content"]
+    # not str.format: the templates hold braces of their own (\boxed{})
+    return replace_user_message(messages, PROMPT_TEMPLATES[template].replace("{question}", question))
+
+
+def last_user_message(messages: list[dict]) -> dict:
+    """The last message of role user; UserError when there is none."""
+    for message in reversed(messages):
+        if message["role"] == "user":
+            return message
+    raise UserError("the prompt has no message of role 'user'")
+
+
+def replace_user_message(messages: list[dict], content: str) -> list[dict]:
+    """`messages` (left as they are) with another content of the last user message."""
+    asked = last_user_message(messages)
+    return [{**message, "content": content} if message is asked else message for message in messages]
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict], chat_template_kwargs: dict) -> list[int]:
+    """The token ids [prompt] of `messages`, up to where the assistant's answer begins.
+
+    A tokenizer without a chat template reads the contents joined by newlines; no template, so no kwargs either.
+    Raises UserError when the template refuses the messages or the kwargs.
+    """
+    from jinja2 import TemplateError
+
+    plain = tokenizer.chat_template is None
+    try:
+        # text first: tokenized in one go, kwargs such as truncation would quietly change what is read
+        text = (
+            "\n".join(message["content"] for message in messages)
+            if plain
+            else tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, **chat_template_kwargs
+            )
+        )
+    except (TemplateError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the chat template of {tokenizer.name_or_path or 'the tokenizer'} refuses this prompt: {error}; "
+            f"mend the messages, or data.chat_template_kwargs ({chat_template_kwargs})"
+        ) from error
+    tokens = tokenizer(text, add_special_tokens=plain)["input_ids"]  # a template writes its special tokens itself
+    if not tokens:
+        raise UserError("the prompt has no tokens once it is rendered; give it text that the tokenizer knows")
+    return tokens

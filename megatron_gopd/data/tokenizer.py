@@ -1,0 +1,151 @@
+"""Tokenizers from local Hugging Face directories, and the proof that two models share one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_gopd.config import Config
+from megatron_gopd.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SHOWN_DIFFERENCES = 5
+# leading word, two blanks, newline, digits, bytes outside any small vocabulary
+PROBE = "What is  27 + 4?\n\tAnswer: \u00e9\u4e16"
+
+
+@dataclass(frozen=True)
+class Tokenizers:
+    """Every tokenizer a run renders prompts with; the maps of all are the same, templates may differ."""
+
+    student: PreTrainedTokenizerBase
+    teachers: dict[str, PreTrainedTokenizerBase]
+    references: dict[str, PreTrainedTokenizerBase]  # by teacher: the tokenizer of that teacher's reference
+
+
+def load_tokenizers(config: Config) -> Tokenizers:
+    """Load the tokenizers of all models of a run; raises UserError where one differs from the student's."""
+    folders = {config.student.model}
+    for name, teacher in config.teachers.items():
+        folders |= {teacher.model, config.reference_of(name).model}
+    loaded = {folder: load_tokenizer(folder) for folder in sorted(folders)}
+    student = loaded[config.student.model]
+    for folder, tokenizer in loaded.items():
+        check_same_tokenizer(student, tokenizer, config.student.model, folder)
+    return Tokenizers(
+        student,
+        {name: loaded[teacher.model] for name, teacher in config.teachers.items()},
+        {name: loaded[config.reference_of(name).model] for name in config.teachers},
+    )
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a local Hugging Face directory: tokenizer.json, tokenizer.model or vocab.json.
+
+    The file is the truth. transformers 5 rebuilds some classes from the vocabulary alone (LlamaTokenizer over a
+    byte-level tokenizer.json loses every blank; Qwen2Tokenizer adds a token), so tokenizer.json is read as it stands.
+    Raises UserError when the directory has no tokenizer, or a broken one.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    folder = Path(folder)
+    files = [name for name in ("tokenizer.json", "tokenizer.model", "vocab.json") if (folder / name).is_file()]
+    if not files:
+        missing = "no tokenizer.json, tokenizer.model or vocab.json in it" if folder.is_dir() else "no such directory"
+        raise UserError(f"{folder}: cannot load a tokenizer: {missing}; name a local Hugging Face directory with one")
+    named = "tokenizer_class" in _read_json(folder / "tokenizer_config.json")
+    bare_sentencepiece = files[0] == "tokenizer.model" and not named
+    loader = PreTrainedTokenizerFast if files[0] == "tokenizer.json" or bare_sentencepiece else AutoTokenizer
+    try:
+        tokenizer = loader.from_pretrained(str(folder), local_files_only=True)
+        if bare_sentencepiece:
+            _complete_conversion(tokenizer, folder / "tokenizer.model")
+    except UserError:
+        raise
+    except Exception as error:  # the tokenizers library raises plain Exception
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{folder / files[0]}: not a usable tokenizer: {reason}; copy the file again") from error
+    return tokenizer
+
+
+def _complete_conversion(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+    """Give a converted tokenizer.model the whitespace rules transformers leaves out, and compare it with the original.
+
+    Only for a directory that names no tokenizer_class: a named class brings rules of its own.
+    """
+    from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+    from tokenizers import Regex, decoders, normalizers
+
+    rules = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes()).normalizer_spec
+    backend = tokenizer.backend_tokenizer
+    steps = [backend.normalizer]
+    if rules.remove_extra_whitespaces:
+        steps += [
+            normalizers.Replace(Regex("\u2581{2,}"), "\u2581"),
+            normalizers.Replace(Regex(r"\A\u2581|\u2581\z"), ""),
+        ]
+    if rules.add_dummy_prefix:
+        steps.append(normalizers.Prepend("\u2581"))
+        backend.decoder = decoders.Sequence([backend.decoder, decoders.Fuse(), decoders.Strip(content=" ", left=1)])
+    backend.normalizer = normalizers.Sequence(steps)
+    expected = SentencePieceProcessor(str(path)).encode(PROBE)
+    if tokenizer(PROBE, add_special_tokens=False)["input_ids"] != expected:
+        raise UserError(
+            f"{path}: converted, it gives other ids than sentencepiece does; "
+            f"add the model's tokenizer.json, or name its tokenizer_class in {path.parent / 'tokenizer_config.json'}"
+        )
+
+
+def check_same_tokenizer(
+    student: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, student_name: str, other_name: str
+) -> None:
+    """Raise UserError unless both tokenizers map the same tokens (added ones too) to the same ids.
+
+    Embedding sizes padded in config.json do not matter: only the maps are compared.
+    """
+    ours, theirs = student.get_vocab(), other.get_vocab()
+    if ours == theirs:
+        return
+    ours_at, theirs_at = ({index: token for token, index in vocab.items()} for vocab in (ours, theirs))
+    differing = [i for i in sorted(ours_at.keys() | theirs_at.keys()) if ours_at.get(i) != theirs_at.get(i)]
+    shown = "; ".join(f"id {i}: {ours_at.get(i)!r} / {theirs_at.get(i)!r}" for i in differing[:SHOWN_DIFFERENCES])
+    raise UserError(
+        f"{student_name} ({len(ours)} tokens) and {other_name} ({len(theirs)} tokens) have different tokenizers: "
+        f"{len(differing)} ids differ ({shown}{'; ...' if len(differing) > SHOWN_DIFFERENCES else ''}). "
+        f"A sampled id must mean the same to every model: name models that share one tokenizer"
+    )
+
+
+def stop_ids(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that end a response: generation_config.json's eos_token_id, else config.json's, else the tokenizer's.
+
+    Raises UserError when none of them names one.
+    """
+    for name in ("generation_config.json", "config.json"):
+        path = Path(folder) / name
+        named = _read_json(path).get("eos_token_id")
+        ids = named if isinstance(named, list) else [] if named is None else [named]
+        if not all(type(i) is int for i in ids):
+            raise UserError(f"{path}: eos_token_id {named!r} is neither an id nor a list of ids")
+        if ids:
+            return list(dict.fromkeys(ids))
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{folder}: nothing ends a response; name eos_token_id in generation_config.json")
+    return [tokenizer.eos_token_id]
+
+
+def _read_json(path: Path) -> dict:
+    """The object in a JSON file; {} where there is no file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a JSON object is expected here, not a {type(content).__name__}")
+    return content

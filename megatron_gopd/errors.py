@@ -1,0 +1,8 @@
+"""The one exception a user is meant to read."""
+
+
+class UserError(Exception):
+    """A mistake the user can mend: the message says what is wrong, where, and how to mend it.
+
+    The command line prints it without a traceback and exits with code 2.
+    """

@@ -1,0 +1,93 @@
+"""Packed micro-batches through a Megatron model and its pipeline, forward only or with gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
+from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region, gather_from_sequence_parallel_region
+from torch import Tensor
+
+from megatron_gopd.data.packing import MicroBatch
+from megatron_gopd.mcore.model import Model
+
+Head = Callable[[Tensor, MicroBatch], Any]
+
+
+def run(model: Model, micro_batches: Sequence[MicroBatch], head: Head, *, train: bool, module=None) -> list:
+    """Run every micro-batch; on the last pipeline stage apply `head(hidden, micro_batch)`.
+
+    Args:
+        head: gets hidden [response tokens, hidden], the final hidden states that predict the micro-batch's targets,
+            the same on every tensor-parallel rank. When training it returns a scalar loss, and gradients are summed
+            over micro-batches and data-parallel ranks; else whatever is wanted.
+        module: the data-parallel wrapper to train; default: the bare module.
+
+    Returns:
+        What `head` returned, micro-batch after micro-batch, on the last stage; [] on the others.
+    """
+    results: list = []
+
+    def forward_step(batches: Iterator[MicroBatch], network):
+        micro_batch = next(batches)
+        output = network(
+            micro_batch.tokens[None].to(_device(model)),
+            None,
+            None,
+            packed_seq_params=_packed(micro_batch),
+            output_processor=_hidden_states,
+        )
+
+        def finish(hidden, non_loss_data=False):
+            result = head(_select(hidden, micro_batch, model), micro_batch)
+            results.append(result.detach() if train else result)
+            return (result, torch.zeros((), dtype=torch.int), {}) if train else {}
+
+        return output, finish
+
+    schedule = get_forward_backward_func(pp_size=model.layout.pp, vp_size=None)
+    pipeline = {"p2p_communicator": P2PCommunicator(model.groups.pp, model.config)} if model.layout.pp > 1 else {}
+    with torch.set_grad_enabled(train):
+        schedule(
+            forward_step_func=forward_step,
+            data_iterator=iter(micro_batches),
+            model=[module or model.module],
+            num_microbatches=len(micro_batches),
+            seq_length=max(len(micro_batch.tokens) for micro_batch in micro_batches),
+            micro_batch_size=1,
+            forward_only=not train,
+            collect_non_loss_data=not train,
+            pg_collection=model.groups,
+            **pipeline,
+        )
+    return results
+
+
+def _hidden_states(*, hidden_states: Tensor, **_) -> Tensor:
+    """GPTModel's output hook: leave the LM head to kernels."""
+    return hidden_states
+
+
+def _select(hidden: Tensor, micro_batch: MicroBatch, model: Model) -> Tensor:
+    """[tokens (/ tp), 1, h] -> [response tokens, h]; its gradient is summed over the vocabulary's shards."""
+    if model.config.sequence_parallel:
+        hidden = gather_from_sequence_parallel_region(hidden, group=model.groups.tp)
+    else:
+        hidden = copy_to_tensor_model_parallel_region(hidden, group=model.groups.tp)
+    return hidden[:, 0].index_select(0, micro_batch.positions.to(hidden.device))
+
+
+def _packed(micro_batch: MicroBatch) -> PackedSeqParams:
+    starts = micro_batch.cu_seqlens
+    longest = int(starts.diff().max())
+    return PackedSeqParams(
+        qkv_format="thd", cu_seqlens_q=starts, cu_seqlens_kv=starts, max_seqlen_q=longest, max_seqlen_kv=longest
+    )
+
+
+def _device(model: Model) -> torch.device:
+    return next(model.module.parameters()).device

@@ -1,0 +1,90 @@
+"""A decoder on Megatron-Core: one object that knows its architecture, layout and groups."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from megatron.core import tensor_parallel
+from megatron.core.models.gpt import GPTModel
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
+
+from megatron_gopd.config import Layout
+from megatron_gopd.mcore.architecture import Architecture
+from megatron_gopd.mcore.groups import build_groups
+from megatron_gopd.mcore.layers import RMSNorm, layer_spec
+
+logging.getLogger("megatron.core").setLevel(logging.ERROR)  # "DEPRECATED" notices, once a model a rank
+
+
+@dataclass
+class Model:
+    """A GPTModel and what is known of it. `module` is wrapped for training by policies.Student."""
+
+    module: GPTModel
+    architecture: Architecture
+    config: TransformerConfig
+    layout: Layout
+    groups: ProcessGroupCollection
+
+    @property
+    def vocab_range(self) -> tuple[int, int]:
+        """[first, last) token ids of this rank's shard of the vocabulary, padding left out."""
+        rows = self.architecture.padded_vocab(self.layout.tp) // self.layout.tp
+        first = rows * self.groups.tp.rank()
+        return first, max(first, min(first + rows, self.architecture.vocab_size))
+
+    @property
+    def layer_offset(self) -> int:
+        """Global index of this stage's first layer."""
+        return get_transformer_layer_offset(self.config, vp_stage=None, pp_rank=self.groups.pp.rank())
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.groups.pp.rank() == self.groups.pp.size() - 1
+
+    def lm_head(self) -> torch.Tensor:
+        """[vocab rows of this rank, hidden]; on the last stage."""
+        if self.module.share_embeddings_and_output_weights:
+            return self.module.shared_embedding_or_output_weight()
+        return self.module.output_layer.weight
+
+
+def build_model(folder: str | Path, layout: Layout, dtype: str) -> Model:
+    """An uninitialised model of the architecture in `folder`, for mcore.weights.load to fill.
+
+    Collective over all ranks: every rank builds every model, in the same order.
+
+    Raises:
+        UserError: an unsupported architecture, or a layout it cannot be cut into.
+    """
+    architecture = Architecture.read(folder)
+    architecture.check_layout(layout, str(folder))
+    groups = build_groups(layout)
+    config = architecture.transformer_config(layout, dtype)
+    tensor_parallel.model_parallel_cuda_manual_seed(  # dropout is 0: no random number is drawn, but the tracker must be
+        1, tp_rank=groups.tp.rank(), ep_rank=0, etp_rank=0, force_reset_rng=True
+    )
+    stage, stages = groups.pp.rank(), groups.pp.size()
+    layers = get_num_layers_to_build(config, vp_stage=None, pp_rank=stage)
+    module = GPTModel(
+        config,
+        TransformerBlockSubmodules(layer_specs=[layer_spec(config)] * layers, layer_norm=RMSNorm),
+        vocab_size=architecture.padded_vocab(layout.tp),
+        max_sequence_length=architecture.max_positions,
+        pre_process=stage == 0,
+        post_process=stage == stages - 1,
+        parallel_output=True,
+        position_embedding_type="rope",
+        rotary_base=architecture.rope_theta,
+        rope_scaling=architecture.rope_factor is not None,
+        rope_scaling_factor=architecture.rope_factor or 1.0,
+        share_embeddings_and_output_weights=architecture.tied,
+        pg_collection=groups,
+    )
+    return Model(module, architecture, config, layout, groups)

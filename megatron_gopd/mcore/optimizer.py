@@ -1,0 +1,52 @@
+"""Megatron's data-parallel wrapper and distributed optimizer for one model."""
+
+from __future__ import annotations
+
+import math
+
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+
+from megatron_gopd.config import schema
+from megatron_gopd.mcore.model import Model
+
+
+def wrap_for_training(model: Model) -> DistributedDataParallel:
+    """Gradient buffers in float32, SUMMED over data-parallel ranks: the token weights already are global means."""
+    model.config.finalize_model_grads_func = _sum_gradients
+    distributed = DistributedDataParallelConfig(
+        use_distributed_optimizer=True, grad_reduce_in_fp32=True, overlap_grad_reduce=False
+    )
+    return DistributedDataParallel(model.config, distributed, model.module, pg_collection=model.groups)
+
+
+def build_optimizer(model: Model, wrapped: DistributedDataParallel, settings: schema.Optimizer) -> MegatronOptimizer:
+    """Adam (AdamW) or SGD with float32 master weights, sharded over data-parallel ranks, clipping by global norm."""
+    config = OptimizerConfig(
+        optimizer=settings.type,
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.betas[0],
+        adam_beta2=settings.betas[1],
+        adam_eps=settings.eps,
+        sgd_momentum=0.0,
+        clip_grad=settings.clip_grad,
+        bf16=model.config.bf16,
+        params_dtype=model.config.params_dtype,
+        use_distributed_optimizer=True,
+    )
+    return get_megatron_optimizer(config, [wrapped], use_gloo_process_groups=False, pg_collection=model.groups)
+
+
+def learning_rate(step: int, steps: int, settings: schema.Optimizer) -> float:
+    """The rate of step `step` (from 1) of `steps`: linear warm-up, then constant, or down to min_lr after the last."""
+    if step <= settings.warmup_steps:
+        return settings.lr * step / settings.warmup_steps
+    done = (step - 1 - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
+    left = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[settings.schedule]
+    return settings.min_lr + (settings.lr - settings.min_lr) * left
+
+
+def _sum_gradients(modules, num_tokens=None, **kwargs) -> None:
+    """finalize_model_grads without its division by the token count."""
+    finalize_model_grads(modules, None, **kwargs)

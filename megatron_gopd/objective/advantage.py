@@ -1,0 +1,32 @@
+"""The G-OPD advantage of a sampled token."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def advantage(student: Tensor, teacher: Tensor, reference: Tensor | None, lambda_: float) -> Tensor:
+    """A_t of every sampled token, to be ascended; detached.
+
+        A_t = lambda (log pi*(y_t) - log pi_ref(y_t)) - (log pi_theta(y_t) - log pi_ref(y_t))
+            = (log pi* - log pi_theta) + (lambda - 1) (log pi* - log pi_ref)
+
+    The paper's Eq. 14 and 22 print -A_t (the gradient of a loss); the text under its Eq. 6 has this sign.
+    The second form is the one computed: at lambda = 1 the reference drops out and may be None.
+
+    Args:
+        student, teacher, reference: [tokens] log-probs of the sampled tokens, nats, one temperature for all.
+        lambda_: reward scale; 1 is on-policy distillation, > 1 extrapolates (ExOPD), 0 pulls to the reference.
+
+    Returns:
+        [tokens], nats.
+
+    Raises:
+        ValueError: lambda_ != 1 without a reference.
+    """
+    gap = teacher - student
+    if lambda_ != 1:
+        if reference is None:
+            raise ValueError(f"lambda = {lambda_} needs the reference's log-probs")
+        gap = gap + (lambda_ - 1) * (teacher - reference)
+    return gap.detach()

@@ -1,0 +1,27 @@
+"""The one shape every objective has: log-probs in, loss and its gradient out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+@dataclass
+class TokenRows:
+    """What an objective may know of every response token besides the student's view of it. All [tokens]."""
+
+    weights: Tensor  # from aggregation.token_weights, over the whole batch
+    behaviour_logprobs: Tensor
+    teacher_logprobs: Tensor
+    reference_logprobs: Tensor | None = None
+
+
+class TokenLoss(NamedTuple):
+    """A loss and its exact gradient, so that the LM-head kernel never needs autograd through logits."""
+
+    loss: Tensor  # scalar
+    dloss_dlogprobs: Tensor  # [tokens]
+    dloss_dentropy: Tensor | None  # [tokens]; None: the loss does not use the entropy
+    metrics: dict[str, Tensor]  # name -> [tokens], to log

@@ -1,0 +1,83 @@
+"""Log-probs of given responses under a frozen or trained Megatron model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from megatron_gopd.data.packing import MicroBatch, Row
+from megatron_gopd.kernels import linear_log_softmax, linear_logprob
+from megatron_gopd.mcore.forward import run
+from megatron_gopd.mcore.model import Model
+from megatron_gopd.policies.micro_batches import my_micro_batches, reports
+from megatron_gopd.policies.token_table import TokenTable
+
+
+def score(
+    model: Model, rows: Sequence[Row], *, temperature: float, max_tokens: int
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Log-prob of every response token, and the entropy of the distribution it was drawn from.
+
+    Collective over all ranks; every rank passes the same rows and gets all results.
+
+    Args:
+        temperature: of the softmax.
+        max_tokens: packed tokens a forward pass.
+
+    Returns:
+        logprobs, entropy: a float32 array [response] for every row, nats.
+    """
+    table = TokenTable([len(row.response_tokens) for row in rows], ["logprobs", "entropy"])
+
+    def head(hidden: torch.Tensor, micro_batch: MicroBatch) -> None:
+        logprobs, entropy = token_logprobs(model, hidden, micro_batch, temperature)
+        if reports(model):
+            table.put(micro_batch, {"logprobs": logprobs, "entropy": entropy})
+
+    micro_batches = my_micro_batches(model, rows, max_tokens)
+    if micro_batches:
+        run(model, micro_batches, head, train=False)
+    columns = table.gather()
+    return columns["logprobs"], columns["entropy"]
+
+
+def token_logprobs(model: Model, hidden: torch.Tensor, micro_batch: MicroBatch, temperature: float):
+    """linear_logprob with this model's head: logprobs [response tokens], entropy [response tokens]."""
+    return linear_logprob(
+        hidden,
+        model.lm_head(),
+        micro_batch.targets.to(hidden.device),
+        temperature=temperature,
+        vocab_range=model.vocab_range,
+        group=model.groups.tp,
+    )
+
+
+def distribution(model: Model, row: Row, *, temperature: float) -> torch.Tensor:
+    """The whole next-token distribution at every response token of one row, for exact divergences.
+
+    Collective over the model's groups; every rank gets the result.
+
+    Returns:
+        [response, vocab] log-probs, float32, on the CPU.
+    """
+    from megatron_gopd.data.packing import build_micro_batch
+
+    def head(hidden: torch.Tensor, micro_batch: MicroBatch) -> torch.Tensor:
+        return linear_log_softmax(
+            hidden,
+            model.lm_head(),
+            temperature=temperature,
+            vocab_size=model.architecture.vocab_size,
+            group=model.groups.tp,
+        )
+
+    multiple = model.layout.tp if model.config.sequence_parallel else 1
+    results = run(model, [build_micro_batch([0], [row], multiple)], head, train=False)
+    shape = (len(row.response_tokens), model.architecture.vocab_size)
+    result = results[0] if results else torch.empty(shape)
+    if model.layout.pp > 1:
+        torch.distributed.broadcast(result, group=model.groups.pp, group_src=model.layout.pp - 1)
+    return result.cpu()

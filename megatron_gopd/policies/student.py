@@ -1,0 +1,136 @@
+"""The student: the one policy that learns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megatron_gopd.config import Config
+from megatron_gopd.data.packing import MicroBatch, Row
+from megatron_gopd.data.trajectory import Trajectory
+from megatron_gopd.errors import UserError
+from megatron_gopd.mcore import weights
+from megatron_gopd.mcore.forward import run
+from megatron_gopd.mcore.model import build_model
+from megatron_gopd.mcore.optimizer import build_optimizer, learning_rate, wrap_for_training
+from megatron_gopd.objective import TokenLoss, TokenRows, token_weights
+from megatron_gopd.policies.micro_batches import my_micro_batches, reports
+from megatron_gopd.policies.scoring import token_logprobs
+from megatron_gopd.policies.token_table import TokenTable
+
+TokenLossFunction = Callable[[Tensor, Tensor, TokenRows], TokenLoss]
+
+
+@dataclass
+class Update:
+    """What one optimizer step saw and did. Token columns are of the weights BEFORE the step, one array a trajectory."""
+
+    grad_norm: float
+    lr: float
+    loss: float
+    logprobs: list[np.ndarray]
+    entropy: list[np.ndarray]
+    advantage: list[np.ndarray]
+
+
+class Student:
+    """A Megatron model with its optimizer."""
+
+    def __init__(self, config: Config):
+        """Collective over all ranks. Raises UserError for a model or layout that cannot be used."""
+        settings = config.student
+        self.config = config
+        self.model = build_model(settings.model, settings.layout, settings.dtype)
+        weights.load(self.model, settings.model)
+        self._wrapped = wrap_for_training(self.model)
+        self._optimizer = build_optimizer(self.model, self._wrapped, config.optimizer)
+        self.steps_done = 0
+
+    def update(self, batch: list[Trajectory], token_loss: TokenLossFunction) -> Update:
+        """One optimizer step on scored trajectories. Collective; every rank passes the whole batch.
+
+        Raises:
+            UserError: a log-prob, the loss or the gradient is not finite; the weights are then as before.
+        """
+        rows = [Row(trajectory.prompt.student_tokens, trajectory.response_tokens) for trajectory in batch]
+        table = TokenTable([len(row.response_tokens) for row in rows], ["logprobs", "entropy", "advantage", "loss"])
+        known = _known_of_every_token(batch, self.config.algorithm.loss_aggregation)
+
+        def head(hidden: Tensor, micro_batch: MicroBatch) -> Tensor:
+            temperature = self.config.rollout.temperature
+            logprobs, entropy = token_logprobs(self.model, hidden, micro_batch, temperature)
+            result = token_loss(logprobs, entropy, _select(known, table.indices(micro_batch), hidden.device))
+            if reports(self.model):
+                seen = {"logprobs": logprobs, "entropy": entropy, "advantage": result.metrics["advantage"]}
+                table.put(micro_batch, seen | {"loss": result.loss / len(logprobs) * torch.ones_like(logprobs)})
+            return _with_gradient(result, logprobs, entropy)
+
+        self._wrapped.zero_grad_buffer()
+        self._optimizer.zero_grad()
+        micro_batches = my_micro_batches(self.model, rows, self.config.training.max_tokens_per_micro_batch)
+        run(self.model, micro_batches, head, train=True, module=self._wrapped)
+        columns = table.gather()
+        _refuse_non_finite(columns["logprobs"], batch)
+        loss = math.fsum(float(column.sum(dtype=np.float64)) for column in columns.pop("loss"))
+        return Update(*self._step(), loss=loss, **columns)
+
+    def export(self) -> Iterator[tuple[str, Tensor]]:
+        """(Hugging Face name, tensor) of the current weights. Collective; draw the whole iterator on every rank."""
+        return weights.export(self.model)
+
+    def _step(self) -> tuple[float, float]:
+        lr = learning_rate(self.steps_done + 1, self.config.run.steps, self.config.optimizer)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        _, grad_norm, _ = self._optimizer.step()
+        if not math.isfinite(grad_norm):
+            raise UserError(
+                f"step {self.steps_done + 1}: the gradient norm is {grad_norm}; lower optimizer.lr, or look at the "
+                f"trajectories of this step in samples.jsonl"
+            )
+        self.steps_done += 1
+        return float(grad_norm), lr
+
+
+def _known_of_every_token(batch: list[Trajectory], aggregation) -> TokenRows:
+    """The token columns of the whole batch, flat [tokens], before the student is asked."""
+
+    def flat(arrays) -> Tensor:
+        return torch.from_numpy(np.concatenate(list(arrays)))
+
+    referenced = all(trajectory.reference_logprobs is not None for trajectory in batch)
+    return TokenRows(
+        weights=token_weights(torch.tensor([len(trajectory) for trajectory in batch]), aggregation),
+        behaviour_logprobs=flat(trajectory.behaviour_logprobs for trajectory in batch),
+        teacher_logprobs=flat(trajectory.teacher_logprobs for trajectory in batch),
+        reference_logprobs=flat(trajectory.reference_logprobs for trajectory in batch) if referenced else None,
+    )
+
+
+def _select(rows: TokenRows, indices: Tensor, device: torch.device) -> TokenRows:
+    picked = {name: None if column is None else column[indices].to(device) for name, column in vars(rows).items()}
+    return TokenRows(**picked)
+
+
+def _with_gradient(result: TokenLoss, logprobs: Tensor, entropy: Tensor) -> Tensor:
+    """A scalar whose value is the loss and whose gradient is the one the objective states."""
+    surrogate = (logprobs * result.dloss_dlogprobs).sum()
+    if result.dloss_dentropy is not None:
+        surrogate = surrogate + (entropy * result.dloss_dentropy).sum()
+    return surrogate + (result.loss - surrogate).detach()
+
+
+def _refuse_non_finite(logprobs: list[np.ndarray], batch: list[Trajectory]) -> None:
+    for values, trajectory in zip(logprobs, batch, strict=True):
+        if not np.isfinite(values).all():
+            token = int(np.flatnonzero(~np.isfinite(values))[0])
+            raise UserError(
+                f"the student's log-prob of response token {token} of prompt {trajectory.prompt.id!r} "
+                f"({trajectory.prompt.source}) is {values[token]}; the weights hold NaN, or have diverged: "
+                f"lower optimizer.lr"
+            )

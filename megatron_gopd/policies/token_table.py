@@ -1,0 +1,47 @@
+"""Per-token results of a batch, computed by some ranks and known to all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_gopd.data.packing import MicroBatch
+
+
+class TokenTable:
+    """Columns of float32 values, one per response token of the whole batch.
+
+    The ranks that computed a row put it in; `gather` adds the tables of all ranks (x + 0 = x, so this is exact under
+    any layout of any model) and checks that every token was put in exactly once.
+    """
+
+    def __init__(self, response_lengths: Sequence[int], columns: Sequence[str]):
+        self.columns = list(columns)
+        self._bounds = np.concatenate([[0], np.cumsum(response_lengths)])
+        self._values = torch.zeros(len(self.columns) + 1, int(self._bounds[-1]))  # last row: how often put
+
+    def indices(self, micro_batch: MicroBatch) -> Tensor:
+        """[response tokens] where the micro-batch's tokens stand in the table."""
+        return torch.cat([torch.arange(self._bounds[row], self._bounds[row + 1]) for row in micro_batch.rows])
+
+    def put(self, micro_batch: MicroBatch, columns: dict[str, Tensor]) -> None:
+        where = self.indices(micro_batch)
+        for index, name in enumerate(self.columns):
+            self._values[index, where] = columns[name].detach().float().cpu()
+        self._values[-1, where] += 1
+
+    def gather(self) -> dict[str, list[np.ndarray]]:
+        """Collective over all ranks: {column: [row's values [response] float32]}."""
+        values = self._values.cuda() if dist.get_backend() == "nccl" else self._values
+        dist.all_reduce(values)
+        values = values.cpu().numpy()
+        if not (values[-1] == 1).all():
+            raise RuntimeError("some response tokens were scored by no rank, or by several: a fault of the layout")
+        return {
+            name: [values[index, first:last] for first, last in zip(self._bounds, self._bounds[1:], strict=False)]
+            for index, name in enumerate(self.columns)
+        }

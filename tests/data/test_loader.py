@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from megatron_gopd.data import Prompt, PromptLoader
+from megatron_gopd.errors import UserError
+
+
+def prompts(count: int) -> list[Prompt]:
+    return [Prompt(str(n), [{"role": "user", "content": f"{n}"}], None, "math", [n], [n], [n]) for n in range(count)]
+
+
+def ids(batch: list[Prompt]) -> list[str]:
+    return [prompt.id for prompt in batch]
+
+
+def test_an_epoch_holds_every_prompt_once():
+    loader = PromptLoader(prompts(12), batch_size=4, seed=1)
+    seen = ids(loader.next_batch() + loader.next_batch() + loader.next_batch())
+    assert sorted(seen, key=int) == [str(n) for n in range(12)]
+
+
+def test_every_epoch_has_its_own_order():
+    loader = PromptLoader(prompts(12), batch_size=12, seed=1)
+    assert ids(loader.next_batch()) != ids(loader.next_batch())
+
+
+def test_the_seed_decides_the_order():
+    first, same, other = (ids(PromptLoader(prompts(12), 12, seed).next_batch()) for seed in (1, 1, 2))
+    assert first == same != other
+
+
+def test_a_batch_runs_on_into_the_next_epoch():
+    loader = PromptLoader(prompts(5), batch_size=3, seed=1)
+    seen = [ids(loader.next_batch()) for _ in range(5)]
+    flat = sum(seen, [])
+    assert all(len(batch) == 3 for batch in seen)
+    assert all(sorted(flat[n : n + 5]) == ["0", "1", "2", "3", "4"] for n in (0, 5, 10))
+
+
+@pytest.mark.parametrize("done", [0, 1, 3, 5, 7])
+def test_a_resumed_loader_continues_exactly(done):
+    loader = PromptLoader(prompts(5), batch_size=3, seed=1)
+    for _ in range(done):
+        loader.next_batch()
+    state = json.loads(json.dumps(loader.state_dict()))
+    expected = [ids(loader.next_batch()) for _ in range(6)]
+    resumed = PromptLoader(prompts(5), batch_size=3, seed=1)
+    resumed.load_state_dict(state)
+    assert [ids(resumed.next_batch()) for _ in range(6)] == expected
+
+
+@pytest.mark.parametrize(
+    ("count", "seed", "problem"), [(6, 1, "prompts 5, here 6"), (5, 2, "seed 1, here 2")], ids=["data", "seed"]
+)
+def test_a_state_of_another_run_is_refused(count, seed, problem):
+    state = PromptLoader(prompts(5), batch_size=3, seed=1).state_dict()
+    with pytest.raises(UserError, match=problem):
+        PromptLoader(prompts(count), batch_size=3, seed=seed).load_state_dict(state)
+
+
+def test_a_state_of_as_many_other_prompts_is_refused():
+    state = PromptLoader(prompts(5), batch_size=3, seed=1).state_dict()
+    with pytest.raises(UserError, match="fingerprint"):
+        PromptLoader(prompts(6)[1:], batch_size=3, seed=1).load_state_dict(state)
+
+
+def test_a_batch_larger_than_the_data_is_refused():
+    with pytest.raises(UserError, match=r"data.batch_size \(6\) is larger than the number of prompts \(5\)"):
+        PromptLoader(prompts(5), batch_size=6, seed=1)

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from megatron_gopd.rewards import Grade, GraderPool
+
+POISON = r"\boxed{9^{9^{9^9}}}"
+
+
+def workers() -> list[int]:
+    return [child.pid for child in multiprocessing.active_children()]
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs (a zombie does not)."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def wait_until(condition, seconds: float = 20.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return condition()
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with GraderPool("math", workers=2, timeout_s=1.0) as pool:
+        yield pool
+
+
+def test_grades_come_in_the_order_of_the_responses(pool):
+    grades = pool.grade([r"\boxed{0.5}", r"\boxed{2}", r"\boxed{3}"], [r"\frac{1}{2}", "1", "3"])
+    assert grades == [Grade(1.0), Grade(0.0), Grade(1.0)]
+
+
+def test_a_poisoned_answer_costs_only_itself(pool):
+    grades = pool.grade([r"\boxed{1}", POISON, *[r"\boxed{1}"] * 20], ["1"] * 22)
+    assert [grade.problem for grade in grades] == [None, "timeout", *[None] * 20]
+    assert sum(grade.score for grade in grades) == 21
+
+
+@pytest.mark.parametrize("label", [None, "", " "])
+def test_a_row_without_a_label_says_so(pool, label):
+    assert pool.grade(["1"], [label]) == [Grade(0.0, "no label")]
+
+
+def test_each_response_needs_its_label(pool):
+    with pytest.raises(ValueError, match="zip"):
+        pool.grade(["1", "2"], ["1"])
+
+
+def test_the_answer_at_the_end_of_a_huge_response_counts(pool):
+    assert pool.grade([r"\boxed{2}" + "x" * 10_000_000 + r"\boxed{1}"], ["1"]) == [Grade(1.0)]
+
+
+def test_a_box_before_the_last_100_000_characters_is_not_read(pool):
+    assert pool.grade([r"\boxed{1}" + "x" * 100_000], ["1"]) == [Grade(0.0)]
+
+
+def test_two_threads_get_their_own_grades(pool):
+    def grade(offset: int) -> list[float]:
+        labels = [str(offset + row % 2) for row in range(50)]
+        return [grade.score for grade in pool.grade([rf"\boxed{{{offset}}}"] * 50, labels)]
+
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(grade, [10, 20])) == [[1.0, 0.0] * 25] * 2
+
+
+def test_the_clock_does_not_count_the_start_of_a_worker():
+    with GraderPool("math", workers=1, timeout_s=0.2) as pool:  # the imports alone take longer
+        assert pool.grade([r"\boxed{0.5}"], ["1/2"]) == [Grade(1.0)]
+
+
+def test_no_worker_runs_before_the_first_answer_or_after_close():
+    before = set(workers())
+    pool = GraderPool("exact")
+    assert set(workers()) == before
+    pool.grade(["1"], ["1"])
+    started = set(workers()) - before
+    pool.close()
+    assert len(started) == 2
+    assert not any(alive(pid) for pid in started)
+
+
+def test_a_closed_pool_refuses():
+    pool = GraderPool("exact")
+    pool.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.grade(["1"], ["1"])
+
+
+def test_close_ends_a_grade_that_is_still_running():
+    pool = GraderPool("math", workers=1, timeout_s=60)
+    pool.grade(["1"], ["1"])
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(pool.grade, [POISON], ["1"])
+        time.sleep(0.5)
+        pool.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            running.result(10)
+
+
+def test_a_worker_killed_at_work_costs_one_answer():
+    others = set(workers())
+    with GraderPool("math", workers=1, timeout_s=60) as pool, ThreadPoolExecutor(1) as thread:
+        pool.grade(["1"], ["1"])
+        (worker,) = set(workers()) - others
+        running = thread.submit(pool.grade, [POISON, r"\boxed{1}"], ["1", "1"])
+        time.sleep(0.5)
+        os.kill(worker, signal.SIGKILL)
+        assert running.result(30) == [Grade(0.0, "crash: the worker died, exit code -9"), Grade(1.0)]
+
+
+def test_a_worker_killed_idle_costs_nothing():
+    others = set(workers())
+    with GraderPool("exact", workers=1) as pool:
+        pool.grade(["1"], ["1"])
+        (worker,) = set(workers()) - others
+        os.kill(worker, signal.SIGKILL)
+        assert wait_until(lambda: not alive(worker))
+        assert pool.grade(["2"], ["2"]) == [Grade(1.0)]
+
+
+ORPHANED = f"""
+import multiprocessing
+from megatron_gopd.rewards import GraderPool, pool as module
+module.GRACE_S = 1.0
+pool = GraderPool("math", workers=2, timeout_s=1.0)
+pool.grade(["1"], ["1"])
+print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+pool.grade([r"{POISON}"], ["1"])
+"""
+
+
+def test_a_killed_parent_leaves_no_worker():
+    with subprocess.Popen([sys.executable, "-c", ORPHANED], stdout=subprocess.PIPE, text=True) as parent:
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        time.sleep(0.3)  # one worker is at the poisoned answer, one is idle
+        parent.kill()
+    assert len(pids) == 2
+    assert wait_until(lambda: not any(map(alive, pids)))
