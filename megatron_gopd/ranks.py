@@ -5,27 +5,64 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
+from megatron_gopd.errors import UserError
+
+Result = TypeVar("Result")
+
 
 @contextlib.contextmanager
-def ranks():
-    """The default process group, for the time of a command. gloo on CPU, NCCL on GPU; nothing to set up alone."""
-    timeout = datetime.timedelta(minutes=30)
+def ranks() -> Iterator[None]:
+    """The default process group, for the time of a command: gloo on CPU, NCCL on GPU; alone, nothing to set up.
+
+    An exception on any rank is reported by the first rank that meets one; the others leave in silence, so that a
+    peer's lost connection does not bury the cause. A UserError ends the process with exit code 2.
+    """
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    if "WORLD_SIZE" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
-    else:
-        dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
+    alone = {} if "WORLD_SIZE" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    dist.init_process_group(backend, timeout=datetime.timedelta(minutes=30), **alone)
     try:
         yield
-    finally:
-        dist.destroy_process_group()
+    except UserError as error:
+        if _is_first_to_report():
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
+    except Exception:
+        if not _is_first_to_report():
+            raise SystemExit(1) from None
+        raise
+    dist.destroy_process_group()
 
 
 def is_first() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0
+    """Whether this process is rank 0; true alone. Asks the environment before the process group stands."""
+    return dist.get_rank() == 0 if dist.is_initialized() else os.environ.get("RANK", "0") == "0"
+
+
+def on_first(function: Callable[[], Result]) -> Result:
+    """Call `function` on rank 0 only; every rank gets its result, or the UserError it raised. Collective."""
+    answer: list = [None, None]
+    if is_first():
+        try:
+            answer[0] = function()
+        except UserError as error:
+            answer[1] = str(error)
+    dist.broadcast_object_list(answer, src=0)
+    if answer[1] is not None:
+        raise UserError(answer[1])
+    return answer[0]
+
+
+def _is_first_to_report() -> bool:
+    try:
+        return dist.distributed_c10d._get_default_store().add("megatron_gopd/reported", 1) == 1
+    except RuntimeError:  # the store died with the rank that reported
+        return False

@@ -85,18 +85,66 @@ def _copy_weights(model: Path, folder: Path, depth: int, renumber: dict[int, int
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import save_file
 
-    weight_map: dict[str, str] = {}
-    total = 0
-    for file in _shards(model, depth):
+    names: set[str] = set()
+    index: dict = {"metadata": {"total_size": 0}, "weight_map": {}}
+    for file in _shards(model):
         try:
             with safe_open(model / file, "pt") as shard:
-                names = {old: _new_name(old, renumber) for old in shard.keys()}  # noqa: SIM118 (no dict)
-                tensors = {new: shard.get_tensor(old) for old, new in names.items() if new}
+                renamed = {name: _new_name(name, renumber) for name in shard.keys()}  # noqa: SIM118 (no dict)
+                tensors = {new: shard.get_tensor(name) for name, new in renamed.items() if new}
                 if tensors:
                     save_file(tensors, folder / file, metadata=shard.metadata())
         except (OSError, SafetensorError) as error:
             raise UserError(f"cannot copy {model / file} ({error}); get the file again") from None
-        weight_map |= dict.fromkeys(tensors, file)
-        total += sum(tensor.nbytes for tensor in tensors.values())
+        names |= set(renamed)
+        index["weight_map"] |= dict.fromkeys(tensors, file)
+        index["metadata"]["total_size"] += sum(tensor.nbytes for tensor in tensors.values())
+    found = {int(layer[2]) for layer in map(LAYER.fullmatch, names) if layer}
+    if found != set(range(depth)):
+        raise UserError(f"{model}: config.json says {depth} layers, the weights hold {len(found)} as model.layers.N")
     if (model / INDEX).exists():
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        _write_json(folder / INDEX, index)
+
+
+def _shards(model: Path) -> list[str]:
+    if not (model / INDEX).exists():
+        return ["model.safetensors"]
+    try:
+        return sorted(set(json.loads((model / INDEX).read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{model / INDEX}: not a safetensors index ({error}); get the file again") from None
+
+
+def _new_name(name: str, renumber: dict[int, int]) -> str | None:
+    """The tensor's name in the pruned model; None where its layer is dropped."""
+    layer = LAYER.fullmatch(name)
+    if layer is None:
+        return name
+    new = renumber.get(int(layer[2]))
+    return None if new is None else f"{layer[1]}{new}{layer[3]}"
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def main(
+    model: Annotated[Path, typer.Argument(help="Hugging Face directory with safetensors")],
+    output: Annotated[Path, typer.Argument(help="new folder")],
+    drop: Annotated[str, typer.Option(help="layers to leave out, counted from 0: 12,16,20")],
+) -> None:
+    """Leave decoder layers out of a model."""
+    try:
+        layers = [int(layer) for layer in drop.split(",")]
+    except ValueError:
+        raise UserError(f"--drop {drop!r} is no list of layer numbers; write 12,16,20") from None
+    left = prune_depth(model, output, layers)
+    print(f"{output}: {left} layers, {len(layers)} fewer than {model}")
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

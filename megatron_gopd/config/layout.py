@@ -30,6 +30,8 @@ class Layout(BaseModel):
                     f"--layout: cannot read {part!r}; write key=value with the keys "
                     f"{', '.join(cls.model_fields)}, as in tp=2,sequence_parallel=true"
                 )
+            if key in fields:
+                raise UserError(f"--layout: the key {key!r} stands in {text!r} twice")
             fields[key] = value
         try:
             return cls(**fields)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -32,7 +32,9 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
     tree, places = _read(path)
     for override in overrides:
         key = _apply(tree, override)
-        places[key] = f"override {override!r}"
+        places = {place: where for place, where in places.items() if place[: len(key)] != key}
+        for n in range(len(key), 0, -1):
+            places.setdefault(key[:n], f"override {override!r}")
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -94,41 +96,46 @@ def _apply(tree: dict, override: str) -> Key:
 def _explain(problem: dict, places: dict[Key, str], path: Path) -> str:
     location = tuple(part for part in problem["loc"] if part not in _UNION_BRANCHES)
     dotted = ".".join(map(str, location))
-    place = next((places[location[:n]] for n in range(len(location), 0, -1) if location[:n] in places), str(path))
+    message = problem["msg"].removeprefix("Value error, ")
+    about = location or tuple(message.split()[0].split("."))  # what concerns the whole tree starts with its key
+    place = next((places[about[:n]] for n in range(len(about), 0, -1) if about[:n] in places), str(path))
     if problem["type"] == "extra_forbidden":
         return f"{place}: unknown key {dotted!r}{_known_keys(location)}"
     if problem["type"] == "missing":
         return f"{place}: {dotted!r} is missing"
-    message = problem["msg"].removeprefix("Value error, ")
     given = f" (given: {problem['input']!r})" if isinstance(problem["input"], str | int | float) else ""
     return f"{place}: {dotted + ': ' if dotted else ''}{message}{given}"
 
 
 # pydantic puts the branch of a union into an error's location; a reader wants the keys of the file only
-_UNION_BRANCHES = {"Suffix", "Column", "Model", "str", "list[str]", "function-before[_path_is_a_model(), Model]"} | {
-    "literal['student_tokens','own_template']"
+_UNION_BRANCHES = {"prompt: name", "prompt: suffix", "prompt: column", "str", "list[str]"} | {
+    "function-before[_path_is_a_model(), Model]"
 }
 
 
 def _known_keys(location: Key) -> str:
-    section = _section_at(location[:-1])
-    if section is None:
-        return ""
-    keys = [field.alias or name for name, field in section.model_fields.items()]
+    keys = [key for section in _sections_at(location[:-1]) for key in _fields(section)]
     near = difflib.get_close_matches(str(location[-1]), keys, n=1)
-    return f"{f'; did you mean {near[0]!r}?' if near else ''} Keys here: {', '.join(keys)}"
+    return f"; {f'did you mean {near[0]!r}? ' if near else ''}keys here: {', '.join(keys)}"
 
 
-def _section_at(location: Key) -> type[BaseModel] | None:
-    """The model class that holds the keys at `location`, following mappings such as `teachers.NAME`."""
-    current: object = Config
+def _fields(section: type[BaseModel]) -> dict[str, object]:
+    """Key, as the file spells it -> annotation."""
+    return {field.alias or name: field.annotation for name, field in section.model_fields.items()}
+
+
+def _sections_at(location: Key) -> list[type[BaseModel]]:
+    """The section classes that may stand at `location`, following mappings such as `teachers.NAME`."""
+    sections, mapped = [Config], None
     for name in location:
-        if isinstance(current, type) and issubclass(current, BaseModel):
-            fields = {field.alias or key: field for key, field in current.model_fields.items()}
-            current = fields[name].annotation if name in fields else None
-        else:  # dict[str, Section]
-            current = get_args(current)[1] if get_args(current) else None
-        classes = [arg for arg in get_args(current) if isinstance(arg, type) and issubclass(arg, BaseModel)]
-        if classes and getattr(current, "__origin__", None) is not dict:
-            current = classes[0]
-    return current if isinstance(current, type) and issubclass(current, BaseModel) else None
+        annotation = mapped or next(fields[name] for fields in map(_fields, sections) if name in fields)
+        mapped = get_args(annotation)[1] if get_origin(annotation) is dict else None
+        sections = [] if mapped else _sections_in(annotation)
+    return sections
+
+
+def _sections_in(annotation) -> list[type[BaseModel]]:
+    """The section classes of `Section | None`, `Annotated[Section, ...]` and the like."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections_in(part)]

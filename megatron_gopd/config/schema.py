@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from megatron_gopd.config.layout import Layout
 
@@ -14,7 +14,7 @@ Dtype = Literal["float32", "bfloat16"]
 class Section(BaseModel):
     """A mapping that knows its keys."""
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, validate_default=True, allow_inf_nan=False)
 
 
 class Run(Section):
@@ -40,7 +40,23 @@ class Column(Section):
     column: str = Field(min_length=1, description="data column with the prompt the teacher reads")
 
 
-ScorerPrompt = Literal["student_tokens", "own_template"] | Suffix | Column
+def _kind_of_prompt(value) -> str | None:
+    """Tells the kinds apart by their key, so that a mistake is reported against the kind that was meant."""
+    keys = value if isinstance(value, dict) else value.model_fields_set if isinstance(value, BaseModel) else ()
+    kind = "name" if isinstance(value, str) else next((key for key in ("suffix", "column") if key in keys), None)
+    return kind and f"prompt: {kind}"
+
+
+ScorerPrompt = Annotated[
+    Annotated[Literal["student_tokens", "own_template"], Tag("prompt: name")]
+    | Annotated[Suffix, Tag("prompt: suffix")]
+    | Annotated[Column, Tag("prompt: column")],
+    Discriminator(
+        _kind_of_prompt,
+        custom_error_type="prompt",
+        custom_error_message="write student_tokens, own_template, {suffix: TEXT} or {column: NAME}",
+    ),
+]
 
 
 def _path_is_a_model(value):

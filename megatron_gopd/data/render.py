@@ -48,20 +48,23 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict], chat_templa
 
     plain = tokenizer.chat_template is None
     try:
-        # text first: tokenized in one go, kwargs such as truncation would quietly change what is read
-        text = (
-            "\n".join(message["content"] for message in messages)
-            if plain
-            else tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, **chat_template_kwargs
-            )
-        )
+        text = _joined(messages) if plain else _templated(tokenizer, messages, chat_template_kwargs)
+        # a template writes the special tokens itself; plain text gets the tokenizer's own, such as <s>
+        tokens = tokenizer(text, add_special_tokens=plain)["input_ids"]
     except (TemplateError, TypeError, ValueError) as error:
         raise UserError(
-            f"the chat template of {tokenizer.name_or_path or 'the tokenizer'} refuses this prompt: {error}; "
-            f"mend the messages, or data.chat_template_kwargs ({chat_template_kwargs})"
+            f"{tokenizer.name_or_path or 'the tokenizer'} cannot render this prompt: {error}; "
+            f"mend the messages, its chat template, or data.chat_template_kwargs ({chat_template_kwargs})"
         ) from error
-    tokens = tokenizer(text, add_special_tokens=plain)["input_ids"]  # a template writes its special tokens itself
     if not tokens:
         raise UserError("the prompt has no tokens once it is rendered; give it text that the tokenizer knows")
     return tokens
+
+
+def _joined(messages: list[dict]) -> str:
+    return "\n".join(message["content"] for message in messages)
+
+
+def _templated(tokenizer: PreTrainedTokenizerBase, messages: list[dict], kwargs: dict) -> str:
+    # text only: were it to tokenize as well, kwargs such as truncation would quietly shorten the prompt
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **kwargs)

@@ -43,11 +43,9 @@ def linear_logprob(
     """
     first, last = vocab_range or (0, weight.shape[0])
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(f"hidden {tuple(hidden.shape)} and weight {tuple(weight.shape)} must be [tokens, h] and [V, h]")
+        raise ValueError(f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)} must be [tokens, h] and [V, h]")
     if targets.shape != hidden.shape[:1]:
         raise ValueError(f"targets {tuple(targets.shape)} must be [tokens] = [{hidden.shape[0]}]")
-    if group is None and targets.numel() and not (first <= int(targets.min()) and int(targets.max()) < last):
-        raise ValueError(f"target {int(targets.max())} lies outside the vocabulary [{first}, {last})")
     return _LinearLogprob.apply(hidden, weight, targets, temperature, first, last, group)
 
 
@@ -104,7 +102,7 @@ def _blocks(weight: Tensor, valid: int, dtype: torch.dtype):
 def _softmax_statistics(x, weight, targets, first, last, group):
     """log sum exp, E[logit] and the target's logit, [tokens] each, over the whole vocabulary."""
     peak = x.new_full((len(x),), -torch.inf)
-    total, weighted, target_logit = (x.new_zeros(len(x)) for _ in range(3))
+    total, weighted, target_logit, found = (x.new_zeros(len(x)) for _ in range(4))
     for start, rows in _blocks(weight, last - first, x.dtype):
         logits = x @ rows.T
         higher = torch.maximum(peak, logits.amax(dim=1))
@@ -115,13 +113,16 @@ def _softmax_statistics(x, weight, targets, first, last, group):
         peak = higher
         column, here = _columns(targets, start + first, len(rows))
         target_logit += torch.where(here, logits.gather(1, column[:, None])[:, 0], 0.0)
+        found += here
     if group is not None and group.size() > 1:
         highest = peak.clone()
         dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=group)
         shrink = torch.exp(peak - highest)
-        sums = torch.stack((total * shrink, weighted * shrink, target_logit))
+        sums = torch.stack((total * shrink, weighted * shrink, target_logit, found))
         dist.all_reduce(sums, group=group)
-        (total, weighted, target_logit), peak = sums, highest
+        (total, weighted, target_logit, found), peak = sums, highest
+    if not found.all():
+        raise ValueError(f"target {int(targets[found == 0][0])} lies outside the vocabulary")
     return peak + total.log(), weighted / total, target_logit
 
 

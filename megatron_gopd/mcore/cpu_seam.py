@@ -41,9 +41,9 @@ def install() -> None:
 
 
 def _quiet() -> None:
-    """Megatron warns of each optional GPU package it does not find; on import that is a screen of noise."""
-    for message in (".*Transformer Engine.*", ".*Apex.*", ".*apex.*", ".*DEPRECATED.*", ".*deprecated.*"):
-        warnings.filterwarnings("ignore", message=message, module=r"megatron\..*")
+    """Megatron's imports warn of optional packages and of torch names to come: a screen of noise on every rank."""
+    warnings.filterwarnings("ignore", module=r"megatron\.")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
 
 
 class _MegatronFinder(importlib.abc.MetaPathFinder):

@@ -13,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Literal, Self
 
 from pebble import ProcessExpired, ProcessPool
@@ -20,7 +21,7 @@ from pebble import ProcessExpired, ProcessPool
 from megatron_gopd.rewards.graders import GRADERS
 
 MAX_CHARACTERS = 100_000  # of a response, from its end, where the answer stands
-WORKER_MEMORY = 4 << 30  # bytes of address space; math-verify itself needs a tenth of it
+WORKER_MEMORY = 4 << 30  # bytes that grading may take
 STARTS = 3  # of the workers in one call, before it gives up
 GRACE_S = 5.0  # after the time limit, when a worker that nobody stopped ends itself
 
@@ -128,9 +129,10 @@ def _start_worker(grader: Callable[[str, str], float]) -> None:
     """Runs in a new worker, before any answer's clock."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a Python handler would wait for the end of 9**9**9**9
     if sys.platform == "linux":
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        soft = WORKER_MEMORY if hard == resource.RLIM_INFINITY else min(WORKER_MEMORY, hard)
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        soft = taken + WORKER_MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own time limits are off
     grader(r"\boxed{1}", "1")  # imports and compiles what grading needs
 

@@ -35,7 +35,7 @@ def test_the_seed_decides_the_order():
 def test_a_batch_runs_on_into_the_next_epoch():
     loader = PromptLoader(prompts(5), batch_size=3, seed=1)
     seen = [ids(loader.next_batch()) for _ in range(5)]
-    flat = sum(seen, [])
+    flat = [name for batch in seen for name in batch]
     assert all(len(batch) == 3 for batch in seen)
     assert all(sorted(flat[n : n + 5]) == ["0", "1", "2", "3", "4"] for n in (0, 5, 10))
 

@@ -32,7 +32,7 @@ def test_a_tokenizer_without_a_template_reads_the_contents(save_tokenizer, tmp_p
 )
 def test_a_template_that_fails_is_a_user_error(save_tokenizer, tmp_path, template):
     tokenizer = load_tokenizer(save_tokenizer(tmp_path, template=template))
-    with pytest.raises(UserError, match="refuses this prompt"):
+    with pytest.raises(UserError, match="cannot render this prompt"):
         render(tokenizer, QUESTION, {})
 
 
@@ -46,6 +46,11 @@ def test_rendering_gives_the_ids_of_apply_chat_template(chat_folder):
     tokenizer = load_tokenizer(chat_folder)
     expected = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True)["input_ids"]
     assert render(tokenizer, QUESTION, {}) == expected
+
+
+def test_text_that_no_tokenizer_can_read_is_refused(chat_folder):
+    with pytest.raises(UserError, match="cannot render this prompt"):
+        render(load_tokenizer(chat_folder), [{"role": "user", "content": "half a \ud83d pair"}], {})
 
 
 def test_a_prompt_that_renders_to_nothing_is_refused(save_tokenizer, tmp_path):

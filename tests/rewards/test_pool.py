@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from megatron_gopd.rewards import Grade, GraderPool
+from megatron_gopd.rewards.graders import GRADERS
 
 POISON = r"\boxed{9^{9^{9^9}}}"
 
@@ -24,6 +25,22 @@ def alive(pid: int) -> bool:
     """Whether the process runs (a zombie does not)."""
     stat = Path(f"/proc/{pid}/stat")
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+class Unpicklable(Exception):
+    def __init__(self, what, why):
+        super().__init__(f"{what}: {why}")
+
+
+def wicked(response: str, label: str) -> float:
+    """A grader that answers can break: what sympy's bugs may do, at will."""
+    if response == "feast":
+        bytearray(8 << 30)
+    if response == "die":
+        os._exit(3)
+    if response == "raise":
+        raise Unpicklable("no", "reason")
+    return 1.0
 
 
 def wait_until(condition, seconds: float = 20.0) -> bool:
@@ -48,6 +65,21 @@ def test_a_poisoned_answer_costs_only_itself(pool):
     grades = pool.grade([r"\boxed{1}", POISON, *[r"\boxed{1}"] * 20], ["1"] * 22)
     assert [grade.problem for grade in grades] == [None, "timeout", *[None] * 20]
     assert sum(grade.score for grade in grades) == 21
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        ("feast", "crash: MemoryError: "),
+        ("die", "crash: the worker died, exit code 3"),
+        ("raise", "crash: Unpicklable: no: reason"),
+    ],
+)
+def test_an_answer_that_breaks_its_worker_costs_only_itself(monkeypatch, answer, problem):
+    monkeypatch.setitem(GRADERS, "exact", wicked)
+    with GraderPool("exact") as pool:
+        grades = pool.grade(["fine", answer, "fine"], ["1"] * 3)
+    assert grades == [Grade(1.0), Grade(0.0, problem), Grade(1.0)]
 
 
 @pytest.mark.parametrize("label", [None, "", " "])

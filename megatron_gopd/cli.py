@@ -1,0 +1,121 @@
+"""The verbs. Each reads its arguments, calls one function of the library, and no more."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megatron_gopd.errors import UserError
+
+app = typer.Typer(
+    name="megatron-gopd",
+    help="Generalized On-Policy Distillation (G-OPD / ExOPD) on Megatron-Core.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def verb(function):
+    """Register a verb whose user errors end in one message and exit code 2."""
+
+    @functools.wraps(function)
+    def command(*args, **kwargs):
+        try:
+            function(*args, **kwargs)
+        except UserError as error:  # before the ranks know of each other, each meets the same mistake
+            with contextlib.suppress(ImportError):
+                from megatron_gopd.ranks import is_first
+
+                if not is_first():
+                    raise typer.Exit(2) from None
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+    return app.command()(command)
+
+
+@verb
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the resolved configuration and exit")] = False,
+) -> None:
+    """Distill a student from its teachers on its own rollouts."""
+    from megatron_gopd.config import load_config, to_yaml
+
+    settings = load_config(config, overrides or [])
+    if dry_run:
+        print(to_yaml(settings), end="")
+        return
+    from megatron_gopd.ranks import ranks
+
+    with ranks():
+        from megatron_gopd.training.distill import distill
+
+        distill(settings)
+
+
+@verb
+def score(
+    model: Annotated[Path, typer.Option(help="Hugging Face directory")],
+    input: Annotated[Path, typer.Option(help="jsonl: id, prompt_tokens and response_tokens, or prompt and response")],
+    output: Annotated[Path, typer.Option(help="jsonl: id, logprobs, entropy; replaced if it exists")],
+    layout: Annotated[str, typer.Option(help="tp=2,pp=2,sequence_parallel=true; omitted keys are 1 / false")] = "",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "bfloat16",
+    temperature: Annotated[float, typer.Option(help="of the softmax")] = 1.0,
+    max_tokens: Annotated[int, typer.Option(help="packed tokens of one forward pass")] = 16384,
+) -> None:
+    """Log-prob and entropy of every response token under a model."""
+    from megatron_gopd.config import Layout
+    from megatron_gopd.ranks import ranks
+
+    settings = Layout.parse(layout)
+    with ranks():
+        from megatron_gopd.evaluation.score_file import score_file
+
+        score_file(
+            model, input, output, layout=settings, dtype=dtype, temperature=temperature, max_tokens=max_tokens
+        )
+
+
+@verb
+def evaluate(
+    model: Annotated[Path, typer.Option(help="Hugging Face directory")],
+    data: Annotated[Path, typer.Option(help="jsonl or parquet with prompts and labels")],
+    samples: Annotated[int, typer.Option(min=1, help="answers to each prompt")] = 1,
+    grader: Annotated[str, typer.Option(help="math or exact")] = "math",
+    prompt_template: Annotated[str, typer.Option(help="none, math or code")] = "none",
+    max_response_tokens: Annotated[int, typer.Option(min=1)] = 1024,
+    temperature: Annotated[float, typer.Option()] = 1.0,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "bfloat16",
+    limit: Annotated[int | None, typer.Option(min=1, help="prompts used; default: all")] = None,
+    output: Annotated[Path | None, typer.Option(help="jsonl: every answer and its grade")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 42,
+) -> None:
+    """avg@K of a model on labelled prompts, with its standard error."""
+    from megatron_gopd.ranks import ranks
+
+    with ranks():
+        from megatron_gopd.evaluation.benchmark import Benchmark, evaluate_model
+
+        benchmark = Benchmark(data, grader=grader, prompt_template=prompt_template, limit=limit)
+        evaluate_model(
+            model,
+            benchmark,
+            samples=samples,
+            max_response_tokens=max_response_tokens,
+            temperature=temperature,
+            dtype=dtype,
+            seed=seed,
+            output=output,
+        )

@@ -1,0 +1,48 @@
+"""Measurements for people: a table, two answers side by side, a curve."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from megatron_gopd.evaluation.probe import Measurement, compare
+from megatron_gopd.runs import print_table, write_text
+
+
+def write_measurement(measurement: Measurement, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(asdict(measurement), indent=1) + "\n")
+
+
+def print_comparison(before: Measurement, after: Measurement) -> None:
+    """Means over held-out prompts with standard errors; the difference is paired prompt by prompt."""
+    rows = [(name, *map(str, estimates)) for name, *estimates in compare(before, after)]
+    title = f"Held-out prompts ({len(before.finished)}), mean +- standard error"
+    print_table(title, ["", "before", "after", "difference (paired)"], rows)
+    for first, last in zip(before.greedy, after.greedy, strict=True):
+        print(f"\nQ: {first['prompt']}\nbefore: {first['answer']}\nafter:  {last['answer']}")
+
+
+def plot_curve(metrics: Path, target: Path) -> None:
+    """Reverse KL, response length and entropy over the steps in a metrics.jsonl, as PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    panels = [
+        ("reverse_kl", "reverse KL (nats/token)"),
+        ("response_tokens_mean", "response length (tokens)"),
+        ("entropy", "entropy (nats/token)"),
+    ]
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(12, 3.2), layout="constrained")
+    for axis, (key, label) in zip(axes, panels, strict=True):
+        axis.plot([row["step"] for row in rows], [row[key] for row in rows], marker="o", markersize=3)
+        axis.set_xlabel("step")
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.3)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=120)
+    pyplot.close(figure)

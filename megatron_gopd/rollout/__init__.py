@@ -1,0 +1,6 @@
+"""Engines that sample y ~ pi_theta, behind one protocol."""
+
+from megatron_gopd.rollout.embedded import EmbeddedEngine
+from megatron_gopd.rollout.protocol import Exports, RolloutEngine
+
+__all__ = ["EmbeddedEngine", "Exports", "RolloutEngine"]

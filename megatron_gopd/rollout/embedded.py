@@ -1,0 +1,147 @@
+"""The default engine: a transformers model in this process, one replica a rank, prompts split over all ranks."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from megatron_gopd.config import Config
+from megatron_gopd.data import Prompt, Trajectory, load_tokenizer, stop_ids
+from megatron_gopd.errors import UserError
+from megatron_gopd.rollout.protocol import Exports
+from megatron_gopd.rollout.sampling import Response, decode
+
+
+class EmbeddedEngine:
+    """Samples from a copy of the student's weights."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        dtype: str,
+        max_response_tokens: int,
+        temperature: float = 1.0,
+        samples_per_prompt: int = 1,
+        max_batch_size: int = 64,
+        seed: int = 42,
+    ):
+        """Load the model in `folder`. Raises UserError when it has no tokenizer or no stop id."""
+        self.max_response_tokens, self.temperature, self.seed = max_response_tokens, temperature, seed
+        self.samples_per_prompt, self.max_batch_size = samples_per_prompt, max_batch_size
+        tokenizer = load_tokenizer(folder)
+        self.stop_ids = stop_ids(folder, tokenizer)
+        self._last_id = max(tokenizer.get_vocab().values())
+        self._folder = folder
+        self.weight_version = 0
+        self.model = load_for_decoding(folder, dtype)
+
+    @classmethod
+    def of_student(cls, config: Config) -> EmbeddedEngine:
+        """The engine a run's `rollout` section asks for."""
+        rollout = config.rollout
+        return cls(
+            config.student.model,
+            dtype=config.student.dtype,
+            max_response_tokens=rollout.max_response_tokens,
+            temperature=rollout.temperature,
+            samples_per_prompt=rollout.samples_per_prompt,
+            max_batch_size=rollout.max_batch_size,
+            seed=config.run.seed,
+        )
+
+    def generate(
+        self, prompts: list[Prompt], step: int, *, samples: int | None = None, max_tokens: int | None = None
+    ) -> Iterator[list[Trajectory]]:
+        """See RolloutEngine.generate: one chunk for every `max_batch_size` responses of each rank."""
+        wanted = [(prompt, sample) for prompt in prompts for sample in range(samples or self.samples_per_prompt)]
+        wave = self.max_batch_size * dist.get_world_size()
+        for first in range(0, len(wanted), wave):
+            yield self._generate_together(wanted[first : first + wave], step, max_tokens or self.max_response_tokens)
+
+    def decode(
+        self, prompts: Sequence[Sequence[int]], max_tokens: int, uniforms: np.ndarray | None = None
+    ) -> list[Response]:
+        """Responses to token ids, on this rank alone; greedy without uniforms [prompts, max_tokens]."""
+        return decode(
+            self.model,
+            prompts,
+            max_tokens=max_tokens,
+            stop_ids=self.stop_ids,
+            temperature=self.temperature,
+            uniforms=uniforms,
+        )
+
+    @torch.no_grad()
+    def sync(self, policy: Exports) -> None:
+        """Copy the policy's weights into the replica. Collective.
+
+        Raises:
+            RuntimeError: the policy's parameters are not the replica's, name for name.
+        """
+        waiting = dict(self.model.named_parameters())
+        for name, tensor in policy.export():
+            waiting.pop(name).copy_(tensor)
+        if waiting:
+            raise RuntimeError(f"the student did not export {sorted(waiting)[:3]}")
+        self.weight_version += 1
+
+    def _generate_together(self, wanted: list[tuple[Prompt, int]], step: int, max_tokens: int) -> list[Trajectory]:
+        """Each rank decodes every world-th response; all ranks get all of them, in the order they were wanted."""
+        mine = wanted[dist.get_rank() :: dist.get_world_size()]
+        responses: list[Response] = []
+        if mine:
+            uniforms = np.stack([self._uniforms(step, prompt, sample, max_tokens) for prompt, sample in mine])
+            responses = self.decode([prompt.student_tokens for prompt, _ in mine], max_tokens, uniforms)
+        shares: list[list[Response]] = [None] * dist.get_world_size()
+        dist.all_gather_object(shares, responses)
+        return [
+            self._trajectory(prompt, sample, shares[index % len(shares)][index // len(shares)])
+            for index, (prompt, sample) in enumerate(wanted)
+        ]
+
+    def _uniforms(self, step: int, prompt: Prompt, sample: int, count: int) -> np.ndarray:
+        key = [self.seed, step, zlib.crc32(prompt.id.encode()), sample]
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence(key))).random(count)
+
+    def _trajectory(self, prompt: Prompt, sample: int, response: Response) -> Trajectory:
+        if max(response.tokens) > self._last_id:
+            raise UserError(
+                f"{self._folder}: sampled token id {max(response.tokens)}, past the tokenizer's last id "
+                f"({self._last_id}), for prompt {prompt.id!r}; the embedding's padding rows were never trained"
+            )
+        return Trajectory(
+            prompt=prompt,
+            sample=sample,
+            response_tokens=response.tokens,
+            behaviour_logprobs=np.array(response.logprobs, dtype=np.float32),
+            finish_reason="stop" if response.finished else "length",
+            weight_version=self.weight_version,
+        )
+
+
+def load_for_decoding(folder: str | Path, dtype: str):
+    """A frozen transformers model with the decoding attention, on this rank's device.
+
+    Raises:
+        UserError: transformers cannot load the folder.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    from megatron_gopd.rollout.grouped_attention import NAME
+
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), attn_implementation=NAME, local_files_only=True
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: transformers cannot load this model: {str(error).splitlines()[0]}") from None
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    return model.eval().requires_grad_(False).to(device)

@@ -1,0 +1,34 @@
+"""Attention of one new token a row for transformers models, without copying keys and values to every query head.
+
+transformers repeats keys and values for grouped queries and calls the flash kernel, which on a CPU is made for long
+queries: this is 1.5 to 1.8 times faster a decoding step for SmolLM2-135M at 16 to 32 rows (make bench).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+NAME = "grouped_decoding"
+
+
+def attend(module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling=None, **kwargs):
+    """query [b, heads, s, d], key and value [b, groups, t, d] -> ([b, s, heads, d], None). s > 1: torch's kernel."""
+    if query.shape[2] > 1:
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    batch, heads, _, dim = query.shape
+    groups = key.shape[1]
+    grouped = query.reshape(batch, groups, heads // groups, dim)
+    scores = torch.matmul(grouped, key.transpose(2, 3)).float() * (dim**-0.5 if scaling is None else scaling)
+    if attention_mask is not None:  # [b, 1, 1, t], True or 0 where attended
+        scores = scores.masked_fill(~attention_mask, -torch.inf) if attention_mask.dtype is torch.bool else (
+            scores + attention_mask
+        )
+    weights = scores.softmax(dim=-1).to(value.dtype)
+    return torch.matmul(weights, value).reshape(batch, 1, heads, dim), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
+ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])

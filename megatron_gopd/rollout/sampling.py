@@ -1,0 +1,87 @@
+"""Batched decoding of a transformers model with a KV cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+SHRINK = 0.75  # finished rows leave the batch once this share, or less, is still being decoded
+
+
+@dataclass
+class Response:
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)  # nats, under the sampling temperature
+    finished: bool = False  # ended by a stop id, which is the last token
+
+
+@torch.inference_mode()
+def decode(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    stop_ids: Sequence[int],
+    temperature: float = 1.0,
+    uniforms: np.ndarray | None = None,
+) -> list[Response]:
+    """Sample one response to each prompt by inverse CDF, or decode greedily.
+
+    Args:
+        prompts: token ids of each prompt.
+        uniforms: [prompts, max_tokens] numbers in [0, 1), one decides one token; None: the most likely token.
+    """
+    responses = [Response() for _ in prompts]
+    rows = np.arange(len(prompts))  # which response each row of the batch belongs to
+    tokens, mask = _left_padded(prompts, model.device)
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    cache = DynamicCache(config=model.config)
+    for step in range(max_tokens):
+        hidden = model.model(
+            input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        ).last_hidden_state
+        logprobs = (model.lm_head(hidden[:, -1]).float() / temperature).log_softmax(dim=-1)
+        chosen = _choose(logprobs, None if uniforms is None else uniforms[rows, step])
+        _append([responses[row] for row in rows], chosen, logprobs, stop_ids)
+        active = [index for index, row in enumerate(rows) if not responses[row].finished]
+        if not active:
+            break
+        if len(active) <= SHRINK * len(rows):
+            kept = torch.tensor(active, device=model.device)
+            cache.batch_select_indices(kept)
+            rows, chosen, mask, positions = rows[active], chosen[kept], mask[kept], positions[kept]
+        tokens, positions = chosen[:, None], positions[:, -1:] + 1
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+    return responses
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], device) -> tuple[Tensor, Tensor]:
+    width = max(map(len, prompts))
+    tokens, mask = torch.zeros(2, len(prompts), width, dtype=torch.long, device=device)
+    for row, prompt in enumerate(prompts):
+        tokens[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    return tokens, mask
+
+
+def _choose(logprobs: Tensor, uniforms: np.ndarray | None) -> Tensor:
+    """[rows] the token where the cumulative probability passes the uniform number; the likeliest without one."""
+    if uniforms is None:
+        return logprobs.argmax(dim=-1)
+    cumulative = logprobs.double().exp().cumsum(dim=-1)  # float64: 150,000 float32 terms lose the tail
+    threshold = torch.from_numpy(uniforms).to(cumulative)[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=logprobs.shape[1] - 1)
+
+
+def _append(responses: list[Response], chosen: Tensor, logprobs: Tensor, stop_ids: Sequence[int]) -> None:
+    of_chosen = logprobs.gather(1, chosen[:, None])[:, 0].tolist()
+    for response, token, logprob in zip(responses, chosen.tolist(), of_chosen, strict=True):
+        if not response.finished:
+            response.tokens.append(token)
+            response.logprobs.append(logprob)
+            response.finished = token in stop_ids

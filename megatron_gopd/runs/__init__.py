@@ -1,0 +1,23 @@
+"""The run folder: what a run writes, and what a person sees of it."""
+
+from megatron_gopd.runs.atomic import atomic_folder, write_link, write_text
+from megatron_gopd.runs.console import StepLine, print_table
+from megatron_gopd.runs.folder import RunFolder
+from megatron_gopd.runs.logs import log_to, record_exception
+from megatron_gopd.runs.sinks import Sink, Sinks, open_sinks
+from megatron_gopd.runs.spans import Spans
+
+__all__ = [
+    "RunFolder",
+    "Sink",
+    "Sinks",
+    "Spans",
+    "StepLine",
+    "atomic_folder",
+    "log_to",
+    "open_sinks",
+    "print_table",
+    "record_exception",
+    "write_link",
+    "write_text",
+]

@@ -1,0 +1,91 @@
+"""Files and folders that are there whole or not at all."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Replace the file `path` by `text` (UTF-8): a reader sees the old text or the new, also after a power cut.
+
+    Raises OSError, and then leaves what was there.
+    """
+    path = Path(path)
+    with _sibling(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+        _sync(temporary)
+        os.replace(temporary, path)
+    _sync(path.parent)
+
+
+def write_link(path: str | Path, target: str | Path) -> None:
+    """Let the symbolic link `path` point at `target`, which a relative link counts from its own folder."""
+    with _sibling(Path(path)) as temporary:
+        temporary.symlink_to(target)
+        os.replace(temporary, path)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Fill the folder this yields; at the end of the block it becomes `path`, in the place of whatever stood there.
+
+    A block that raises leaves `path` as it was and nothing beside it; a killed process may leave `.NAME-xxxxxxxx`.
+    On a file system that cannot exchange two names (NFS), `path` is missing for the moment between two renames.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _sibling(path) as temporary:
+        temporary.mkdir()
+        yield temporary
+        for folder, _, files in os.walk(temporary):
+            for name in (*files, "."):
+                _sync(Path(folder, name))
+        if os.path.lexists(path):
+            _exchange(temporary, path)  # what stood there is removed under the temporary name
+        else:
+            temporary.rename(path)
+        _sync(path.parent)
+
+
+@contextmanager
+def _sibling(path: Path) -> Iterator[Path]:
+    """A free name beside `path`, hence on its file system; what bears it at the end is removed."""
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    try:
+        yield temporary
+    finally:
+        if temporary.is_dir() and not temporary.is_symlink():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def _exchange(new: Path, path: Path) -> None:
+    """Swap two names, in one step where kernel and file system can."""
+    swap = getattr(ctypes.CDLL(None), "renameat2", lambda *_: -1)
+    if swap(AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(path), RENAME_EXCHANGE) == 0:
+        return
+    with _sibling(path) as aside:
+        path.rename(aside)
+        try:
+            new.rename(path)
+        except OSError:
+            aside.rename(path)
+            raise
+
+
+def _sync(path: Path) -> None:
+    """Have the kernel write a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,159 @@
+"""The folder FOLDER/NAME that holds everything a run does."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+import yaml
+
+from megatron_gopd.config import Config, to_yaml
+from megatron_gopd.errors import UserError
+from megatron_gopd.runs.atomic import write_link, write_text
+
+CONFIG, LOCK = "config.yaml", ".lock"
+OF_ONE_ATTEMPT = ("metrics.jsonl", "samples.jsonl", "evaluation")
+ABSENT = object()
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """An attempt at a run: where each thing goes. One process writes to a run at a time; close() lets the next in."""
+
+    path: Path
+    logs: Path  # this attempt's: path/logs/attempt-N
+    _lock: TextIO = field(repr=False)
+
+    @classmethod
+    def open(cls, config: Config) -> RunFolder:
+        """Make the run's folder, or begin the next attempt in it; to be called by one rank.
+
+        The next attempt starts its metrics, samples and evaluation anew: the last one's move to its logs/attempt-N.
+        Raises UserError where the folder cannot be written, is not a run, is another configuration's, or is in use.
+        """
+        path = Path(config.run.folder, config.run.name)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            _refuse_what_is_not_a_run(path)
+            lock = _locked(path)
+            try:
+                _refuse_another_configuration(path / CONFIG, config)
+                write_text(path / CONFIG, to_yaml(config))
+                return cls(path, _next_attempt(path), lock)
+            except BaseException:
+                lock.close()
+                raise
+        except OSError as error:
+            raise UserError(
+                f"cannot write the run to {path} ({error}); set run.folder to a folder that can be written"
+            ) from None
+
+    def close(self) -> None:
+        """Let another process write to this run; the end of the process does so too."""
+        self._lock.close()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    @property
+    def metrics(self) -> Path:
+        """jsonl, one row a step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """jsonl, some of what the student said."""
+        return self.path / "samples.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The student after the last step: a Hugging Face directory."""
+        return self.path / "model"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation"
+
+
+def _refuse_what_is_not_a_run(path: Path) -> None:
+    names = {name for name in os.listdir(path) if name != LOCK and not name.startswith(f".{CONFIG}-")}
+    if names and CONFIG not in names:
+        raise UserError(
+            f"{path} holds {min(names)!r} but no {CONFIG}: it is not a run's folder. "
+            f"Set another run.name or run.folder, or empty it"
+        )
+
+
+def _locked(path: Path) -> TextIO:
+    """The open lock file, which names its holder; the lock ends when it is closed or the process dies."""
+    lock = (path / LOCK).open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with lock:
+            lock.seek(0)
+            holder = lock.read() or "another process"
+        raise UserError(
+            f"{path} is being written by {holder}; wait for its end, or end it, or set another run.name"
+        ) from None
+    lock.truncate(0)
+    lock.write(f"pid {os.getpid()} on {socket.gethostname()}")
+    lock.flush()
+    os.register_at_fork(after_in_child=lock.close)  # a forked worker that outlives the run must not hold its lock
+    return lock
+
+
+def _refuse_another_configuration(file: Path, config: Config) -> None:
+    if not file.exists():
+        return
+    try:
+        there = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise UserError(f"{file} is not YAML any more; set another run.name, or delete {file.parent}") from None
+    found = list(_differences(there, yaml.safe_load(to_yaml(config)), ()))
+    if found:
+        more = [f"and {len(found) - 5} more"] if len(found) > 5 else []
+        raise UserError(
+            "\n  ".join([f"{file} is of another configuration:", *found[:5], *more])
+            + f"\nSet another run.name, or delete {file.parent}"
+        )
+
+
+def _differences(there: object, here: object, key: tuple[str, ...]) -> Iterator[str]:
+    if isinstance(there, dict) and isinstance(here, dict):
+        for name in dict.fromkeys([*there, *here]):
+            yield from _differences(there.get(name, ABSENT), here.get(name, ABSENT), (*key, str(name)))
+    elif there != here:
+        yield f"{'.'.join(key)}: there {_shown(there)}, here {_shown(here)}"
+
+
+def _shown(value: object) -> str:
+    return "absent" if value is ABSENT else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _next_attempt(path: Path) -> Path:
+    """logs/attempt-N, new, with logs/latest pointing at it."""
+    logs = path / "logs"
+    numbers = (folder.name.removeprefix("attempt-") for folder in logs.glob("attempt-*"))
+    last = max((int(number) for number in numbers if number.isdigit()), default=0)
+    for earlier in filter(Path.exists, (path / name for name in OF_ONE_ATTEMPT)):
+        kept = logs / f"attempt-{last}"
+        kept.mkdir(parents=True, exist_ok=True)
+        earlier.rename(kept / earlier.name)
+    attempt = logs / f"attempt-{last + 1}"
+    attempt.mkdir(parents=True)
+    write_link(logs / "latest", attempt.name)
+    return attempt

@@ -1,0 +1,126 @@
+"""Where metrics go: metrics.jsonl always; wandb and tensorboard where the configuration asks for them."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Protocol
+
+from megatron_gopd.config import Config
+from megatron_gopd.errors import UserError
+from megatron_gopd.runs.folder import RunFolder
+
+
+class Sink(Protocol):
+    """Takes the metrics of one step after another."""
+
+    def log(self, step: int, metrics: dict[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonlSink:
+    """One row a step: {"step": 3, "loss": 0.5, ...}."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Append the row; ValueError names a metric that is not finite, and the row is not written."""
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise ValueError(f"step {step}: the metric {name!r} is {value}")
+        # one write a row, at once: whenever the process is killed, the file ends with a whole line
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class WandbSink:
+    """A Weights & Biases run; its files are in the run folder's wandb/."""
+
+    def __init__(self, config: Config, folder: RunFolder) -> None:
+        import wandb
+
+        settings = config.logging.wandb
+        try:
+            self._run = wandb.init(
+                project=settings.project,
+                name=config.run.name,
+                mode=settings.mode,
+                dir=folder.path,
+                config=config.model_dump(mode="json", by_alias=True),
+            )
+        except wandb.Error as error:
+            raise UserError(
+                f"logging.wandb: {error}\nMend that, set logging.wandb.mode to offline, or set logging.wandb to null"
+            ) from error
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        self._run.log(metrics, step=step)
+
+    def close(self) -> None:
+        """Send what is left. Closed on the way out of an exception, the run is marked as failed."""
+        self._run.finish(exit_code=1 if sys.exc_info()[0] else 0)
+
+
+class TensorboardSink:
+    """Event files in `folder`; each step can be read at once."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder))
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Sinks:
+    """Several sinks as one. An error in any of them surfaces; close() closes every one all the same."""
+
+    def __init__(self) -> None:
+        self._sinks: list[Sink] = []
+        self._closing = ExitStack()
+
+    def add(self, sink: Sink) -> None:
+        self._sinks.append(sink)
+        self._closing.callback(sink.close)
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        for sink in self._sinks:
+            sink.log(step, metrics)
+
+    def close(self) -> None:
+        self._closing.close()
+
+    def __enter__(self) -> Sinks:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def open_sinks(config: Config, folder: RunFolder) -> Sinks:
+    """The sinks `config.logging` asks for, metrics.jsonl first: what it refuses reaches no other sink."""
+    sinks = Sinks()
+    try:
+        sinks.add(JsonlSink(folder.metrics))
+        if config.logging.wandb:
+            sinks.add(WandbSink(config, folder))
+        if config.logging.tensorboard:  # a folder an attempt: tensorboard would draw two attempts as one curve
+            sinks.add(TensorboardSink(folder.path / "tensorboard" / folder.logs.name))
+    except BaseException:
+        sinks.close()
+        raise
+    return sinks

@@ -1,0 +1,44 @@
+"""Generalized On-Policy Distillation: the loop reads like the method."""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+
+from megatron_gopd.config import Config
+from megatron_gopd.evaluation.probe import Probe
+from megatron_gopd.mcore.save import save
+from megatron_gopd.objective import gopd_loss
+from megatron_gopd.runs import Spans, log_to
+from megatron_gopd.training.grading import Grader
+from megatron_gopd.training.job import build_job
+from megatron_gopd.training.recorder import Recorder
+
+
+def distill(config: Config) -> None:
+    """Run the whole distillation of `config`. Collective over the ranks of the job."""
+    job = build_job(config)
+    recorder = Recorder(config, job.tokenizers.student)
+    correction = config.algorithm.rollout_correction
+    token_loss = gopd_loss(config.algorithm.lambda_, correction.cap if correction else None)
+    probe = Probe(config, job.tokenizers, job.student, job.scorers) if config.evaluation else None
+    with recorder, log_to(recorder.logs, dist.get_rank()), Grader(config.rewards) as grader:
+        spans = Spans(on_enter=recorder.phase)
+        if probe:
+            recorder.measured("before", probe.measure(job.rollout))
+        for step in range(1, config.run.steps + 1):
+            with spans("step"):
+                batch = []
+                for chunk in spans.over("rollout", job.rollout.generate(job.loader.next_batch(), step)):
+                    with spans("score"):
+                        job.scorers.score(chunk)
+                    batch += chunk
+                with spans("train"):
+                    update = job.student.update(batch, token_loss)
+                with spans("sync"):
+                    job.rollout.sync(job.student)
+                grader.grade(batch, job.tokenizers.student)
+            recorder.step(step, batch, update, spans.take())
+        if probe:
+            recorder.measured("after", probe.measure(job.rollout))
+        save(job.student.model, config.student.model, recorder.model)
+        recorder.finish()

@@ -1,0 +1,69 @@
+"""Everything one run holds, built in an order that fails early and cheaply."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.distributed as dist
+
+from megatron_gopd.config import Config
+from megatron_gopd.data import PromptLoader, Tokenizers, build_prompts, load_tokenizers
+from megatron_gopd.errors import UserError
+from megatron_gopd.mcore.architecture import Architecture
+from megatron_gopd.mcore.hf_folder import HFFolder
+from megatron_gopd.policies.scorers import Scorers
+from megatron_gopd.policies.student import Student
+from megatron_gopd.ranks import is_first
+from megatron_gopd.rollout import EmbeddedEngine, RolloutEngine
+
+
+@dataclass
+class Job:
+    """The parts of a distillation run, the same objects on every rank."""
+
+    config: Config
+    tokenizers: Tokenizers
+    loader: PromptLoader
+    student: Student
+    scorers: Scorers
+    rollout: RolloutEngine
+
+
+def build_job(config: Config) -> Job:
+    """Load data, tokenizers and models. Collective. Raises UserError for whatever the user can mend."""
+    _check_models(config)
+    tokenizers = load_tokenizers(config)
+    prompts = build_prompts(config, tokenizers)
+    if is_first():
+        _announce(prompts.skipped_too_long, prompts.warnings, config)
+    loader = PromptLoader(prompts.prompts, config.data.batch_size, config.run.seed)
+    student = Student(config)
+    scorers = Scorers(config)
+    return Job(config, tokenizers, loader, student, scorers, EmbeddedEngine.of_student(config))
+
+
+def _check_models(config: Config) -> None:
+    """Architectures, layouts and files of every model, before the first weight is read."""
+    world = dist.get_world_size()
+    roles = {"student": config.student}
+    for name, teacher in config.teachers.items():
+        roles[f"teachers.{name}"] = teacher
+        if config.algorithm.lambda_ != 1:
+            roles[f"the reference of teachers.{name}"] = config.reference_of(name)
+    for role, settings in roles.items():
+        Architecture.read(settings.model).check_layout(settings.layout, f"{role} ({settings.model})")
+        replicas = settings.layout.data_parallel(world, role)
+        HFFolder(settings.model)
+        trajectories = config.data.batch_size * config.rollout.samples_per_prompt
+        if role == "student" and trajectories < replicas:
+            raise UserError(
+                f"data.batch_size x rollout.samples_per_prompt = {trajectories} trajectories cannot be shared by "
+                f"{replicas} data-parallel replicas of the student; raise data.batch_size"
+            )
+
+
+def _announce(skipped: int, warnings: list[str], config: Config) -> None:
+    if skipped:
+        print(f"left out {skipped} prompt(s) longer than data.max_prompt_tokens ({config.data.max_prompt_tokens})")
+    for warning in warnings:
+        print(f"warning: {warning}")

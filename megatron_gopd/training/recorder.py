@@ -1,0 +1,85 @@
+"""What a run leaves behind: metrics, samples, evaluations, the final model. Only rank 0 writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from megatron_gopd.config import Config
+from megatron_gopd.data.trajectory import Trajectory
+from megatron_gopd.evaluation.probe import Measurement
+from megatron_gopd.evaluation.report import plot_curve, print_comparison, write_measurement
+from megatron_gopd.policies.student import Update
+from megatron_gopd.ranks import is_first, on_first
+from megatron_gopd.runs import RunFolder, StepLine, open_sinks
+from megatron_gopd.training.metrics import step_metrics
+
+
+class Recorder:
+    """The writing side of a run; on ranks other than 0 every method does nothing."""
+
+    def __init__(self, config: Config, tokenizer):
+        """Open the run's folder. Collective; raises UserError on every rank where rank 0 cannot."""
+        self.config, self.tokenizer = config, tokenizer
+        self.logs: Path = on_first(self._open)
+        self._measurements: list[Measurement] = []
+
+    def __enter__(self):
+        if is_first():
+            self._line = StepLine(self.config.run.steps)
+            self._sinks = open_sinks(self.config, self.folder)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if is_first():
+            self._line.close()
+            self._sinks.close()
+            self.folder.close()
+
+    def phase(self, name: str) -> None:
+        """Say what is going on now, on a terminal."""
+        if is_first():
+            self._line.phase(name)
+
+    def step(self, step: int, batch: list[Trajectory], update: Update, seconds: dict[str, float]) -> None:
+        if not is_first():
+            return
+        metrics = step_metrics(batch, update, seconds)
+        self._sinks.log(step, metrics)
+        with self.folder.samples.open("a") as samples:
+            samples.write(json.dumps(self._sample(step, batch[0])) + "\n")
+        self._line.log(step, metrics)
+
+    def measured(self, when: str, measurement: Measurement) -> None:
+        self._measurements.append(measurement)
+        if is_first():
+            write_measurement(measurement, self.folder.evaluation / f"{when}.json")
+
+    @property
+    def model(self) -> Path:
+        """Where the final Hugging Face directory goes."""
+        return Path(self.config.run.folder, self.config.run.name, "model")
+
+    def finish(self) -> None:
+        """The curve, the table, and where everything is."""
+        if not is_first():
+            return
+        plot_curve(self.folder.metrics, self.folder.path / "curve.png")
+        if len(self._measurements) > 1:
+            print_comparison(self._measurements[0], self._measurements[-1])
+        print(f"\ncurve:  {self.folder.path / 'curve.png'}\nmodel:  {self.model} (a Hugging Face directory)")
+
+    def _open(self) -> Path:
+        self.folder = RunFolder.open(self.config)
+        return self.folder.logs
+
+    def _sample(self, step: int, trajectory: Trajectory) -> dict:
+        return {
+            "step": step,
+            "id": trajectory.prompt.id,
+            "teacher": trajectory.prompt.teacher,
+            "prompt": self.tokenizer.decode(trajectory.prompt.student_tokens),
+            "response": self.tokenizer.decode(trajectory.response_tokens),
+            "finish_reason": trajectory.finish_reason,
+            "reward": trajectory.reward,
+        }

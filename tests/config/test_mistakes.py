@@ -1,0 +1,147 @@
+"""The message for every kind of mistake: where, which key, how to mend it."""
+
+from __future__ import annotations
+
+import pytest
+
+from megatron_gopd.config import load_config
+from megatron_gopd.errors import UserError
+from tests.config.minimal import MINIMAL
+
+UNKNOWN_BATCHSIZE = (
+    "FILE:10: unknown key 'data.batchsize'; did you mean 'batch_size'? keys here: train, batch_size, "
+    "max_prompt_tokens, prompt_template, chat_template_kwargs, balance"
+)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("batch_size", "batchsize", UNKNOWN_BATCHSIZE),
+        ("batch_size", "batchsize", "FILE:8: 'data.batch_size' is missing"),
+        ("  steps: 10\n", "", "FILE:1: 'run.steps' is missing"),
+        ("steps: 10", "steps: ten", "FILE:3: run.steps: Input should be a valid integer"),
+        ("steps: 10", "steps: 0", "FILE:3: run.steps: Input should be greater than or equal to 1 (given: 0)"),
+        ("name: demo", "name: a b", "FILE:2: run.name: String should match pattern"),
+        ("{model: /student}", "/student", "FILE:4: student: Input should be a valid dictionary"),
+        ("/teacher", "/t\n    promt: x", "FILE:8: unknown key 'teachers.math.promt'; did you mean 'prompt'? keys here"),
+        (
+            "/teacher",
+            "/t\n    zzz: x",
+            "FILE:8: unknown key 'teachers.math.zzz'; keys here: model, layout, dtype, reference, prompt",
+        ),
+        ("/teacher", "/t\n    dtype: float16", "FILE:8: teachers.math.dtype: Input should be 'float32' or 'bfloat16'"),
+        (
+            "/teacher",
+            "/t\n    layout: {tpp: 2}",
+            "FILE:8: unknown key 'teachers.math.layout.tpp'; did you mean 'tp'? keys here: tp, pp, cp",
+        ),
+        (
+            "/teacher",
+            "/t\n    reference:\n      modle: /r",
+            "FILE:9: unknown key 'teachers.math.reference.modle'; did you mean 'model'? keys here: model, layout",
+        ),
+        (
+            "/teacher",
+            "/t\n    prompt: {suffix: a, colum: b}",
+            "FILE:8: unknown key 'teachers.math.prompt.colum'; did you mean 'column'? keys here: suffix, column",
+        ),
+    ],
+)
+def test_a_mistake_is_named_with_its_line(message, old, new, expected):
+    assert any(line.startswith(expected) for line in message(MINIMAL.replace(old, new)).splitlines())
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("own_templat", "Input should be 'student_tokens' or 'own_template' (given: 'own_templat')"),
+        ("{sufix: a}", "write student_tokens, own_template, {suffix: TEXT} or {column: NAME}"),
+        ("3", "write student_tokens, own_template, {suffix: TEXT} or {column: NAME} (given: 3)"),
+    ],
+)
+def test_a_wrong_scorer_prompt_is_one_message(message, prompt, expected):
+    text = MINIMAL.replace("/teacher", f"/teacher\n    prompt: {prompt}")
+    assert message(text) == f"FILE:8: teachers.math.prompt: {expected}"
+
+
+def test_every_mistake_is_told_at_once(message):
+    assert len(message(MINIMAL.replace("steps: 10", "steps: 0").replace(": 4", ": 0")).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("added", "expected"),
+    [
+        ("run: {}\n", "FILE:11: the key 'run' stands here twice"),
+        ("optimizer:\n  lr: 1\n  lr: 2\n", "FILE:13: the key 'lr' stands here twice"),
+        ("optimizer: [1\n", "FILE:12: not YAML:"),
+        ("optimizer: {lr: .nan}\n", "FILE:11: optimizer.lr:"),
+        ("algorithm: {lambda: .inf}\n", "FILE:11: algorithm.lambda: Input should be a finite number (given: inf)"),
+        ("algorithm: {rollout_correction: {cap: 0}}\n", "FILE:11: algorithm.rollout_correction.cap: "),
+        ("optimiser: {}\n", "FILE:11: unknown key 'optimiser'; did you mean 'optimizer'? keys here: run, student"),
+    ],
+)
+def test_a_mistake_further_down_is_named_with_its_line(message, added, expected):
+    assert message(MINIMAL + added).startswith(expected)
+
+
+@pytest.mark.parametrize("text", ["", "- run\n", "run\n"])
+def test_a_file_without_sections_is_refused(message, text):
+    assert message(text) == "FILE: a configuration is a mapping of sections; start with `run:`"
+
+
+def test_a_missing_file_is_refused(path):
+    with pytest.raises(UserError, match=f"cannot read the configuration {path}: No such file"):
+        load_config(path)
+
+
+def test_a_file_that_is_no_text_is_refused(path):
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="cannot read the configuration .*utf-8"):
+        load_config(path)
+
+
+# ---------------------------------------------------------------- mistaken overrides
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("optimizer.lr", "cannot read the override 'optimizer.lr'; write section.key=value"),
+        ("optimizer..lr=1", "cannot read the override 'optimizer..lr=1'; write section.key=value"),
+        ("optimizer.lr=[1", "override 'optimizer.lr=[1': the value is not YAML; quote it"),
+        ("optimizer.lr=fast", "override 'optimizer.lr=fast': optimizer.lr: Input should be a valid number"),
+        ("optimizer.beta=1", "override 'optimizer.beta=1': unknown key 'optimizer.beta'; did you mean 'betas'?"),
+        ("optimiser.lr=1", "override 'optimiser.lr=1': unknown key 'optimiser'; did you mean 'optimizer'?"),
+        ("student.layout.tp=0", "override 'student.layout.tp=0': student.layout.tp: Input should be greater"),
+        ("teachers.code.dtype=float32", "override 'teachers.code.dtype=float32': 'teachers.code.model' is missing"),
+        ("teachers={}", "override 'teachers={}': teachers: Dictionary should have at least 1 item"),
+        ("teachers={math: {}}", "override 'teachers={math: {}}': 'teachers.math.model' is missing"),
+    ],
+)
+def test_a_mistaken_override_is_named(message, override, expected):
+    assert message(MINIMAL, override).startswith(expected)
+
+
+# ---------------------------------------------------------------- setups that could not learn
+def test_the_student_as_its_own_teacher_is_refused(message):
+    text = message(MINIMAL, "teachers.math.model=/student")
+    assert text.startswith("FILE:6: teachers.math is the student's own initial model reading the same prompt")
+
+
+def test_the_student_as_its_own_teacher_may_read_another_prompt(load):
+    assert load(MINIMAL, "teachers.math={model: /student, prompt: {suffix: Hint}}").teachers["math"].model == "/student"
+
+
+@pytest.mark.parametrize("key", ["teachers.math.reference", "algorithm.reference"])
+def test_a_teacher_that_is_its_own_reference_is_refused(message, key):
+    text = message(MINIMAL, f"{key}=/teacher", "algorithm.lambda=1.25")
+    assert text.startswith("FILE:6: teachers.math and its reference are the same model")
+    assert "Name another reference, or set algorithm.lambda to 1" in text
+
+
+def test_at_lambda_1_the_reference_is_of_no_matter(load):
+    assert load(MINIMAL, "algorithm.reference=/teacher").algorithm.lambda_ == 1
+
+
+def test_a_warmup_as_long_as_the_run_is_refused(message):
+    text = message(MINIMAL + "optimizer:\n  warmup_steps: 10\n")
+    assert text == "FILE:12: optimizer.warmup_steps (10) must be below run.steps (10)"

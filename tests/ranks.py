@@ -1,0 +1,88 @@
+"""Real gloo ranks for tests: one torchrun launch, with a hard timeout that ends every process of it."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import pickle
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def torchrun(count: int, *command: str | Path, timeout: float = 240, check: bool = True) -> str:
+    """Run `command` (a script and its arguments, or `-m`, a module, ...) on `count` ranks.
+
+    Args:
+        timeout: seconds, after which the whole process group is killed and the test fails.
+        check: a rank's failure fails the test, with the output of all ranks.
+
+    Returns:
+        stdout and stderr of all ranks, interleaved.
+    """
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    arguments = [*launcher, "--nproc-per-node", str(count), *map(str, command)]
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(arguments, stdout=log, stderr=log, env=environment, start_new_session=True)
+        try:
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:  # also on an interrupt or pytest's own timeout: no rank outlives its test
+            _kill_group(process)
+        log.seek(0)
+        output = log.read()
+    if code is None:
+        raise AssertionError(f"{count} ranks did not end within {timeout} s:\n{output}")
+    if check and code:
+        raise AssertionError(f"{count} ranks failed with code {code}:\n{output}")
+    return output
+
+
+def on_ranks(count: int, function: Callable, timeout: float = 240, **arguments):
+    """Call a module-level `function(**arguments)` on `count` ranks, under an initialised process group.
+
+    `function`, its arguments and its result are pickled or found by name, so its module must import on its own. A
+    failed assert on any rank fails the test.
+
+    Returns:
+        What the function returned on rank 0.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        call, result = Path(folder, "call"), Path(folder, "result")
+        call.write_bytes(pickle.dumps((inspect.getsourcefile(function), function.__name__, arguments)))
+        torchrun(count, __file__, call, result, timeout=timeout)
+        return pickle.loads(result.read_bytes())
+
+
+def _kill_group(process: subprocess.Popen) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _serve(call: str, result: str) -> None:
+    """The rank's side of `on_ranks`."""
+    import torch.distributed as dist
+
+    from megatron_gopd.ranks import ranks
+
+    file, name, arguments = pickle.loads(Path(call).read_bytes())
+    with ranks():
+        value = runpy.run_path(file)[name](**arguments)
+        if dist.get_rank() == 0:
+            Path(result).write_bytes(pickle.dumps(value))
+        dist.barrier()
+
+
+if __name__ == "__main__":
+    _serve(*sys.argv[1:])

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from megatron_gopd.config import load_config, to_yaml
+from megatron_gopd.errors import UserError
+from megatron_gopd.runs import RunFolder
+
+HOLD = """
+import sys, time
+from megatron_gopd.config import load_config
+from megatron_gopd.runs import RunFolder
+folder = RunFolder.open(load_config(sys.argv[1]))
+print("open", flush=True)
+time.sleep(60)
+"""
+
+HOLD_AND_FORK = HOLD.replace('print("open"', 'import os\nif not os.fork(): print(f"open {os.getpid()}"')
+
+
+@pytest.fixture
+def config_file(tmp_path, make_config):
+    (tmp_path / "given.yaml").write_text(to_yaml(make_config()))
+    return tmp_path / "given.yaml"
+
+
+def test_the_folder_holds_the_resolved_configuration(make_config):
+    config = make_config()
+    with RunFolder.open(config) as folder:
+        assert folder.path.name == "first"
+        assert load_config(folder.path / "config.yaml") == config
+
+
+def test_everything_a_run_writes_has_its_place_in_the_folder(make_config):
+    with RunFolder.open(make_config()) as folder:
+        places = [folder.metrics, folder.samples, folder.checkpoints, folder.model, folder.evaluation, folder.logs]
+        assert [str(place.relative_to(folder.path)) for place in places] == [
+            "metrics.jsonl",
+            "samples.jsonl",
+            "checkpoints",
+            "model",
+            "evaluation",
+            "logs/attempt-1",
+        ]
+
+
+def test_the_same_configuration_again_is_the_next_attempt(make_config):
+    for number in (1, 2, 3):
+        with RunFolder.open(make_config()) as folder:
+            assert folder.logs.name == f"attempt-{number}"
+            assert folder.logs.is_dir()
+            assert os.readlink(folder.path / "logs" / "latest") == f"attempt-{number}"
+
+
+def test_what_an_attempt_measured_moves_to_its_logs(make_config):
+    with RunFolder.open(make_config()) as first:
+        first.metrics.write_text("1")
+        first.samples.write_text("2")
+        first.evaluation.mkdir()
+        (first.evaluation / "before.json").write_text("3")
+        first.model.mkdir()
+    with RunFolder.open(make_config()) as second:
+        assert not any(path.exists() for path in (second.metrics, second.samples, second.evaluation))
+        assert second.model.exists()
+    assert [(first.logs / name).read_text() for name in ("metrics.jsonl", "samples.jsonl")] == ["1", "2"]
+    assert (first.logs / "evaluation" / "before.json").read_text() == "3"
+
+
+def test_another_configuration_is_refused_key_by_key(make_config):
+    RunFolder.open(make_config()).close()
+    other = make_config(student={"model": "small"}, evaluation={"prompts": "held-out.jsonl"})
+    with pytest.raises(UserError) as refused:
+        RunFolder.open(other)
+    lines = str(refused.value).splitlines()
+    assert lines[1] == '  student.model: there "student", here "small"'
+    assert lines[2].startswith('  evaluation: there null, here {"prompts": "held-out.jsonl"')
+    assert lines[3].startswith("Set another run.name, or delete ")
+    assert len(lines) == 4
+
+
+def test_of_many_differences_five_are_listed(make_config):
+    RunFolder.open(make_config()).close()
+    other = make_config(optimizer={"lr": 1, "min_lr": 1, "schedule": "cosine", "eps": 1, "clip_grad": 2, "type": "sgd"})
+    with pytest.raises(UserError) as refused:
+        RunFolder.open(other)
+    assert str(refused.value).count(": there ") == 5
+    assert "and 1 more" in str(refused.value)
+
+
+def test_a_key_that_only_one_configuration_has_is_absent_in_the_other(make_config):
+    RunFolder.open(make_config()).close()
+    two = {"math": {"model": "teacher"}, "code": {"model": "coder"}}
+    with pytest.raises(UserError, match=r"teachers\.code: there absent, here {"):
+        RunFolder.open(make_config(teachers=two))
+
+
+def test_a_refused_configuration_leaves_the_run_as_it_was_and_unlocked(make_config):
+    with RunFolder.open(make_config()) as folder:
+        folder.metrics.write_text("1")
+    with pytest.raises(UserError):
+        RunFolder.open(make_config(student={"model": "small"}))
+    assert folder.metrics.exists()
+    RunFolder.open(make_config()).close()
+
+
+def test_a_folder_of_other_things_is_refused_and_left_alone(tmp_path, make_config):
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    (tmp_path / "runs" / "first" / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"holds 'thesis.tex' but no config.yaml"):
+        RunFolder.open(make_config())
+    assert os.listdir(tmp_path / "runs" / "first") == ["thesis.tex"]
+
+
+def test_a_run_killed_before_its_configuration_was_whole_can_start_again(tmp_path, make_config):
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    for left_behind in (".lock", ".config.yaml-0a1b2c3d"):
+        (tmp_path / "runs" / "first" / left_behind).touch()
+    RunFolder.open(make_config()).close()
+
+
+@pytest.mark.parametrize("file", ["runs", "runs/first", "runs/first/logs"])
+def test_a_file_in_the_place_of_a_folder_is_a_users_mistake(tmp_path, make_config, file):
+    if file.endswith("logs"):
+        RunFolder.open(make_config()).close()
+        (tmp_path / "runs" / "first" / "logs").rename(tmp_path / "moved")
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
+    with pytest.raises(UserError, match="cannot write the run to .*first .*set run.folder"):
+        RunFolder.open(make_config())
+
+
+def test_a_spoilt_configuration_is_named(make_config):
+    with RunFolder.open(make_config()) as folder:
+        (folder.path / "config.yaml").write_text("run: [")
+    with pytest.raises(UserError, match=r"config.yaml is not YAML any more"):
+        RunFolder.open(make_config())
+
+
+def test_two_processes_cannot_write_to_one_run(spawn, config_file, make_config):
+    holder = spawn(HOLD, config_file)
+    assert holder.stdout.readline() == "open\n"
+    with pytest.raises(UserError, match=rf"first is being written by pid {holder.pid} on "):
+        RunFolder.open(make_config())
+
+
+def test_a_killed_process_gives_the_run_free(spawn, config_file, make_config):
+    holder = spawn(HOLD, config_file)
+    assert holder.stdout.readline() == "open\n"
+    holder.kill()
+    holder.wait()
+    with RunFolder.open(make_config()) as folder:
+        assert folder.logs.name == "attempt-2"
+
+
+def test_a_forked_worker_does_not_hold_the_run_of_its_killed_parent(spawn, config_file, make_config):
+    holder = spawn(HOLD_AND_FORK, config_file)
+    worker = int(holder.stdout.readline().split()[1])
+    try:
+        holder.kill()
+        holder.wait()
+        RunFolder.open(make_config()).close()
+    finally:
+        os.kill(worker, 9)
+
+
+def test_the_room_opens_without_heavy_imports():
+    code = "import sys, megatron_gopd.runs; print({'torch', 'wandb', 'tensorboard'} & sys.modules.keys())"
+    root = os.path.dirname(os.path.dirname(sys.modules["megatron_gopd"].__file__))
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=root) == "set()\n"
