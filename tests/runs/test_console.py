@@ -113,4 +113,6 @@ def test_a_table_is_plain_text_as_wide_as_it_needs(capsys):
 def test_a_tables_numbers_stand_to_the_right(capsys):
     print_table("t", ["name", "steps"], [["a", 1], ["b", 1000]])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.rstrip().endswith(end) for line, end in zip(lines[-3:-1], ("    1", " 1000"), strict=True)] == [True] * 2
+    assert [line.rstrip().endswith(end) for line, end in zip(lines[-3:-1], ("    1", " 1000"), strict=True)] == [
+        True
+    ] * 2

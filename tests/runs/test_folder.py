@@ -129,7 +129,7 @@ def test_a_file_in_the_place_of_a_folder_is_a_users_mistake(tmp_path, make_confi
         (tmp_path / "runs" / "first" / "logs").rename(tmp_path / "moved")
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).touch()
-    with pytest.raises(UserError, match="cannot write the run to .*first .*set run.folder"):
+    with pytest.raises(UserError, match=r"cannot write the run to .*first .*set run\.folder"):
         RunFolder.open(make_config())
 
 

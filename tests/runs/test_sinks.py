@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -25,7 +26,8 @@ class Deaf:
     def log(self, step, metrics):
         raise OSError("disk full")
 
-    close = log
+    def close(self):
+        raise OSError("disk full")
 
 
 class Recorder:
@@ -44,8 +46,10 @@ def rows(path) -> list[dict]:
 
 def wandb_records(folder) -> list:
     """The records of the one offline run in `folder`: a LevelDB log with a header of 7 bytes, in one 32 KiB block."""
+    import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
+    wandb.teardown()  # its service writes the file's end after finish(); the end of a process waits for that too
     (file,) = folder.glob("offline-run-*/run-*.wandb")
     log, place, records = file.read_bytes(), 7, []
     assert len(log) < 32768
@@ -71,7 +75,10 @@ def test_a_row_a_step(tmp_path):
     sink.log(1, {"loss": 0.5, "reverse_kl/math": 2})
     sink.log(2, {"loss": 0.25})
     sink.close()
-    assert rows(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 0.5, "reverse_kl/math": 2}, {"step": 2, "loss": 0.25}]
+    assert rows(tmp_path / "metrics.jsonl") == [
+        {"step": 1, "loss": 0.5, "reverse_kl/math": 2},
+        {"step": 2, "loss": 0.25},
+    ]
 
 
 def test_a_row_can_be_read_at_once(tmp_path):
@@ -147,11 +154,20 @@ def test_wandb_online_without_a_key_is_a_users_mistake(make_config, quiet_wandb)
         open_sinks(config, folder)
 
 
+def test_a_sink_that_cannot_open_leaves_none_open(make_config, quiet_wandb):
+    config = make_config(logging={"wandb": {"mode": "online"}})
+    with RunFolder.open(config) as folder:
+        with pytest.raises(UserError) as failed:
+            open_sinks(config, folder)
+        held = {os.path.realpath(descriptor) for descriptor in Path("/proc/self/fd").iterdir()}
+        assert os.path.realpath(folder.metrics) not in held, failed  # whose frames would keep the file open
+
+
 def test_close_closes_every_sink_and_lets_the_error_out():
     sinks, before, after = Sinks(), Recorder(), Recorder()
     for sink in (before, Deaf(), after):
         sinks.add(sink)
-    with pytest.raises(TypeError):
+    with pytest.raises(OSError, match="disk full"):
         sinks.close()
     assert (before.closed, after.closed) == (1, 1)
 

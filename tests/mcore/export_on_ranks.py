@@ -1,0 +1,38 @@
+"""What the ranks of test_weights do: load every model under every layout, export it, compare bit by bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from megatron_gopd.config import Layout
+from megatron_gopd.mcore import weights
+from megatron_gopd.mcore.model import build_model
+
+
+def export_all(folders: dict[str, Path], layouts: list[str], dtype: str = "float32") -> dict:
+    """{(model, layout): what differs from the file, or "" }; a difference on any rank is told."""
+    return {
+        (name, layout): _told_by_all(_difference(folder, layout, dtype))
+        for name, folder in folders.items()
+        for layout in layouts
+    }
+
+
+def _difference(folder: Path, layout: str, dtype: str) -> str:
+    saved = load_file(folder / "model.safetensors")
+    model = build_model(folder, Layout.parse(layout), dtype)
+    weights.load(model, folder)
+    exported = [(name, tensor.clone()) for name, tensor in weights.export(model)]
+    names = [name for name, _ in exported]
+    if sorted(names) != sorted(saved):
+        return f"names: {sorted(set(names) ^ set(saved))}, or one twice"
+    return ", ".join(name for name, tensor in exported if not torch.equal(tensor, saved[name].to(tensor.dtype)))
+
+
+def _told_by_all(difference: str) -> str:
+    told = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(told, difference)
+    return next(filter(None, told), "")

@@ -1,0 +1,123 @@
+"""Model folders a user may come with by mistake: each is refused with what is wrong, where."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from megatron_gopd.config import Layout
+from megatron_gopd.errors import UserError
+
+
+@pytest.fixture
+def folder(models, tmp_path):
+    """A copy to damage."""
+    return shutil.copytree(models["qwen3-untied"], tmp_path / "model")
+
+
+def load(folder):
+    from megatron_gopd.mcore import weights
+    from megatron_gopd.mcore.model import build_model
+
+    model = build_model(folder, Layout(), "float32")
+    weights.load(model, folder)
+    return model
+
+
+@pytest.fixture
+def refusal(alone, folder):
+    """refusal(): what the user is told of `folder`, called FOLDER."""
+
+    def refusal() -> str:
+        with pytest.raises(UserError) as caught:
+            load(folder)
+        return str(caught.value).replace(str(folder), "FOLDER")
+
+    return refusal
+
+
+def rewrite(folder, change):
+    """Let `change` edit the tensors of the folder in place."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def test_no_config(folder, refusal):
+    (folder / "config.json").unlink()
+    assert refusal() == "FOLDER is no Hugging Face model directory: it has no config.json"
+
+
+def test_no_folder(folder, refusal):
+    shutil.rmtree(folder)
+    assert refusal() == "FOLDER is no Hugging Face model directory: it has no config.json"
+
+
+def test_a_config_that_is_no_json(folder, refusal):
+    (folder / "config.json").write_text("{")
+    assert refusal().startswith("FOLDER/config.json: cannot be read as JSON: Expecting property name")
+
+
+def test_no_weights(folder, refusal):
+    (folder / "model.safetensors").unlink()
+    assert refusal() == "FOLDER: holds neither model.safetensors nor model.safetensors.index.json"
+
+
+@pytest.mark.parametrize("kept", [0, 4, 1000, 100_000])
+def test_a_truncated_file(folder, refusal, kept):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    assert re.fullmatch(r"FOLDER/model.safetensors: damaged or truncated .*; copy it again", refusal())
+
+
+def test_a_missing_tensor(folder, refusal):
+    rewrite(folder, lambda tensors: tensors.pop("model.layers.2.mlp.up_proj.weight"))
+    assert refusal().startswith("FOLDER: the tensor model.layers.2.mlp.up_proj.weight is missing")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_values_that_are_not_finite(folder, refusal, value):
+    rewrite(folder, lambda tensors: tensors["model.norm.weight"][3:5].fill_(value))
+    assert refusal().startswith("FOLDER/model.safetensors: model.norm.weight holds 2 NaN or infinite value(s)")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("model.norm.weight", [65]),
+        ("model.embed_tokens.weight", [132, 64]),
+        ("model.layers.0.mlp.down_proj.weight", [64, 97]),
+        ("model.layers.0.self_attn.q_proj.weight", [64, 64]),
+    ],
+)
+def test_a_tensor_of_another_shape(folder, refusal, name, shape):
+    rewrite(folder, lambda tensors: tensors.update({name: torch.zeros(shape)}))
+    message = refusal()
+    assert f"{name} {shape}" in message
+    assert "weights and config.json belong to different models" in message
+
+
+def test_a_missing_shard(folder, refusal, sharded):
+    shutil.rmtree(folder)
+    shutil.copytree(sharded, folder)
+    files = sorted(path.name for path in folder.glob("model-*.safetensors"))
+    (folder / files[1]).unlink()
+    assert refusal() == f"FOLDER: 1 of {len(files)} shards are missing, first {files[1]}"
+
+
+@pytest.mark.parametrize("text", ["{", "{}", pytest.param("[]", marks=pytest.mark.xfail(raises=TypeError))])
+def test_an_index_that_is_none(folder, refusal, text):
+    (folder / "model.safetensors.index.json").write_text(text)
+    assert refusal().startswith("FOLDER/model.safetensors.index.json: not a safetensors index")
+
+
+def test_shards_load_as_the_whole_file_does(alone, folder, sharded):
+    from megatron_gopd.mcore import weights
+
+    whole, cut = (dict(weights.export(load(path))) for path in (folder, sharded))
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)

@@ -1,0 +1,69 @@
+"""What a rank of test_student does, and the scored batch it learns from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from megatron_gopd.config import Config, Layout
+from megatron_gopd.data.trajectory import Prompt, Trajectory
+from megatron_gopd.objective import gopd_loss
+from megatron_gopd.policies.student import Student
+from tests.tiny_models import VOCABULARY
+
+LAMBDA, CAP, TEMPERATURE = 1.25, 5.0, 0.8
+LENGTHS = [(3, 5), (40, 1), (1, 60), (17, 24), (5, 5)]  # prompt, response
+
+
+def batch(lengths=LENGTHS) -> list[Trajectory]:
+    """Trajectories with made-up log-probs, around those of an untrained model."""
+    random = np.random.default_rng(1)
+
+    def logprobs(length: int) -> np.ndarray:
+        return random.normal(-np.log(VOCABULARY), 0.7, length).astype(np.float32)
+
+    trajectories = []
+    for number, (prompt, response) in enumerate(lengths):
+        tokens, answer = (random.integers(0, VOCABULARY, length).tolist() for length in (prompt, response))
+        asked = Prompt(f"p{number}", [], None, "teacher", tokens, tokens, tokens, f"train.jsonl:{number + 1}")
+        scores = {"teacher_logprobs": logprobs(response), "reference_logprobs": logprobs(response)}
+        trajectories.append(Trajectory(asked, 0, answer, logprobs(response), "stop", **scores))
+    return trajectories
+
+
+def settings(folder: Path, *, layout="", dtype="float32", budget=4096, aggregation="sequence_mean", **optimizer):
+    """The configuration of a student; `optimizer` are keys of its section."""
+    return Config.model_validate(
+        {
+            "run": {"name": "test", "steps": 10},
+            "student": {"model": str(folder), "layout": Layout.parse(layout), "dtype": dtype},
+            "teachers": {"teacher": {"model": "/teacher"}},
+            "algorithm": {"lambda": LAMBDA, "loss_aggregation": aggregation},
+            "data": {"train": "train.jsonl", "batch_size": 1},
+            "rollout": {"temperature": TEMPERATURE},
+            "training": {"max_tokens_per_micro_batch": budget},
+            "optimizer": {"weight_decay": 0.0} | optimizer,
+        }
+    )
+
+
+def weights_of(student: Student) -> dict[str, np.ndarray]:
+    return {name: tensor.float().cpu().numpy().copy() for name, tensor in student.export()}
+
+
+def take_steps(folder: Path, steps: int = 1, **keys) -> tuple[list, dict[str, np.ndarray]]:
+    """The Update of every step, and the weights after the last, by Hugging Face name."""
+    student = Student(settings(folder, **keys))
+    updates = [student.update(batch(), gopd_loss(LAMBDA, CAP)) for _ in range(steps)]
+    return updates, weights_of(student)
+
+
+def take_all(folders: dict[str, Path], layouts: list[str], cases: dict[str, dict]) -> dict:
+    """{(model, layout, case): take_steps(...)}"""
+    return {
+        (name, layout, case): take_steps(folder, layout=layout, **keys)
+        for name, folder in folders.items()
+        for layout in layouts
+        for case, keys in cases.items()
+    }

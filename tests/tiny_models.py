@@ -1,0 +1,60 @@
+"""Tiny models of every supported family, as transformers saves them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+VOCABULARY = 131  # odd: tensor parallelism has to pad it
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "initializer_range": 0.08,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+FAMILIES = {
+    "llama": ("LlamaConfig", {}),
+    "llama3": ("LlamaConfig", {"rope_parameters": LLAMA3_ROPE, "max_position_embeddings": 16384}),
+    "qwen2": ("Qwen2Config", {}),
+    "qwen3": ("Qwen3Config", {"head_dim": 16}),
+}
+NAMES = [f"{family}-{head}" for family in FAMILIES for head in ("tied", "untied")]
+
+
+def save_tiny(folder: Path, name: str, **save) -> Path:
+    """Write the model `name` (of NAMES) to folder/name; norms and biases are jittered away from 1 and 0.
+
+    Call it where no process group is initialised: transformers then saves on rank 0 only.
+    """
+    import torch
+    import transformers
+
+    family, head = name.split("-")
+    kind, settings = FAMILIES[family]
+    config = getattr(transformers, kind)(**SIZES, **settings, tie_word_embeddings=head == "tied")
+    torch.manual_seed(NAMES.index(name))
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if "norm" in parameter_name or "bias" in parameter_name:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    model.save_pretrained(folder / name, **save)
+    return folder / name
+
+
+def load_plain(folder: Path):
+    """The same model in transformers, float32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
