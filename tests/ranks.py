@@ -7,12 +7,13 @@ import inspect
 import os
 import pickle
 import runpy
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,7 +22,7 @@ def torchrun(count: int, *command: str | Path, timeout: float = 240, check: bool
     """Run `command` (a script and its arguments, or `-m`, a module, ...) on `count` ranks.
 
     Args:
-        timeout: seconds, after which the whole process group is killed and the test fails.
+        timeout: seconds, after which every process of the launch is killed and the test fails.
         check: a rank's failure fails the test, with the output of all ranks.
 
     Returns:
@@ -32,13 +33,13 @@ def torchrun(count: int, *command: str | Path, timeout: float = 240, check: bool
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(arguments, stdout=log, stderr=log, env=environment, start_new_session=True)
+        process = subprocess.Popen(arguments, stdout=log, stderr=log, env=environment)
         try:
             code = process.wait(timeout)
         except subprocess.TimeoutExpired:
             code = None
         finally:  # also on an interrupt or pytest's own timeout: no rank outlives its test
-            _kill_group(process)
+            _kill_all(process)
         log.seek(0)
         output = log.read()
     if code is None:
@@ -64,9 +65,13 @@ def on_ranks(count: int, function: Callable, timeout: float = 240, **arguments):
         return pickle.loads(result.read_bytes())
 
 
-def _kill_group(process: subprocess.Popen) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+def _kill_all(process: subprocess.Popen) -> None:
+    """torchrun starts every rank in a session of its own, so the ranks are found by descent."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        launcher = psutil.Process(process.pid)
+        for one in [launcher, *launcher.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
     process.wait()
 
 

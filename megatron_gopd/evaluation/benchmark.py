@@ -18,6 +18,7 @@ from megatron_gopd.data import (
     render,
 )
 from megatron_gopd.errors import UserError
+from megatron_gopd.evaluation.options import check_options
 from megatron_gopd.evaluation.statistics import Estimate
 from megatron_gopd.ranks import is_first
 from megatron_gopd.rewards import Grade, GraderPool
@@ -63,11 +64,13 @@ def evaluate_model(
 ) -> Estimate:
     """Sample `samples` answers to each prompt, grade them, print avg@K. Collective.
 
+    Raises:
+        UserError: an option, a row or the model is unfit.
+
     Returns:
         the mean over problems of the mean over a problem's answers; its standard error is over problems (clustered).
     """
-    if dtype not in ("float32", "bfloat16"):
-        raise UserError(f"--dtype {dtype}: choose float32 or bfloat16")
+    check_options(dtype, temperature, output)
     tokenizer = load_tokenizer(model)
     prompts = benchmark.prompts(tokenizer)
     engine = EmbeddedEngine(

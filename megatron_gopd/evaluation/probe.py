@@ -27,6 +27,8 @@ class Measurement:
     """exact KL(pi_theta || pi*) over the vocabulary, token mean, on the INITIAL student's continuations; nats"""
     reverse_kl_fresh: list[float] = field(default_factory=list)
     """the same on continuations sampled now"""
+    reverse_kl_response: list[float] = field(default_factory=list)
+    """its sum over a fresh continuation: nats a response"""
     entropy: list[float] = field(default_factory=list)
     """of the student, token mean on the fresh continuations; nats"""
     teacher_nll: list[float] = field(default_factory=list)
@@ -34,6 +36,8 @@ class Measurement:
     response_tokens: list[float] = field(default_factory=list)
     finished: list[float] = field(default_factory=list)
     """1 where the fresh continuation ended by itself"""
+    teacher: dict[str, list[float]] = field(default_factory=dict)
+    """the same quantities of what the teacher writes, where they mean something"""
     greedy: list[dict] = field(default_factory=list)
     """the most likely answers to the first prompts, in words"""
 
@@ -48,7 +52,7 @@ class Probe:
         self.config, self.student, self.scorers = config, student, scorers
         self.tokenizer = tokenizers.student
         self._fixed: list[Trajectory] | None = None
-        self._from_teacher: list[list[int]] | None = None
+        self._from_teacher: list[Trajectory] | None = None
 
     def measure(self, engine: EmbeddedEngine) -> Measurement:
         """Measure the student as it is; `engine` holds its weights. The first call sets the fixed continuations."""
@@ -60,10 +64,12 @@ class Probe:
         return Measurement(
             reverse_kl_fixed=kl_fixed,
             reverse_kl_fresh=kl_fresh,
+            reverse_kl_response=[kl * len(trajectory) for kl, trajectory in zip(kl_fresh, fresh, strict=True)],
             entropy=entropy,
             teacher_nll=self._teacher_nll(),
             response_tokens=[float(len(trajectory)) for trajectory in fresh],
-            finished=[float(trajectory.finish_reason == "stop") for trajectory in fresh],
+            finished=_finished(fresh),
+            teacher=self._of_teacher(),
             greedy=self._greedy(engine),
         )
 
@@ -89,29 +95,41 @@ class Probe:
         return divergences, entropies
 
     def _teacher_nll(self) -> list[float]:
-        rows = [Row(p.student_tokens, text) for p, text in zip(self.prompts, self._from_teacher, strict=True)]
-        logprobs, _ = scoring.score(
-            self.student.model,
-            rows,
-            temperature=self.config.rollout.temperature,
-            max_tokens=self.config.training.max_tokens_per_micro_batch,
-        )
-        return [-float(np.mean(values, dtype=np.float64)) for values in logprobs]
+        rows = [Row(each.prompt.student_tokens, each.response_tokens) for each in self._from_teacher]
+        logprobs, _ = self._score(self.student.model, rows)
+        return [-_mean(values) for values in logprobs]
 
-    def _teacher_continuations(self) -> list[list[int]]:
+    def _of_teacher(self) -> dict[str, list[float]]:
+        """NLL, entropy, length and share finished of the teacher's continuations, under the teacher itself."""
+        values: dict[str, tuple[float, float]] = {}
+        for name in self.config.teachers:
+            written = [each for each in self._from_teacher if each.prompt.teacher == name]
+            if written:
+                rows = [Row(each.prompt.teacher_tokens, each.response_tokens) for each in written]
+                for each, logprobs, entropy in zip(written, *self._score(self.scorers.teacher(name), rows), strict=True):
+                    values[each.prompt.id] = -_mean(logprobs), _mean(entropy)
+        return {
+            "teacher_nll": [values[each.prompt.id][0] for each in self._from_teacher],
+            "entropy": [values[each.prompt.id][1] for each in self._from_teacher],
+            "response_tokens": [float(len(each)) for each in self._from_teacher],
+            "finished": _finished(self._from_teacher),
+        }
+
+    def _score(self, model, rows: list[Row]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        budget = self.config.training.max_tokens_per_micro_batch
+        return scoring.score(model, rows, temperature=self.config.rollout.temperature, max_tokens=budget)
+
+    def _teacher_continuations(self) -> list[Trajectory]:
         """What each prompt's teacher writes after ITS prompt; the teacher is loaded for decoding, then dropped."""
-        continuations: dict[str, list[int]] = {}
+        written: dict[str, Trajectory] = {}
         for name, teacher in self.config.teachers.items():
-            asked = [
-                replace(prompt, student_tokens=prompt.teacher_tokens)  # the engine samples from the teacher
-                for prompt in self.prompts
-                if prompt.teacher == name
-            ]
+            asked = [prompt for prompt in self.prompts if prompt.teacher == name]
             if asked:
                 engine = self._engine_of(teacher)
-                for chunk in engine.generate(asked, step=0):
-                    continuations |= {trajectory.prompt.id: trajectory.response_tokens for trajectory in chunk}
-        return [continuations[prompt.id] for prompt in self.prompts]
+                as_student = [replace(prompt, student_tokens=prompt.teacher_tokens) for prompt in asked]
+                for chunk in engine.generate(as_student, step=0):
+                    written |= {each.prompt.id: each for each in chunk}
+        return [replace(written[prompt.id], prompt=prompt) for prompt in self.prompts]
 
     def _engine_of(self, teacher: schema.Teacher) -> EmbeddedEngine:
         return EmbeddedEngine(
@@ -135,6 +153,7 @@ class Probe:
 QUANTITIES = {  # Measurement field -> how a reader calls it
     "reverse_kl_fixed": "reverse KL, fixed continuations (nats/token)",
     "reverse_kl_fresh": "reverse KL, fresh continuations (nats/token)",
+    "reverse_kl_response": "reverse KL, fresh continuations (nats/response)",
     "teacher_nll": "NLL of the teacher's continuations (nats/token)",
     "entropy": "entropy (nats/token)",
     "response_tokens": "response length (tokens)",
@@ -142,14 +161,23 @@ QUANTITIES = {  # Measurement field -> how a reader calls it
 }
 
 
-def compare(before: Measurement, after: Measurement) -> list[tuple[str, Estimate, Estimate, Estimate]]:
-    """(quantity, before, after, paired difference) for every quantity."""
+def compare(before: Measurement, after: Measurement) -> list[tuple[str, Estimate, Estimate, Estimate, Estimate | None]]:
+    """(quantity, before, after, paired difference, the teacher's own) for every quantity."""
     return [
         (
             name,
             Estimate.of(getattr(before, key)),
             Estimate.of(getattr(after, key)),
             Estimate.of_difference(getattr(after, key), getattr(before, key)),
+            Estimate.of(before.teacher[key]) if key in before.teacher else None,
         )
         for key, name in QUANTITIES.items()
     ]
+
+
+def _finished(trajectories: list[Trajectory]) -> list[float]:
+    return [float(trajectory.finish_reason == "stop") for trajectory in trajectories]
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean(dtype=np.float64))

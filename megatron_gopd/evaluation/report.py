@@ -17,9 +17,9 @@ def write_measurement(measurement: Measurement, path: Path) -> None:
 
 def print_comparison(before: Measurement, after: Measurement) -> None:
     """Means over held-out prompts with standard errors; the difference is paired prompt by prompt."""
-    rows = [(name, *map(str, estimates)) for name, *estimates in compare(before, after)]
+    rows = [(name, *(str(each or "") for each in estimates)) for name, *estimates in compare(before, after)]
     title = f"Held-out prompts ({len(before.finished)}), mean +- standard error"
-    print_table(title, ["", "before", "after", "difference (paired)"], rows)
+    print_table(title, ["", "before", "after", "difference (paired)", "the teacher"], rows)
     for first, last in zip(before.greedy, after.greedy, strict=True):
         print(f"\nQ: {first['prompt']}\nbefore: {first['answer']}\nafter:  {last['answer']}")
 

@@ -12,10 +12,11 @@ from megatron_gopd.config import Layout
 from megatron_gopd.data import load_tokenizer
 from megatron_gopd.data.packing import Row
 from megatron_gopd.errors import UserError
+from megatron_gopd.evaluation.options import check_options
 from megatron_gopd.mcore import weights
 from megatron_gopd.mcore.model import build_model
 from megatron_gopd.policies import scoring
-from megatron_gopd.ranks import is_first, on_first
+from megatron_gopd.ranks import is_first
 from megatron_gopd.runs import write_text
 
 
@@ -31,11 +32,7 @@ def score_file(
     Raises:
         UserError: a row, the model or the layout is unfit; a log-prob that is not finite.
     """
-    if dtype not in ("float32", "bfloat16"):
-        raise UserError(f"--dtype {dtype}: choose float32 or bfloat16")
-    if temperature <= 0:
-        raise UserError(f"--temperature {temperature}: must be above 0")
-    on_first(lambda: _check_writable(target))
+    check_options(dtype, temperature, target)
     ids, rows, places = _read(source, model)
     scorer = build_model(model, layout, dtype)
     _check_tokens(rows, places, scorer.architecture.vocab_size)
@@ -55,14 +52,14 @@ def score_file(
 def _read(source: Path, model: Path) -> tuple[list, list[Row], list[str]]:
     """Ids, rows and FILE:LINE of each."""
     try:
-        lines = source.read_text().splitlines()
+        text = source.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {source}: {getattr(error, 'strerror', None) or error}") from None
-    if not lines:
+    if not text:
         raise UserError(f"{source} is empty; write one JSON object a line")
     tokenizer = cache(lambda: load_tokenizer(model))
     ids, rows, places = [], [], []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):  # splitlines() cuts at U+2028 too
         place = f"{source}:{number}"
         try:
             columns = json.loads(line)
@@ -95,10 +92,3 @@ def _check_tokens(rows: list[Row], places: list[str], vocab_size: int) -> None:
         for token in (*row.prompt_tokens, *row.response_tokens):
             if not 0 <= token < vocab_size:
                 raise UserError(f"{place}: token id {token} is outside the model's vocabulary of {vocab_size}")
-
-
-def _check_writable(target: Path) -> None:
-    if target.is_dir():
-        raise UserError(f"--output {target} is a folder; name a file")
-    if not target.parent.is_dir():
-        raise UserError(f"--output {target}: the folder {target.parent} does not exist; create it")

@@ -86,6 +86,8 @@ class EmbeddedEngine:
         """
         waiting = dict(self.model.named_parameters())
         for name, tensor in policy.export():
+            if name not in waiting:
+                raise RuntimeError(f"the student exported {name}, which the replica does not have")
             waiting.pop(name).copy_(tensor)
         if waiting:
             raise RuntimeError(f"the student did not export {sorted(waiting)[:3]}")
@@ -110,6 +112,12 @@ class EmbeddedEngine:
         return np.random.Generator(np.random.Philox(np.random.SeedSequence(key))).random(count)
 
     def _trajectory(self, prompt: Prompt, sample: int, response: Response) -> Trajectory:
+        logprobs = np.array(response.logprobs, dtype=np.float32)
+        if not np.isfinite(logprobs).all():
+            raise UserError(
+                f"{self._folder}: a token sampled for prompt {prompt.id!r} has log-prob "
+                f"{logprobs[~np.isfinite(logprobs)][0]}; the weights hold NaN, or have diverged: lower optimizer.lr"
+            )
         if max(response.tokens) > self._last_id:
             raise UserError(
                 f"{self._folder}: sampled token id {max(response.tokens)}, past the tokenizer's last id "
@@ -119,7 +127,7 @@ class EmbeddedEngine:
             prompt=prompt,
             sample=sample,
             response_tokens=response.tokens,
-            behaviour_logprobs=np.array(response.logprobs, dtype=np.float32),
+            behaviour_logprobs=logprobs,
             finish_reason="stop" if response.finished else "length",
             weight_version=self.weight_version,
         )

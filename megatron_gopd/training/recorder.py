@@ -28,11 +28,11 @@ class Recorder:
         if is_first():
             self._line = StepLine(self.config.run.steps)
             self._sinks = open_sinks(self.config, self.folder)
+            self._sinks.add(self._line)
         return self
 
     def __exit__(self, *_) -> None:
         if is_first():
-            self._line.close()
             self._sinks.close()
             self.folder.close()
 
@@ -48,7 +48,6 @@ class Recorder:
         self._sinks.log(step, metrics)
         with self.folder.samples.open("a") as samples:
             samples.write(json.dumps(self._sample(step, batch[0])) + "\n")
-        self._line.log(step, metrics)
 
     def measured(self, when: str, measurement: Measurement) -> None:
         self._measurements.append(measurement)

@@ -52,17 +52,17 @@ def weights_of(student: Student) -> dict[str, np.ndarray]:
     return {name: tensor.float().cpu().numpy().copy() for name, tensor in student.export()}
 
 
-def take_steps(folder: Path, steps: int = 1, **keys) -> tuple[list, dict[str, np.ndarray]]:
+def take_steps(folder: Path, steps: int, **keys) -> tuple[list, dict[str, np.ndarray]]:
     """The Update of every step, and the weights after the last, by Hugging Face name."""
     student = Student(settings(folder, **keys))
     updates = [student.update(batch(), gopd_loss(LAMBDA, CAP)) for _ in range(steps)]
     return updates, weights_of(student)
 
 
-def take_all(folders: dict[str, Path], layouts: list[str], cases: dict[str, dict]) -> dict:
+def take_all(folders: dict[str, Path], layouts: list[str], cases: dict[str, dict], steps: int) -> dict:
     """{(model, layout, case): take_steps(...)}"""
     return {
-        (name, layout, case): take_steps(folder, layout=layout, **keys)
+        (name, layout, case): take_steps(folder, steps, layout=layout, **keys)
         for name, folder in folders.items()
         for layout in layouts
         for case, keys in cases.items()

@@ -1,0 +1,25 @@
+"""What `score` and `evaluate` both ask of their options, before any work is done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megatron_gopd.errors import UserError
+from megatron_gopd.ranks import on_first
+
+
+def check_options(dtype: str, temperature: float, output: Path | None) -> None:
+    """Collective over all ranks. Raises UserError: an unknown dtype, a temperature of 0, nowhere to write."""
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"--dtype {dtype}: choose float32 or bfloat16")
+    if not temperature > 0:  # true of NaN as well
+        raise UserError(f"--temperature {temperature}: must be above 0")
+    if output:
+        on_first(lambda: _check_writable(output))
+
+
+def _check_writable(output: Path) -> None:
+    if output.is_dir():
+        raise UserError(f"--output {output} is a folder; name a file")
+    if not output.parent.is_dir():
+        raise UserError(f"--output {output}: the folder {output.parent} does not exist; create it")

@@ -1,0 +1,44 @@
+"""Configurations of tiny runs, and what a rank of them does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from megatron_gopd.config import Config
+
+TEACHERS = ("short", "strong")
+
+
+def two_teachers(models: dict[str, Path], data: Path, folder: Path, name: str = "first", layout=None, **sections) -> dict:
+    """Three steps at lambda 1.25. short: the initial student, told to be short; strong: another model and reference.
+
+    `layout` is the student's.
+    """
+    fp32 = {"dtype": "float32"}
+    short = {"model": str(models["student"]), "prompt": {"suffix": "Be short."}} | fp32
+    strong = {"model": str(models["teacher"]), "reference": {"model": str(models["other"])} | fp32} | fp32
+    return {
+        "run": {"name": name, "steps": 3, "seed": 5, "folder": str(folder)},
+        "student": {"model": str(models["student"]), "layout": layout or {}} | fp32,
+        "teachers": {"short": short, "strong": strong},
+        "algorithm": {"lambda": 1.25},
+        "data": {"train": str(data), "batch_size": 8},
+        "rollout": {"max_response_tokens": 10},
+        "optimizer": {"lr": 1e-3},
+        "rewards": "exact",
+    } | sections
+
+
+def metrics_of(path: Path) -> list[dict]:
+    """The rows of a metrics.jsonl without what a clock says."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("timing/") and k != "tokens_per_s"} for row in rows]
+
+
+def distill_all(trees: list[dict]) -> None:
+    """One run after another, on all ranks."""
+    from megatron_gopd.training.distill import distill
+
+    for tree in trees:
+        distill(Config.model_validate(tree))

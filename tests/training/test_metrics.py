@@ -1,0 +1,68 @@
+"""One row of metrics from made-up batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from megatron_gopd.data.trajectory import Prompt, Trajectory
+
+SECONDS = {"step": 4.0, "rollout": 1.5}
+
+
+def trajectory(teacher: str, behaviour, scores, reason: str = "stop", reward: float | None = None) -> Trajectory:
+    prompt = Prompt("p", [], None, teacher, [1], [1], [1])
+    arrays = [np.array(values, dtype=np.float32) for values in (behaviour, scores)]
+    return Trajectory(prompt, 0, [1] * len(behaviour), arrays[0], reason, teacher_logprobs=arrays[1], reward=reward)
+
+
+def update_of(logprobs: list[list[float]]):
+    from megatron_gopd.policies.student import Update
+
+    columns = [[np.array(row, dtype=np.float32) + shift for row in logprobs] for shift in (0, 3, 1)]
+    return Update(0.5, 1e-5, 0.25, *columns)  # entropy is log-prob + 3, advantage + 1
+
+
+@pytest.fixture
+def row() -> dict[str, float]:
+    from megatron_gopd.training.metrics import step_metrics
+
+    batch = [
+        trajectory("a", [-1.0, -2.0, -3.0], [-2.0, -2.0, -2.0], "length", reward=1.0),
+        trajectory("a", [-1.5], [-4.0], reward=0.0),
+        trajectory("b", [-2.0], [-1.0]),
+    ]
+    return step_metrics(batch, update_of([[-1.0, -2.0, -3.0], [-1.0], [-2.25]]), SECONDS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("loss", 0.25),
+        ("grad_norm", 0.5),
+        ("lr", 1e-5),
+        ("reverse_kl", (1 + 0 - 1 + 3 - 1.25) / 5),  # a mean over tokens, not over trajectories
+        ("reverse_kl/a", (1 + 0 - 1 + 3) / 4),
+        ("reverse_kl/b", -1.25),
+        ("advantage_mean", -9.25 / 5 + 1),
+        ("entropy", -9.25 / 5 + 3),
+        ("response_tokens_mean", 5 / 3),
+        ("truncated_fraction", 1 / 3),
+        ("train_rollout_logprob_abs_diff", (0.5 + 0.25) / 5),
+        ("train_rollout_logprob_abs_diff_max", 0.5),
+        ("reward/a", 0.5),
+        ("timing/step_s", 4.0),
+        ("timing/rollout_s", 1.5),
+        ("tokens_per_s", 5 / 4),
+    ],
+)
+def test_value(row, name, value):
+    assert row[name] == pytest.approx(value, abs=1e-7)
+
+
+def test_ungraded_trajectories_have_no_reward(row):
+    assert "reward/b" not in row
+
+
+def test_values_are_plain_numbers(row):
+    assert all(type(value) is float for value in row.values())
