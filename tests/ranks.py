@@ -67,12 +67,12 @@ def on_ranks(count: int, function: Callable, timeout: float = 240, **arguments):
 
 def _kill_all(process: subprocess.Popen) -> None:
     """torchrun starts every rank in a session of its own, so the ranks are found by descent."""
-    with contextlib.suppress(psutil.NoSuchProcess):
+    if process.poll() is None:
         launcher = psutil.Process(process.pid)
         for one in [launcher, *launcher.children(recursive=True)]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
-    process.wait()
+        process.wait()
 
 
 def _serve(call: str, result: str) -> None:

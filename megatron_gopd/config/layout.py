@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from megatron_gopd.errors import UserError
@@ -18,6 +20,7 @@ class Layout(BaseModel):
     ep: int = Field(1, ge=1, description="expert parallelism")
     etp: int = Field(1, ge=1, description="tensor parallelism of the experts")
     sequence_parallel: bool = Field(False, description="shard activations along the sequence (tp > 1)")
+    ranks: tuple[int, int] | None = Field(None, description="first and last rank of the model; default: all")
 
     @classmethod
     def parse(cls, text: str) -> Layout:
@@ -28,23 +31,35 @@ class Layout(BaseModel):
             if key not in cls.model_fields or not equals:
                 raise UserError(
                     f"--layout: cannot read {part!r}; write key=value with the keys "
-                    f"{', '.join(cls.model_fields)}, as in tp=2,sequence_parallel=true"
+                    f"{', '.join(cls.model_fields)}, as in tp=2,sequence_parallel=true,ranks=0-3"
                 )
             if key in fields:
                 raise UserError(f"--layout: the key {key!r} stands in {text!r} twice")
-            fields[key] = value
+            fields[key] = value.split("-") if key == "ranks" else value
         try:
             return cls(**fields)
         except ValueError as error:
             problems = "; ".join(f"{e['loc'][0]}={e['input']}: {e['msg']}" for e in error.errors())
             raise UserError(f"--layout: {problems}") from None
 
-    def data_parallel(self, ranks: int, owner: str) -> int:
-        """Replicas of the model on `ranks` ranks; refuses a layout that does not fit."""
-        per_replica = self.tp * self.pp * self.cp
-        if ranks % per_replica:
+    def span(self, world: int, owner: str) -> range:
+        """The ranks that hold the model, of the `world` ranks of the job; refuses a layout that does not fit them."""
+        first, last = self.ranks or (0, world - 1)
+        if not 0 <= first <= last < world:
             raise UserError(
-                f"{owner}: tp {self.tp} x pp {self.pp} x cp {self.cp} = {per_replica} ranks a replica, "
-                f"which does not divide the {ranks} rank(s) of this job; change the layout or the number of ranks"
+                f"{owner}: layout.ranks [{first}, {last}] does not lie within the {world} rank(s) of this job, "
+                f"0 to {world - 1}"
             )
-        return ranks // per_replica
+        ranks = last - first + 1
+        for what, sizes in {
+            "": {"tp": self.tp, "pp": self.pp, "cp": self.cp},
+            " of the experts": {"etp": self.etp, "ep": self.ep, "pp": self.pp},
+        }.items():
+            replica = math.prod(sizes.values())
+            if ranks % replica:
+                product = " x ".join(f"{name} {size}" for name, size in sizes.items())
+                raise UserError(
+                    f"{owner}: {product} = {replica} rank(s) a replica{what}, which does not divide the {ranks} "
+                    f"rank(s) it is given; change the layout or the number of ranks"
+                )
+        return range(first, last + 1)

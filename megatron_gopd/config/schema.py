@@ -24,12 +24,44 @@ class Run(Section):
     folder: str = Field("runs", description="the run writes to FOLDER/NAME")
 
 
+class Fp8(Section):
+    """FP8 GEMMs through Transformer Engine, on GPUs that have them."""
+
+    format: Literal["hybrid", "e4m3"] = Field("hybrid", description="hybrid: e4m3 forward, e5m2 gradients")
+    recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] = Field(
+        "blockwise", description="how scales are found; mxfp8 needs Blackwell"
+    )
+    first_last_layers_bf16: bool = Field(False, description="keep layers at both ends in bf16; not with delayed")
+    layers_at_start_bf16: int = Field(1, ge=0)
+    layers_at_end_bf16: int = Field(1, ge=0)
+    weights: bool = Field(False, description="hold the weights in FP8 too")
+
+    @model_validator(mode="after")
+    def _delayed_scales_every_layer(self):
+        if self.first_last_layers_bf16 and self.recipe == "delayed":
+            raise ValueError("first_last_layers_bf16 does not go with recipe: delayed; choose another recipe")
+        return self
+
+
 class Model(Section):
     """A Hugging Face directory and how it is held."""
 
     model: str = Field(description="Hugging Face directory: config.json and safetensors")
     layout: Layout = Layout()
     dtype: Dtype = "bfloat16"
+    fp8: Fp8 | None = None
+    offload: bool = Field(
+        False, description="between uses, keep in host memory: a frozen model's weights, the student's optimizer"
+    )
+
+
+class Student(Model):
+    recompute: Literal["none", "selective", "full"] = Field(
+        "none", description="activations computed again in the backward pass: none, attention, or every layer"
+    )
+    overlap_communication: bool = Field(
+        False, description="reduce gradients and gather weights while computing (data parallelism)"
+    )
 
 
 class Suffix(Section):
@@ -138,7 +170,7 @@ class Logging(Section):
 
 class Config(Section):
     run: Run
-    student: Model
+    student: Student
     teachers: dict[str, Teacher] = Field(min_length=1)
     algorithm: Algorithm = Algorithm()
     data: Data

@@ -1,4 +1,4 @@
-"""Rows of token ids -> packed micro-batches, shared evenly between ranks."""
+"""Rows of token ids -> packed micro-batches, shared evenly between ranks. No padding but what a layout asks for."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ class Row:
 
 @dataclass
 class MicroBatch:
-    """Rows end to end, without padding between them."""
+    """Rows end to end; under context parallelism, this rank's part of each."""
 
-    rows: list[int]  # which rows of the batch, in order
-    tokens: Tensor  # [tokens] int64
-    cu_seqlens: Tensor  # [rows + 1] int32, where each row starts; a last, longer one holds padding
-    positions: Tensor  # [response tokens] positions whose hidden state predicts a response token
-    targets: Tensor  # [response tokens] the response tokens, row after row
+    tokens: Tensor  # [tokens / cp] int64
+    cu_seqlens: Tensor  # [rows + 1] int32, where each row starts in the whole micro-batch
+    positions: Tensor  # [response tokens] places in `tokens` whose hidden state predicts a response token
+    targets: Tensor  # [response tokens] those response tokens
+    rows: Tensor  # [response tokens] which row of the batch each belongs to
+    offsets: Tensor  # [response tokens] and which token of that row's response it is
 
 
 def share(lengths: Sequence[int], ranks: int) -> list[list[int]]:
@@ -61,23 +62,59 @@ def pack(rows: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[
     return bins
 
 
-def build_micro_batch(rows: Sequence[int], batch: Sequence[Row], multiple: int = 1) -> MicroBatch:
-    """Concatenate `batch[i] for i in rows`; the total is padded to a multiple (of tp, under sequence parallelism)."""
-    tokens, starts, positions, targets = [], [0], [], []
-    for row in (batch[i] for i in rows):
-        first = len(tokens) + len(row.prompt_tokens) - 1
-        tokens += [*row.prompt_tokens, *row.response_tokens][:-1]
-        starts.append(len(tokens))
-        positions += range(first, first + len(row.response_tokens))
-        targets += row.response_tokens
-    padding = -len(tokens) % multiple
-    if padding:
-        tokens += [0] * padding
-        starts.append(len(tokens))
+def build_micro_batch(
+    rows: Sequence[int], batch: Sequence[Row], *, cp: int = 1, cp_rank: int = 0, multiple: int = 1
+) -> MicroBatch:
+    """Concatenate `batch[i] for i in rows`; without rows, a micro-batch of padding that nothing is read from.
+
+    Under context parallelism each row is padded to a multiple of 2 cp and cut into as many chunks, of which rank r
+    holds chunks r and 2 cp - 1 - r: causal attention then costs every rank the same. The total is padded to a
+    multiple of `multiple` (tp, under sequence parallelism) times 2 cp.
+    """
+    parts = [_part(index, batch[index], cp, cp_rank) for index in rows]
+    padding = -sum(part.padded for part in parts) % (multiple * (2 * cp if cp > 1 else 1))
+    if padding or not parts:
+        parts.append(_Part.of_padding(padding or max(multiple, 1) * 2 * cp, cp))
+    starts = torch.tensor([0, *(part.padded for part in parts)]).cumsum(0)
+    local_starts = (starts // cp).tolist()
     return MicroBatch(
-        list(rows),
-        torch.tensor(tokens),
-        torch.tensor(starts, dtype=torch.int32),
-        torch.tensor(positions),
-        torch.tensor(targets),
+        tokens=torch.cat([part.tokens for part in parts]),
+        cu_seqlens=starts.int(),
+        positions=torch.cat([part.positions + start for part, start in zip(parts, local_starts, strict=False)]),
+        targets=torch.cat([part.targets for part in parts]),
+        rows=torch.cat([torch.full_like(part.offsets, part.row) for part in parts]),
+        offsets=torch.cat([part.offsets for part in parts]),
     )
+
+
+@dataclass
+class _Part:
+    """One row's share of a micro-batch, on one context-parallel rank."""
+
+    row: int
+    padded: int  # positions of the whole row
+    tokens: Tensor
+    positions: Tensor
+    targets: Tensor
+    offsets: Tensor
+
+    @classmethod
+    def of_padding(cls, length: int, cp: int) -> _Part:
+        nothing = torch.empty(0, dtype=torch.long)
+        return cls(0, length, torch.zeros(length // cp, dtype=torch.long), nothing, nothing, nothing)
+
+
+def _part(index: int, row: Row, cp: int, cp_rank: int) -> _Part:
+    tokens = torch.tensor([*row.prompt_tokens, *row.response_tokens])
+    first = len(row.prompt_tokens) - 1  # this position predicts the first response token
+    here = torch.arange(len(row))
+    inputs = tokens[:-1]
+    if cp > 1:
+        padded = -(-len(row) // (2 * cp)) * 2 * cp
+        chunks = torch.arange(padded).chunk(2 * cp)
+        here = torch.cat([chunks[cp_rank], chunks[2 * cp - 1 - cp_rank]])
+        inputs = torch.cat([inputs, inputs.new_zeros(padded - len(inputs))])[here]
+    predicts = (here >= first) & (here < len(row))
+    offsets = here[predicts] - first
+    targets = tokens[len(row.prompt_tokens) :][offsets]
+    return _Part(index, len(inputs) * cp, inputs, predicts.nonzero()[:, 0], targets, offsets)

@@ -85,9 +85,9 @@ class Probe:
         divergences, entropies = [], []
         for trajectory in trajectories:
             prompt, response = trajectory.prompt, trajectory.response_tokens
-            teacher = self.scorers.teacher(prompt.teacher)
             ours = scoring.distribution(self.student.model, Row(prompt.student_tokens, response), temperature=temperature)
-            theirs = scoring.distribution(teacher, Row(prompt.teacher_tokens, response), temperature=temperature)
+            with self.scorers.teacher(prompt.teacher) as teacher:
+                theirs = scoring.distribution(teacher, Row(prompt.teacher_tokens, response), temperature=temperature)
             shared = min(ours.shape[1], theirs.shape[1])  # embeddings may be padded to different sizes
             p = ours[:, :shared].exp()
             divergences.append((p * (ours[:, :shared] - theirs[:, :shared])).sum(1).mean().item())
@@ -106,7 +106,9 @@ class Probe:
             written = [each for each in self._from_teacher if each.prompt.teacher == name]
             if written:
                 rows = [Row(each.prompt.teacher_tokens, each.response_tokens) for each in written]
-                for each, logprobs, entropy in zip(written, *self._score(self.scorers.teacher(name), rows), strict=True):
+                with self.scorers.teacher(name) as teacher:
+                    scores = self._score(teacher, rows)
+                for each, logprobs, entropy in zip(written, *scores, strict=True):
                     values[each.prompt.id] = -_mean(logprobs), _mean(entropy)
         return {
             "teacher_nll": [values[each.prompt.id][0] for each in self._from_teacher],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,17 +11,30 @@ import torch
 import torch.nn.functional as F
 from megatron.core.transformer import TransformerConfig
 
-from megatron_gopd.config import Layout
+from megatron_gopd.config import Layout, schema
 from megatron_gopd.errors import UserError
 
-SUPPORTED = ("llama", "qwen2", "qwen3")
+SUPPORTED = ("llama", "qwen2", "qwen3", "qwen3_moe")
+# Transformer Engine's layers where it is installed and there is a GPU to run them, Megatron's local ones elsewhere
+HAVE_TE = torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
+HAVE_FUSED_GRADIENTS = HAVE_TE or importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
 @dataclass(frozen=True)
+class Experts:
+    """The mixture of experts of every layer."""
+
+    count: int
+    per_token: int
+    ffn_size: int
+    normalize_top_k: bool
+
+
+@dataclass(frozen=True)
 class Architecture:
-    """What a dense decoder needs to know of itself, read off config.json."""
+    """What a decoder needs to know of itself, read off config.json."""
 
     model_type: str
     vocab_size: int
@@ -37,6 +51,7 @@ class Architecture:
     tied: bool
     qkv_bias: bool
     qk_norm: bool
+    experts: Experts | None
 
     @classmethod
     def read(cls, folder: str | Path) -> Architecture:
@@ -67,7 +82,8 @@ class Architecture:
                 max_positions=hf.get("max_position_embeddings", 0),
                 tied=hf.get("tie_word_embeddings", False),
                 qkv_bias=model_type == "qwen2",
-                qk_norm=model_type == "qwen3",
+                qk_norm=model_type in ("qwen3", "qwen3_moe"),
+                experts=_experts(hf) if model_type == "qwen3_moe" else None,
             )
         except KeyError as error:
             raise UserError(f"{where}: the key {error} is missing; is this a complete Hugging Face model?") from None
@@ -78,20 +94,29 @@ class Architecture:
 
     def check_layout(self, layout: Layout, where: str) -> None:
         """Refuse a layout that this architecture cannot be cut into, showing the arithmetic."""
-        for what, count in (("attention heads", self.heads), ("key-value heads", self.groups), ("ffn", self.ffn_size)):
-            if count % layout.tp:
+        feed_forward = {"ffn": self.ffn_size} if self.experts is None else {}
+        cuts = [(what, count, "tp") for what, count in (feed_forward | {"attention heads": self.heads}).items()]
+        cuts += [("key-value heads", self.groups, "tp"), ("layers", self.layers, "pp")]
+        if self.experts:
+            cuts += [("experts", self.experts.count, "ep"), ("expert ffn", self.experts.ffn_size, "etp")]
+        for what, count, key in cuts:
+            size = getattr(layout, key)
+            if count % size:
                 raise UserError(
-                    f"{where}: {count} {what} cannot be cut over tp = {layout.tp} ({count} % {layout.tp} = "
-                    f"{count % layout.tp}); choose a tp that divides it"
+                    f"{where}: {count} {what} cannot be cut over {key} = {size} ({count} % {size} = {count % size}); "
+                    f"choose a {key} that divides it"
                 )
-        if self.layers % layout.pp:
-            raise UserError(f"{where}: {self.layers} layers cannot be cut over pp = {layout.pp}")
-        for key in ("cp", "ep", "etp"):
-            if getattr(layout, key) != 1:
-                raise UserError(f"{where}: layout.{key} = {getattr(layout, key)} is not available for dense models yet")
+        if self.experts is None and (layout.ep, layout.etp) != (1, 1):
+            raise UserError(f"{where}: layout.ep = {layout.ep}, etp = {layout.etp}: a dense model has no experts; omit them")
 
-    def transformer_config(self, layout: Layout, dtype: str) -> TransformerConfig:
-        """Megatron's configuration of this model under `layout`, in `dtype` (a config.schema.Dtype)."""
+    def transformer_config(
+        self, layout: Layout, dtype: str, *, fp8: schema.Fp8 | None = None, recompute: str = "none"
+    ) -> TransformerConfig:
+        """Megatron's configuration of this model under `layout`, in `dtype` (a config.schema.Dtype).
+
+        Raises:
+            UserError: fp8 without bfloat16, or refused by Megatron.
+        """
         return TransformerConfig(
             num_layers=self.layers,
             hidden_size=self.hidden_size,
@@ -111,35 +136,66 @@ class Architecture:
             attention_softmax_in_fp32=True,
             tensor_model_parallel_size=layout.tp,
             pipeline_model_parallel_size=layout.pp,
-            sequence_parallel=layout.sequence_parallel and layout.tp > 1,
+            context_parallel_size=layout.cp,
+            expert_model_parallel_size=layout.ep,
+            expert_tensor_parallel_size=layout.etp,
+            sequence_parallel=self.uses_sequence_parallel(layout),
             params_dtype=_DTYPES[dtype],
             pipeline_dtype=_DTYPES[dtype],
             bf16=dtype == "bfloat16",
-            transformer_impl="local",
+            transformer_impl="transformer_engine" if HAVE_TE else "local",
             use_cpu_initialization=not torch.cuda.is_available(),
             perform_initialization=False,  # the weights come from the Hugging Face directory
             calculate_per_token_loss=True,  # gradients are summed: the token weights already are global means
             variable_seq_lengths=True,
-            moe_token_dispatcher_type="alltoall",  # asked for by variable lengths, also without experts
+            moe_token_dispatcher_type="alltoall",  # variable lengths ask for it, also without experts
             bias_activation_fusion=False,
             bias_dropout_fusion=False,
             masked_softmax_fusion=False,
             apply_rope_fusion=False,
-            gradient_accumulation_fusion=False,
+            gradient_accumulation_fusion=HAVE_FUSED_GRADIENTS,
             persist_layer_norm=False,
             batch_p2p_comm=False,
+            **self._expert_settings(),
+            **_fp8_settings(fp8, dtype),
+            **_RECOMPUTE[recompute],
         )
+
+    def uses_sequence_parallel(self, layout: Layout) -> bool:
+        """At tp > 1 where asked for, and always with experts: Megatron routes each token on one rank only."""
+        return layout.tp > 1 and (layout.sequence_parallel or self.experts is not None)
+
+    def _expert_settings(self) -> dict:
+        if self.experts is None:
+            return {}
+        return {
+            "num_moe_experts": self.experts.count,
+            "moe_ffn_hidden_size": self.experts.ffn_size,
+            "moe_router_topk": self.experts.per_token,
+            # softmax over the chosen k logits = softmax over all, chosen, normalised again
+            "moe_router_pre_softmax": not self.experts.normalize_top_k,
+            "moe_router_score_function": "softmax",
+            "moe_router_dtype": "fp32",
+            "moe_router_load_balancing_type": "none",
+            "moe_aux_loss_coeff": 0.0,
+            "moe_grouped_gemm": HAVE_TE,
+            "moe_permute_fusion": False,
+            "moe_layer_freq": 1,
+        }
 
 
 def read_config(folder: str | Path) -> dict:
     """config.json of a Hugging Face directory. Raises UserError."""
     path = Path(folder) / "config.json"
     try:
-        return json.loads(path.read_text())
+        config = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{folder} is no Hugging Face model directory: it has no config.json") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: a JSON object is expected, not a {type(config).__name__}")
+    return config
 
 
 def _refuse_unsupported(hf: dict, where: str) -> None:
@@ -150,11 +206,45 @@ def _refuse_unsupported(hf: dict, where: str) -> None:
         "use_sliding_window": bool(hf.get("use_sliding_window")),
         "attention_bias": bool(hf.get("attention_bias")),
         "layer_types": any(kind != "full_attention" for kind in hf.get("layer_types") or ()),
+        "mlp_only_layers": bool(hf.get("mlp_only_layers")),
+        "decoder_sparse_step": hf.get("decoder_sparse_step", 1) != 1,
         "partial_rotary_factor": (hf.get("partial_rotary_factor") or 1.0) != 1.0,
     }
     for key, unsupported in refused.items():
         if unsupported:
             raise UserError(f"{where}: {key} = {hf.get(key)!r} is not supported for {hf['model_type']} models")
+
+
+_RECOMPUTE = {
+    "none": {},
+    "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
+    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+}
+
+
+def _fp8_settings(fp8: schema.Fp8 | None, dtype: str) -> dict:
+    """Megatron's fields for FP8 through Transformer Engine."""
+    if fp8 is None:
+        return {}
+    if dtype != "bfloat16":
+        raise UserError(f"fp8 goes with dtype: bfloat16, not {dtype}")
+    return {
+        "fp8": fp8.format,
+        "fp8_recipe": fp8.recipe,
+        "fp8_param": fp8.weights,
+        "first_last_layers_bf16": fp8.first_last_layers_bf16,
+        "num_layers_at_start_in_bf16": fp8.layers_at_start_bf16 if fp8.first_last_layers_bf16 else 0,
+        "num_layers_at_end_in_bf16": fp8.layers_at_end_bf16 if fp8.first_last_layers_bf16 else 0,
+    }
+
+
+def _experts(hf: dict) -> Experts:
+    return Experts(
+        count=hf["num_local_experts"] if "num_local_experts" in hf else hf["num_experts"],  # transformers 5, 4
+        per_token=hf["num_experts_per_tok"],
+        ffn_size=hf["moe_intermediate_size"],
+        normalize_top_k=hf.get("norm_topk_prob", False),
+    )
 
 
 def _llama3_factor(hf: dict, where: str) -> float | None:

@@ -29,24 +29,27 @@ _EXPERT = {
 }
 
 
-def build_groups(layout: Layout) -> ProcessGroupCollection:
-    """The process groups of one model over all ranks.
+def build_groups(layout: Layout) -> ProcessGroupCollection | None:
+    """The process groups of one model; None on the ranks outside its span.
 
     Collective: every rank calls it, for every model in the same order.
 
     Raises:
-        UserError: the layout does not divide the number of ranks.
+        UserError: the layout does not fit the ranks.
     """
-    world = dist.get_world_size()
-    dp = layout.data_parallel(world, "layout")
-    expert_dp = world // (layout.etp * layout.ep * layout.pp)
-    grid = HyperCommGrid([layout.tp, layout.cp, dp, layout.pp], ["tp", "cp", "dp", "pp"])
+    span = layout.span(dist.get_world_size(), "layout")
+    dp = len(span) // (layout.tp * layout.cp * layout.pp)
+    expert_dp = len(span) // (layout.etp * layout.ep * layout.pp)
+    grid = HyperCommGrid([layout.tp, layout.cp, dp, layout.pp], ["tp", "cp", "dp", "pp"], rank_offset=span[0])
     grid.register_view(
         "expert", [layout.etp, layout.ep, expert_dp, layout.pp], ["expt_tp", "ep", "expt_dp", "pp"], shared_dims=["pp"]
     )
     groups = {name: grid.create_pg(dims) for name, dims in _DENSE.items()}
     groups |= {name: grid.create_pg(dims, view="expert") for name, dims in _EXPERT.items()}
-    collection = ProcessGroupCollection(**groups, **_embedding_groups(grid.get_rank_enum("pp")))
+    embedding_groups = _embedding_groups(grid.get_rank_enum("pp"))
+    if dist.get_rank() not in span:
+        return None
+    collection = ProcessGroupCollection(**groups, **embedding_groups)
     collection.dp_cp_gtp_remat = collection.intra_dp_cp = collection.dp_cp
     collection.expt_dp_gtp_remat = collection.intra_expt_dp = collection.expt_dp
     collection.tp_ep_pp_with_egtp_remat = collection.tp_ep_pp

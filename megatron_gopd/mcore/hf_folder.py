@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from megatron_gopd.errors import UserError
+
+
+_EXPERT = re.compile(r"(.+\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
 
 
 class HFFolder:
@@ -31,13 +35,24 @@ class HFFolder:
         return tuple(self._handle(path).get_slice(name).get_shape())
 
     def tensor(self, name: str) -> torch.Tensor:
-        """Raises UserError: no such tensor, or values that are not finite."""
+        """Experts are found one by one, or fused as transformers holds them in memory.
+
+        Raises UserError: no such tensor, or values that are not finite.
+        """
+        fused = _EXPERT.fullmatch(name)
+        if fused and name not in self._files:
+            return self._fused_expert(*fused.groups())
         path = self._file_of(name)
         tensor = self._handle(path).get_tensor(name)
-        if not torch.isfinite(tensor).all():
-            bad = int((~torch.isfinite(tensor)).sum())
-            raise UserError(f"{path}: {name} holds {bad} NaN or infinite value(s); get an undamaged copy of the model")
+        _refuse_non_finite(tensor, name, path)
         return tensor
+
+    def _fused_expert(self, prefix: str, expert: str, which: str) -> torch.Tensor:
+        """gate_up_proj [experts, 2 ffn, hidden] holds the gate's rows first; down_proj [experts, hidden, ffn]."""
+        name = f"{prefix}.{'down_proj' if which == 'down' else 'gate_up_proj'}"
+        tensor = self._handle(self._file_of(name)).get_slice(name)[int(expert) : int(expert) + 1][0]
+        _refuse_non_finite(tensor, name, self._files[name])
+        return tensor if which == "down" else tensor.chunk(2)[which == "up"]
 
     def _file_of(self, name: str) -> Path:
         if name not in self._files:
@@ -66,3 +81,9 @@ class HFFolder:
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{path}: damaged or truncated safetensors file ({error}); copy it again") from None
         return self._open[path]
+
+
+def _refuse_non_finite(tensor: torch.Tensor, name: str, path: Path) -> None:
+    if not torch.isfinite(tensor).all():
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise UserError(f"{path}: {name} holds {bad} NaN or infinite value(s); get an undamaged copy of the model")

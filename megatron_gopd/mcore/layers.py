@@ -6,7 +6,6 @@ Same names (`linear_qkv.layer_norm_weight`) on every backend: one checkpoint and
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.backends import LocalSpecProvider
 from megatron.core.models.gpt.gpt_layer_specs import get_mlp_module_spec_for_backend
@@ -15,10 +14,12 @@ from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor
+
+from megatron_gopd.mcore.attention import CausalAttention
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -61,29 +62,6 @@ class LayerNormColumnParallelLinear(ColumnParallelLinear):
         )
 
 
-class CausalAttention(MegatronModule):
-    """core_attention on packed rows: torch's causal kernel row by row, so that no mask is ever built."""
-
-    def __init__(self, config, layer_number, attn_mask_type, attention_type, softmax_scale=None, pg_collection=None, **_):
-        super().__init__(config=config)
-        self.tp_group = pg_collection.tp  # sharded_state_dict looks for it
-        self.scale = softmax_scale or config.kv_channels**-0.5
-
-    def forward(self, query, key, value, attention_mask, packed_seq_params=None, **_) -> Tensor:
-        """query [t, heads, d], key and value [t, groups, d], rows end to end -> [t, heads * d]."""
-        bounds = packed_seq_params.cu_seqlens_q.tolist()
-        shared = query.shape[1] // key.shape[1]
-        key, value = (x.repeat_interleave(shared, dim=1) if shared > 1 else x for x in (key, value))
-        query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
-        rows = [
-            F.scaled_dot_product_attention(
-                query[:, :, first:last], key[:, :, first:last], value[:, :, first:last], is_causal=True, scale=self.scale
-            )
-            for first, last in zip(bounds, bounds[1:], strict=False)
-        ]
-        return torch.cat(rows, dim=2)[0].transpose(0, 1).flatten(1)
-
-
 class TorchBackend(LocalSpecProvider):
     """Megatron's hook for a backend, with the layers above."""
 
@@ -100,9 +78,30 @@ class TorchBackend(LocalSpecProvider):
         return LayerNormColumnParallelLinear
 
 
+class ExpertBackend(TorchBackend):
+    """The same for the experts, whose norm is the layer's."""
+
+    def fuse_layernorm_and_linear(self):
+        return False
+
+
+def block_spec(config: TransformerConfig, layers: int) -> TransformerBlockSubmodules:
+    """`layers` equal layers and the final norm; Transformer Engine's where Megatron was configured for it."""
+    if config.transformer_impl == "transformer_engine":  # not run yet: needs a GPU
+        from megatron.core.extensions.transformer_engine import TENorm
+        from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
+
+        layer = get_gpt_layer_with_transformer_engine_spec(
+            num_experts=config.num_moe_experts, moe_grouped_gemm=config.moe_grouped_gemm, qk_layernorm=config.qk_layernorm
+        )
+        return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=TENorm)
+    return TransformerBlockSubmodules(layer_specs=[layer_spec(config)] * layers, layer_norm=RMSNorm)
+
+
 def layer_spec(config: TransformerConfig) -> ModuleSpec:
-    """One dense transformer layer."""
+    """One transformer layer without Transformer Engine, dense or with experts."""
     backend = TorchBackend()
+    experts = config.num_moe_experts
     qk_norm = backend.layer_norm(for_qk=True) if config.qk_layernorm else IdentityOp
     attention = ModuleSpec(
         module=SelfAttention,
@@ -121,8 +120,10 @@ def layer_spec(config: TransformerConfig) -> ModuleSpec:
             input_layernorm=IdentityOp,
             self_attention=attention,
             self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=IdentityOp,
-            mlp=get_mlp_module_spec_for_backend(backend=backend),
+            pre_mlp_layernorm=RMSNorm if experts else IdentityOp,  # the router reads the normed states too
+            mlp=get_mlp_module_spec_for_backend(
+                backend=ExpertBackend() if experts else backend, num_experts=experts, moe_grouped_gemm=False
+            ),
             mlp_bda=get_bias_dropout_add,
         ),
     )

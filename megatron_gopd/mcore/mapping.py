@@ -87,7 +87,7 @@ Rule = Whole | Gated | Qkv
 
 
 def rule_for(name: str, architecture: Architecture, tp: int) -> Rule:
-    """The rule of a Megatron parameter, its layer numbered globally.
+    """The rule of a Megatron parameter, its layer and expert numbered globally.
 
     Raises:
         KeyError: a name the table does not know.
@@ -121,5 +121,16 @@ def _layer_rule(name: str, layer: str, architecture: Architecture) -> Rule:
         "mlp.linear_fc1.layer_norm_weight": lambda: Whole(f"{layer}.post_attention_layernorm.weight"),
         "mlp.linear_fc1.weight": lambda: Gated((f"{layer}.mlp.gate_proj.weight", f"{layer}.mlp.up_proj.weight")),
         "mlp.linear_fc2.weight": lambda: Split(f"{layer}.mlp.down_proj.weight", dim=1),
+        "pre_mlp_layernorm.weight": lambda: Whole(f"{layer}.post_attention_layernorm.weight"),
+        "mlp.router.weight": lambda: Whole(f"{layer}.mlp.gate.weight"),
     }
-    return rules[name]()
+    if name in rules:
+        return rules[name]()
+    expert, which = _EXPERT.fullmatch(name).groups()
+    expert = f"{layer}.mlp.experts.{expert}"
+    if which == "linear_fc1":
+        return Gated((f"{expert}.gate_proj.weight", f"{expert}.up_proj.weight"))
+    return Split(f"{expert}.down_proj.weight", dim=1)
+
+
+_EXPERT = re.compile(r"mlp\.experts\.local_experts\.(\d+)\.(linear_fc[12])\.weight")

@@ -11,13 +11,14 @@ from megatron.core import tensor_parallel
 from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import TransformerConfig
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
-from megatron_gopd.config import Layout
-from megatron_gopd.mcore.architecture import Architecture
+from megatron_gopd.config import Layout, schema
+from megatron_gopd.errors import UserError
+from megatron_gopd.mcore.architecture import HAVE_TE, Architecture
 from megatron_gopd.mcore.groups import build_groups
-from megatron_gopd.mcore.layers import RMSNorm, layer_spec
+from megatron_gopd.mcore.layers import block_spec
 
 logging.getLogger("megatron.core").setLevel(logging.ERROR)  # "DEPRECATED" notices, once a model a rank
 
@@ -55,26 +56,35 @@ class Model:
         return self.module.output_layer.weight
 
 
-def build_model(folder: str | Path, layout: Layout, dtype: str) -> Model:
-    """An uninitialised model of the architecture in `folder`, for mcore.weights.load to fill.
+def build_model(
+    folder: str | Path, layout: Layout, dtype: str, *, fp8: schema.Fp8 | None = None, recompute: str = "none"
+) -> Model | None:
+    """An uninitialised model of the architecture in `folder`, for mcore.weights.load to fill; None outside its ranks.
 
     Collective over all ranks: every rank builds every model, in the same order.
 
     Raises:
-        UserError: an unsupported architecture, or a layout it cannot be cut into.
+        UserError: an unsupported architecture, a layout it cannot be cut into, fp8 without Transformer Engine.
     """
+    if fp8 is not None and not HAVE_TE:
+        raise UserError(
+            f"{folder}: fp8 needs a GPU and Transformer Engine; on a GPU machine: pip install 'megatron-gopd[gpu]', "
+            f"elsewhere remove the key fp8"
+        )
     architecture = Architecture.read(folder)
     architecture.check_layout(layout, str(folder))
     groups = build_groups(layout)
-    config = architecture.transformer_config(layout, dtype)
+    if groups is None:
+        return None
+    config = architecture.transformer_config(layout, dtype, fp8=fp8, recompute=recompute)
     tensor_parallel.model_parallel_cuda_manual_seed(  # dropout is 0: no random number is drawn, but the tracker must be
-        1, tp_rank=groups.tp.rank(), ep_rank=0, etp_rank=0, force_reset_rng=True
+        1, tp_rank=groups.tp.rank(), ep_rank=groups.ep.rank(), etp_rank=groups.expt_tp.rank(), force_reset_rng=True
     )
     stage, stages = groups.pp.rank(), groups.pp.size()
     layers = get_num_layers_to_build(config, vp_stage=None, pp_rank=stage)
     module = GPTModel(
         config,
-        TransformerBlockSubmodules(layer_specs=[layer_spec(config)] * layers, layer_norm=RMSNorm),
+        block_spec(config, layers),
         vocab_size=architecture.padded_vocab(layout.tp),
         max_sequence_length=architecture.max_positions,
         pre_process=stage == 0,

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
+import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from torch import Tensor
 
 from megatron_gopd.config import schema
 from megatron_gopd.mcore.model import Model
 
 
-def wrap_for_training(model: Model) -> DistributedDataParallel:
+def wrap_for_training(model: Model, settings: schema.Optimizer, overlap: bool = False) -> DistributedDataParallel:
     """Gradient buffers in float32, SUMMED over data-parallel ranks: the token weights already are global means."""
     model.config.finalize_model_grads_func = _sum_gradients
     distributed = DistributedDataParallelConfig(
-        use_distributed_optimizer=True, grad_reduce_in_fp32=True, overlap_grad_reduce=False
+        use_distributed_optimizer=_is_distributed(settings),
+        grad_reduce_in_fp32=True,
+        overlap_grad_reduce=overlap,
+        overlap_param_gather=overlap and _is_distributed(settings),
     )
     return DistributedDataParallel(model.config, distributed, model.module, pg_collection=model.groups)
 
 
-def build_optimizer(model: Model, wrapped: DistributedDataParallel, settings: schema.Optimizer) -> MegatronOptimizer:
-    """Adam (AdamW) or SGD with float32 master weights, sharded over data-parallel ranks, clipping by global norm."""
+def build_optimizer(
+    model: Model, wrapped: DistributedDataParallel, settings: schema.Optimizer, overlap: bool = False
+) -> MegatronOptimizer:
+    """AdamW, sharded over data-parallel ranks, or SGD; float32 master weights, clipping by global norm."""
     config = OptimizerConfig(
         optimizer=settings.type,
         lr=settings.lr,
@@ -33,9 +41,24 @@ def build_optimizer(model: Model, wrapped: DistributedDataParallel, settings: sc
         clip_grad=settings.clip_grad,
         bf16=model.config.bf16,
         params_dtype=model.config.params_dtype,
-        use_distributed_optimizer=True,
+        use_distributed_optimizer=_is_distributed(settings),
+        overlap_param_gather=overlap and _is_distributed(settings),
     )
     return get_megatron_optimizer(config, [wrapped], use_gloo_process_groups=False, pg_collection=model.groups)
+
+
+def _is_distributed(settings: schema.Optimizer) -> bool:
+    """Megatron's distributed optimizer shards Adam's state, and silently skips the step of any other."""
+    return settings.type == "adam"
+
+
+def optimizer_tensors(optimizer: MegatronOptimizer) -> Iterator[Tensor]:
+    """What the optimizer keeps beside the model's own weights: moments, and float32 master weights of a bf16 model."""
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        for state in part.optimizer.state.values():
+            yield from (value for value in state.values() if torch.is_tensor(value) and value.dim())
+        masters = getattr(part, "shard_fp32_from_float16_groups", None) or getattr(part, "fp32_from_float16_groups", [])
+        yield from (param for group in masters for param in group if param is not None)
 
 
 def learning_rate(step: int, steps: int, settings: schema.Optimizer) -> float:

@@ -1,4 +1,4 @@
-"""A Megatron model -> a Hugging Face directory."""
+"""Exported weights -> a Hugging Face directory."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from megatron_gopd.mcore.weights import export
-from megatron_gopd.mcore.model import Model
 from megatron_gopd.ranks import is_first
 from megatron_gopd.runs.atomic import atomic_folder
 
@@ -22,12 +20,11 @@ CARRIED = (
 ).split()
 
 
-def save(model: Model, source: str | Path, target: Path) -> None:
-    """Write `model` to `target`, with the configuration and tokenizer of `source`, the folder it came from.
+def save(tensors: Iterator[tuple[str, torch.Tensor]], source: str | Path, target: Path, dtype: str) -> None:
+    """Write an exported model to `target`, with the configuration and tokenizer of `source`, the folder it came from.
 
     Collective; rank 0 writes, holding one shard at a time. `target` appears complete or not at all.
     """
-    tensors = export(model)
     if not is_first():
         for _ in tensors:
             pass
@@ -38,7 +35,7 @@ def save(model: Model, source: str | Path, target: Path) -> None:
                 shutil.copyfile(Path(source) / name, folder / name)
         config = json.loads((Path(source) / "config.json").read_text())
         config.pop("torch_dtype", None)
-        config["dtype"] = str(model.config.params_dtype).removeprefix("torch.")
+        config["dtype"] = dtype
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         _write_shards(tensors, folder)
 

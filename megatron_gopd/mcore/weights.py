@@ -16,6 +16,10 @@ from megatron_gopd.mcore.mapping import Whole, rule_for
 from megatron_gopd.mcore.model import Model
 
 
+_EXPERT = re.compile(r"(?<=\.local_experts\.)\d+")
+_LAYER = re.compile(r"(?<=^decoder\.layers\.)\d+")
+
+
 @torch.no_grad()
 def load(model: Model, folder: str | Path) -> None:
     """Fill `model` with the weights in `folder`, each rank reading what it holds.
@@ -24,26 +28,26 @@ def load(model: Model, folder: str | Path) -> None:
         UserError: tensors missing, of another shape, not finite; damaged files.
     """
     source = HFFolder(folder)
-    tp, rank = model.layout.tp, model.groups.tp.rank()
-    for name, param in model.module.named_parameters():
-        rule = rule_for(_numbered_globally(name, model), model.architecture, tp)
-        shard = rule.cut([source.tensor(hf_name) for hf_name in rule.names], rank, tp)
+    for name, param in _parameters(model):
+        group = _cut_over(name, model)
+        rule = rule_for(_numbered_globally(name, model), model.architecture, model.layout.tp)
+        shard = rule.cut([source.tensor(hf_name) for hf_name in rule.names], group.rank(), group.size())
         if shard.shape != param.shape:
             shapes = ", ".join(f"{hf_name} {list(source.shape(hf_name))}" for hf_name in rule.names)
             raise UserError(
                 f"{folder}: {shapes} does not fit config.json, which asks for {list(param.shape)} on each of "
-                f"{tp} tensor-parallel rank(s); weights and config.json belong to different models"
+                f"{group.size()} tensor-parallel rank(s); weights and config.json belong to different models"
             )
         param.copy_(shard)
 
 
 @torch.no_grad()
 def export(model: Model) -> Iterator[tuple[str, Tensor]]:
-    """(Hugging Face name, whole tensor) for every parameter, on every rank; one parameter in memory at a time.
+    """(Hugging Face name, whole tensor) for every parameter; one parameter (of each expert rank) in memory at a time.
 
-    Collective over the model's groups: every rank draws the whole iterator.
+    Collective over the model's ranks: each draws the whole iterator and gets everything.
     """
-    mine = {_numbered_globally(name, model): param for name, param in model.module.named_parameters()}
+    mine = {_layer_numbered_globally(name, model): param for name, param in _parameters(model)}
     stages: list[list] = [None] * model.layout.pp
     held = [(name, param.shape, param.dtype) for name, param in mine.items()]
     dist.all_gather_object(stages, held, group=model.groups.pp)
@@ -54,20 +58,57 @@ def export(model: Model) -> Iterator[tuple[str, Tensor]]:
             shard = mine[name].detach() if name in mine else torch.empty(shape, dtype=dtype, device=_device())
             if model.layout.pp > 1:
                 dist.broadcast(shard, group=model.groups.pp, group_src=stage)
-            rule = rule_for(name, model.architecture, model.layout.tp)
-            yield from zip(rule.names, rule.join(_shards(shard, rule, model)), strict=True)
+            yield from _whole(name, shard, model)
 
 
-def _shards(shard: Tensor, rule, model: Model) -> list[Tensor]:
-    if model.layout.tp == 1 or type(rule) is Whole:
+_GROUPED = re.compile(r"\.experts\.(linear_fc[12])\.weight(\d+)$")
+
+
+def _parameters(model: Model) -> Iterator[tuple[str, Tensor]]:
+    """Named parameters; those of a grouped GEMM (`linear_fc1.weight3`) under the names of single experts."""
+    for name, param in model.module.named_parameters():
+        yield _GROUPED.sub(r".experts.local_experts.\2.\1.weight", name), param
+
+
+def _whole(name: str, shard: Tensor, model: Model) -> Iterator[tuple[str, Tensor]]:
+    """A parameter's Hugging Face tensors, its shards gathered; for an expert's, those of every expert rank."""
+    expert = _EXPERT.search(name)
+    if expert is None:
+        rule = rule_for(name, model.architecture, model.layout.tp)
+        shards = [shard] if type(rule) is Whole else _gather(shard, model.groups.tp)
+        yield from zip(rule.names, rule.join(shards), strict=True)
+        return
+    of_rank = [_gather(part, model.groups.ep) for part in _gather(shard, model.groups.expt_tp)]
+    for rank, shards in enumerate(zip(*of_rank, strict=True)):
+        number = int(expert[0]) + rank * _experts_a_rank(model)
+        rule = rule_for(_EXPERT.sub(str(number), name), model.architecture, model.layout.tp)
+        yield from zip(rule.names, rule.join(list(shards)), strict=True)
+
+
+def _gather(shard: Tensor, group: dist.ProcessGroup) -> list[Tensor]:
+    if group.size() == 1:
         return [shard]
-    shards = [torch.empty_like(shard) for _ in range(model.layout.tp)]
-    dist.all_gather(shards, shard.contiguous(), group=model.groups.tp)
+    shards = [torch.empty_like(shard) for _ in range(group.size())]
+    dist.all_gather(shards, shard.contiguous(), group=group)
     return shards
 
 
+def _cut_over(name: str, model: Model) -> dist.ProcessGroup:
+    return model.groups.expt_tp if _EXPERT.search(name) else model.groups.tp
+
+
 def _numbered_globally(name: str, model: Model) -> str:
-    return re.sub(r"(?<=^decoder\.layers\.)\d+", lambda layer: str(int(layer[0]) + model.layer_offset), name)
+    first = model.groups.ep.rank() * _experts_a_rank(model)
+    return _EXPERT.sub(lambda expert: str(int(expert[0]) + first), _layer_numbered_globally(name, model))
+
+
+def _layer_numbered_globally(name: str, model: Model) -> str:
+    return _LAYER.sub(lambda layer: str(int(layer[0]) + model.layer_offset), name)
+
+
+def _experts_a_rank(model: Model) -> int:
+    experts = model.architecture.experts
+    return experts.count // model.layout.ep if experts else 0
 
 
 def _device() -> torch.device:

@@ -9,13 +9,25 @@ from megatron_gopd.mcore.model import Model
 
 
 def my_micro_batches(model: Model, batch: Sequence[Row], max_tokens: int) -> list[MicroBatch]:
-    """Rows are shared over data-parallel ranks by their tokens, then packed to at most `max_tokens`."""
+    """Rows are shared over data-parallel ranks by their tokens, then packed to at most `max_tokens`.
+
+    Every replica gets as many micro-batches as the one with most, the missing ones empty: experts are spread over
+    replicas, and all must come to each exchange of tokens.
+    """
     lengths = [len(row) for row in batch]
-    mine = share(lengths, model.groups.dp.size())[model.groups.dp.rank()]
+    packed = [pack(rows, lengths, max_tokens) for rows in share(lengths, model.groups.dp.size())]
+    mine = packed[model.groups.dp.rank()]
+    mine += [[]] * (max(map(len, packed)) - len(mine))
+    return [micro_batch_of(model, rows, batch) for rows in mine]
+
+
+def micro_batch_of(model: Model, rows: Sequence[int], batch: Sequence[Row]) -> MicroBatch:
+    """One micro-batch in the shape the model's layout asks for."""
+    cp = model.groups.cp
     multiple = model.layout.tp if model.config.sequence_parallel else 1
-    return [build_micro_batch(rows, batch, multiple) for rows in pack(mine, lengths, max_tokens)]
+    return build_micro_batch(rows, batch, cp=cp.size(), cp_rank=cp.rank(), multiple=multiple)
 
 
 def reports(model: Model) -> bool:
-    """Whether this rank speaks for its replica: of the ranks that hold the same result, exactly one does."""
+    """Whether this rank speaks for its part of the tokens: of the ranks with the same result, exactly one does."""
     return model.is_last_stage and model.groups.tp.rank() == 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 
 from megatron_gopd.config import Config, schema
@@ -10,6 +13,7 @@ from megatron_gopd.data.trajectory import Trajectory
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore import weights
 from megatron_gopd.mcore.model import Model, build_model
+from megatron_gopd.mcore.offload import Offloader
 from megatron_gopd.policies import scoring
 
 
@@ -22,7 +26,8 @@ class Scorers:
     def __init__(self, config: Config):
         """Collective over all ranks. Raises UserError for a model or layout that cannot be used."""
         self.config = config
-        self._models: dict[str, Model] = {}
+        self._models: dict[str, Model | None] = {}  # None where this rank holds no part
+        self._offloaders: dict[str, Offloader] = {}
         for name, teacher in config.teachers.items():
             self._hold(teacher)
             if config.algorithm.lambda_ != 1:
@@ -45,24 +50,38 @@ class Scorers:
             for trajectory, values in zip(taught, answers, strict=True):
                 trajectory.reference_logprobs = values
 
-    def teacher(self, name: str) -> Model:
-        return self._models[_identity(self.config.teachers[name])]
+    @contextlib.contextmanager
+    def teacher(self, name: str) -> Iterator[Model | None]:
+        """The model of a teacher, its weights on the device within the block; None where this rank has no part."""
+        with self._resident(self.config.teachers[name]) as model:
+            yield model
+
+    @contextlib.contextmanager
+    def _resident(self, settings: schema.Model) -> Iterator[Model | None]:
+        identity = _identity(settings)
+        with self._offloaders[identity].resident() if identity in self._offloaders else contextlib.nullcontext():
+            yield self._models[identity]
 
     def _hold(self, settings: schema.Model) -> None:
         """Load a model unless the same one, in the same layout and dtype, is held already."""
         if _identity(settings) not in self._models:
-            model = build_model(settings.model, settings.layout, settings.dtype)
-            weights.load(model, settings.model)
-            model.module.eval().requires_grad_(False)
+            model = build_model(settings.model, settings.layout, settings.dtype, fp8=settings.fp8)
+            if model is not None:
+                weights.load(model, settings.model)
+                model.module.eval().requires_grad_(False)
+                if settings.offload:
+                    self._offloaders[_identity(settings)] = Offloader(model.module.parameters())
+                    self._offloaders[_identity(settings)].release()
             self._models[_identity(settings)] = model
 
     def _ask(self, settings: schema.Model, who: str, rows: list[Row], taught: list[Trajectory]) -> list[np.ndarray]:
-        logprobs, _ = scoring.score(
-            self._models[_identity(settings)],
-            rows,
-            temperature=self.config.rollout.temperature,
-            max_tokens=self.config.training.max_tokens_per_micro_batch,
-        )
+        with self._resident(settings) as model:
+            logprobs, _ = scoring.score(
+                model,
+                rows,
+                temperature=self.config.rollout.temperature,
+                max_tokens=self.config.training.max_tokens_per_micro_batch,
+            )
         for values, trajectory in zip(logprobs, taught, strict=True):
             if not np.isfinite(values).all():
                 token = int(np.flatnonzero(~np.isfinite(values))[0])

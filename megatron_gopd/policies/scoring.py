@@ -6,23 +6,25 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from megatron_gopd.data.packing import MicroBatch, Row
 from megatron_gopd.kernels import linear_log_softmax, linear_logprob
 from megatron_gopd.mcore.forward import run
 from megatron_gopd.mcore.model import Model
-from megatron_gopd.policies.micro_batches import my_micro_batches, reports
+from megatron_gopd.policies.micro_batches import micro_batch_of, my_micro_batches, reports
 from megatron_gopd.policies.token_table import TokenTable
 
 
 def score(
-    model: Model, rows: Sequence[Row], *, temperature: float, max_tokens: int
+    model: Model | None, rows: Sequence[Row], *, temperature: float, max_tokens: int
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Log-prob of every response token, and the entropy of the distribution it was drawn from.
 
     Collective over all ranks; every rank passes the same rows and gets all results.
 
     Args:
+        model: None on a rank that holds no part of it.
         temperature: of the softmax.
         max_tokens: packed tokens a forward pass.
 
@@ -36,9 +38,8 @@ def score(
         if reports(model):
             table.put(micro_batch, {"logprobs": logprobs, "entropy": entropy})
 
-    micro_batches = my_micro_batches(model, rows, max_tokens)
-    if micro_batches:
-        run(model, micro_batches, head, train=False)
+    if model is not None:
+        run(model, my_micro_batches(model, rows, max_tokens), head, train=False)
     columns = table.gather()
     return columns["logprobs"], columns["entropy"]
 
@@ -55,29 +56,31 @@ def token_logprobs(model: Model, hidden: torch.Tensor, micro_batch: MicroBatch, 
     )
 
 
-def distribution(model: Model, row: Row, *, temperature: float) -> torch.Tensor:
+def distribution(model: Model | None, row: Row, *, temperature: float) -> torch.Tensor:
     """The whole next-token distribution at every response token of one row, for exact divergences.
 
-    Collective over the model's groups; every rank gets the result.
+    Collective over all ranks; every rank gets the result.
 
     Returns:
         [response, vocab] log-probs, float32, on the CPU.
     """
-    from megatron_gopd.data.packing import build_micro_batch
+    pieces: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def head(hidden: torch.Tensor, micro_batch: MicroBatch) -> torch.Tensor:
-        return linear_log_softmax(
+    def head(hidden: torch.Tensor, micro_batch: MicroBatch) -> None:
+        logprobs = linear_log_softmax(
             hidden,
             model.lm_head(),
             temperature=temperature,
             vocab_size=model.architecture.vocab_size,
             group=model.groups.tp,
         )
+        if reports(model) and model.groups.dp.rank() == 0:
+            pieces.append((micro_batch.offsets, logprobs.cpu()))
 
-    multiple = model.layout.tp if model.config.sequence_parallel else 1
-    results = run(model, [build_micro_batch([0], [row], multiple)], head, train=False)
-    shape = (len(row.response_tokens), model.architecture.vocab_size)
-    result = results[0] if results else torch.empty(shape)
-    if model.layout.pp > 1:
-        torch.distributed.broadcast(result, group=model.groups.pp, group_src=model.layout.pp - 1)
-    return result.cpu()
+    if model is not None:
+        run(model, [micro_batch_of(model, [0], [row])], head, train=False)
+    everywhere: list = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, pieces)
+    found = [piece for rank in everywhere for piece in rank]
+    order = torch.cat([offsets for offsets, _ in found]).argsort()
+    return torch.cat([logprobs for _, logprobs in found])[order]

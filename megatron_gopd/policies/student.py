@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from megatron_gopd.config import Config
@@ -17,7 +18,8 @@ from megatron_gopd.errors import UserError
 from megatron_gopd.mcore import weights
 from megatron_gopd.mcore.forward import run
 from megatron_gopd.mcore.model import build_model
-from megatron_gopd.mcore.optimizer import build_optimizer, learning_rate, wrap_for_training
+from megatron_gopd.mcore.offload import Offloader
+from megatron_gopd.mcore.optimizer import build_optimizer, learning_rate, optimizer_tensors, wrap_for_training
 from megatron_gopd.objective import TokenLoss, TokenRows, token_weights
 from megatron_gopd.policies.micro_batches import my_micro_batches, reports
 from megatron_gopd.policies.scoring import token_logprobs
@@ -45,11 +47,17 @@ class Student:
         """Collective over all ranks. Raises UserError for a model or layout that cannot be used."""
         settings = config.student
         self.config = config
-        self.model = build_model(settings.model, settings.layout, settings.dtype)
-        weights.load(self.model, settings.model)
-        self._wrapped = wrap_for_training(self.model)
-        self._optimizer = build_optimizer(self.model, self._wrapped, config.optimizer)
         self.steps_done = 0
+        self._away: Offloader | None = None
+        self.model = build_model(  # None: no part on this rank
+            settings.model, settings.layout, settings.dtype, fp8=settings.fp8, recompute=settings.recompute
+        )
+        if self.model is not None:
+            weights.load(self.model, settings.model)
+            self._wrapped = wrap_for_training(self.model, config.optimizer, settings.overlap_communication)
+            self._optimizer = build_optimizer(
+                self.model, self._wrapped, config.optimizer, settings.overlap_communication
+            )
 
     def update(self, batch: list[Trajectory], token_loss: TokenLossFunction) -> Update:
         """One optimizer step on scored trajectories. Collective; every rank passes the whole batch.
@@ -67,13 +75,16 @@ class Student:
             result = token_loss(logprobs, entropy, _select(known, table.indices(micro_batch), hidden.device))
             if reports(self.model):
                 seen = {"logprobs": logprobs, "entropy": entropy, "advantage": result.metrics["advantage"]}
-                table.put(micro_batch, seen | {"loss": result.loss / len(logprobs) * torch.ones_like(logprobs)})
+                table.put(micro_batch, seen | {"loss": result.loss / max(1, len(logprobs)) * torch.ones_like(logprobs)})
             return _with_gradient(result, logprobs, entropy)
 
-        self._wrapped.zero_grad_buffer()
-        self._optimizer.zero_grad()
-        micro_batches = my_micro_batches(self.model, rows, self.config.training.max_tokens_per_micro_batch)
-        run(self.model, micro_batches, head, train=True, module=self._wrapped)
+        if self.model is not None:
+            if self._away is not None:
+                self._wrapped.restore_grad_buffers()
+            self._wrapped.zero_grad_buffer()
+            self._optimizer.zero_grad()
+            micro_batches = my_micro_batches(self.model, rows, self.config.training.max_tokens_per_micro_batch)
+            run(self.model, micro_batches, head, train=True, module=self._wrapped)
         columns = table.gather()
         _refuse_non_finite(columns["logprobs"], batch)
         loss = math.fsum(float(column.sum(dtype=np.float64)) for column in columns.pop("loss"))
@@ -81,20 +92,62 @@ class Student:
 
     def export(self) -> Iterator[tuple[str, Tensor]]:
         """(Hugging Face name, tensor) of the current weights. Collective; draw the whole iterator on every rank."""
-        return weights.export(self.model)
+        span = self.config.student.layout.span(dist.get_world_size(), "student")
+        mine = weights.export(self.model) if self.model is not None else None
+        return mine if len(span) == dist.get_world_size() else _to_all_ranks(mine, span[0])
 
     def _step(self) -> tuple[float, float]:
+        """The optimizer step, unless the gradient is not finite; returns its norm and the learning rate."""
         lr = learning_rate(self.steps_done + 1, self.config.run.steps, self.config.optimizer)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
-        _, grad_norm, _ = self._optimizer.step()
-        if not math.isfinite(grad_norm):
+        norm = 0.0
+        if self.model is not None:
+            if self._away is not None:
+                self._away.restore()
+            self._optimizer.prepare_grads()
+            norm = self._optimizer.get_grad_norm()
+        norm = _highest(norm)  # ranks without a part of the student learn it from the others
+        if not math.isfinite(norm):
             raise UserError(
-                f"step {self.steps_done + 1}: the gradient norm is {grad_norm}; lower optimizer.lr, or look at the "
+                f"step {self.steps_done + 1}: the gradient norm is not finite; lower optimizer.lr, or look at the "
                 f"trajectories of this step in samples.jsonl"
             )
+        if self.model is not None:
+            self._apply(lr)
         self.steps_done += 1
-        return float(grad_norm), lr
+        return norm, lr
+
+    def _apply(self, lr: float) -> None:
+        """Under `offload`, moments and master weights wait in host memory between steps; gradients are freed."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.step()
+        if self.config.student.offload:
+            self._away = Offloader(optimizer_tensors(self._optimizer))
+            self._away.release()
+            self._wrapped.offload_grad_buffers()
+
+
+def _to_all_ranks(tensors: Iterator[tuple[str, Tensor]] | None, source: int) -> Iterator[tuple[str, Tensor]]:
+    """Hand what rank `source` draws to every rank; the other ranks of its span must draw along."""
+    while True:
+        drawn = next(tensors, None) if tensors is not None else None
+        about = [None if drawn is None else (drawn[0], drawn[1].shape, drawn[1].dtype)]
+        dist.broadcast_object_list(about, src=source)
+        if about[0] is None:
+            return
+        name, shape, dtype = about[0]
+        device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
+        tensor = drawn[1].contiguous() if drawn is not None else torch.empty(shape, dtype=dtype, device=device)
+        dist.broadcast(tensor, src=source)
+        yield name, tensor
+
+
+def _highest(value: float) -> float:
+    """The maximum over all ranks; infinite where it is not a number on one of them."""
+    value = float(value) if math.isfinite(value) else math.inf
+    tensor = torch.tensor(value, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor.item()
 
 
 def _known_of_every_token(batch: list[Trajectory], aggregation) -> TokenRows:

@@ -26,7 +26,7 @@ class TokenTable:
 
     def indices(self, micro_batch: MicroBatch) -> Tensor:
         """[response tokens] where the micro-batch's tokens stand in the table."""
-        return torch.cat([torch.arange(self._bounds[row], self._bounds[row + 1]) for row in micro_batch.rows])
+        return torch.from_numpy(self._bounds)[micro_batch.rows] + micro_batch.offsets
 
     def put(self, micro_batch: MicroBatch, columns: dict[str, Tensor]) -> None:
         where = self.indices(micro_batch)

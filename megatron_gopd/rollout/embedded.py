@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -84,13 +85,15 @@ class EmbeddedEngine:
         Raises:
             RuntimeError: the policy's parameters are not the replica's, name for name.
         """
-        waiting = dict(self.model.named_parameters())
+        replica = dict(self.model.named_parameters())
+        missing = {name: param.numel() for name, param in replica.items()}
         for name, tensor in policy.export():
-            if name not in waiting:
-                raise RuntimeError(f"the student exported {name}, which the replica does not have")
-            waiting.pop(name).copy_(tensor)
-        if waiting:
-            raise RuntimeError(f"the student did not export {sorted(waiting)[:3]}")
+            held, place = _place(replica, name)
+            place.copy_(tensor)
+            missing[held] -= tensor.numel()
+        wrong = [name for name, left in missing.items() if left]
+        if wrong:
+            raise RuntimeError(f"the policy did not export the replica's {', '.join(wrong[:3])}")
         self.weight_version += 1
 
     def _generate_together(self, wanted: list[tuple[Prompt, int]], step: int, max_tokens: int) -> list[Trajectory]:
@@ -131,6 +134,22 @@ class EmbeddedEngine:
             finish_reason="stop" if response.finished else "length",
             weight_version=self.weight_version,
         )
+
+
+_EXPERT = re.compile(r"(.+\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
+
+
+def _place(replica: dict[str, torch.Tensor], name: str) -> tuple[str, torch.Tensor]:
+    """The replica's parameter that holds the tensor `name`, and the part of it that does: experts are fused there."""
+    if name in replica:
+        return name, replica[name]
+    expert = _EXPERT.fullmatch(name)
+    if expert is None:
+        raise RuntimeError(f"the policy exported {name}, which the replica does not have")
+    prefix, number, which = expert.groups()
+    held = f"{prefix}.{'down_proj' if which == 'down' else 'gate_up_proj'}"
+    fused = replica[held][int(number)]
+    return held, fused if which == "down" else fused.chunk(2)[which == "up"]
 
 
 def load_for_decoding(folder: str | Path, dtype: str):

@@ -40,5 +40,5 @@ def distill(config: Config) -> None:
             recorder.step(step, batch, update, spans.take())
         if probe:
             recorder.measured("after", probe.measure(job.rollout))
-        save(job.student.model, config.student.model, recorder.model)
+        save(job.student.export(), config.student.model, recorder.model, config.student.dtype)
         recorder.finish()

@@ -8,7 +8,6 @@ import torch.distributed as dist
 
 from megatron_gopd.config import Config
 from megatron_gopd.data import PromptLoader, Tokenizers, build_prompts, load_tokenizers
-from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.hf_folder import HFFolder
 from megatron_gopd.policies.scorers import Scorers
@@ -52,14 +51,8 @@ def _check_models(config: Config) -> None:
             roles[f"the reference of teachers.{name}"] = config.reference_of(name)
     for role, settings in roles.items():
         Architecture.read(settings.model).check_layout(settings.layout, f"{role} ({settings.model})")
-        replicas = settings.layout.data_parallel(world, role)
+        settings.layout.span(world, role)
         HFFolder(settings.model)
-        trajectories = config.data.batch_size * config.rollout.samples_per_prompt
-        if role == "student" and trajectories < replicas:
-            raise UserError(
-                f"data.batch_size x rollout.samples_per_prompt = {trajectories} trajectories cannot be shared by "
-                f"{replicas} data-parallel replicas of the student; raise data.batch_size"
-            )
 
 
 def _announce(skipped: int, warnings: list[str], config: Config) -> None:

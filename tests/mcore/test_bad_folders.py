@@ -109,7 +109,7 @@ def test_a_missing_shard(folder, refusal, sharded):
     assert refusal() == f"FOLDER: 1 of {len(files)} shards are missing, first {files[1]}"
 
 
-@pytest.mark.parametrize("text", ["{", "{}", pytest.param("[]", marks=pytest.mark.xfail(raises=TypeError))])
+@pytest.mark.parametrize("text", ["{", "{}", "[]"])
 def test_an_index_that_is_none(folder, refusal, text):
     (folder / "model.safetensors.index.json").write_text(text)
     assert refusal().startswith("FOLDER/model.safetensors.index.json: not a safetensors index")

@@ -53,7 +53,6 @@ def test_the_rate_follows_the_schedule(folder):
     assert [update.lr for update in updates] == pytest.approx([5e-4, 1e-3, 1e-3])
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the distributed optimizer takes Adam only")
 def test_sgd_moves_by_lr_times_gradient(folder):
     (update,), weights = take_steps(folder, 1, type="sgd", lr=1e-3, clip_grad=0.0)
     start = weights_of(Student(settings(folder)))
@@ -112,12 +111,11 @@ def test_a_student_of_nan_is_refused_by_name(folder):
         student.update(batch(), LOSS)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the norm is looked at after the step")
 def test_a_gradient_of_nan_leaves_the_weights_as_they_were(folder):
     student = Student(settings(folder))
     before, spoilt = weights_of(student), batch()
     spoilt[1].teacher_logprobs[0] = np.nan
-    with pytest.raises(UserError, match="step 1: the gradient norm is nan"):
+    with pytest.raises(UserError, match="step 1: the gradient norm is not finite"):
         student.update(spoilt, LOSS)
     for name, value in weights_of(student).items():
         np.testing.assert_array_equal(value, before[name], err_msg=name)

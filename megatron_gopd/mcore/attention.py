@@ -1,0 +1,70 @@
+"""Causal attention on packed rows without Transformer Engine, in memory linear in the tokens."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from megatron.core.transformer.module import MegatronModule
+from torch import Tensor
+
+QUERY_BLOCK = 512  # queries at a time where keys outnumber queries: the only mask built is [QUERY_BLOCK, keys]
+
+
+class CausalAttention(MegatronModule):
+    """core_attention: torch's kernel row by row. Under context parallelism, keys and values are gathered."""
+
+    def __init__(self, config, layer_number, attn_mask_type, attention_type, softmax_scale=None, pg_collection=None, **_):
+        super().__init__(config=config)
+        self.tp_group = pg_collection.tp  # sharded_state_dict looks for it
+        self.cp_group = pg_collection.cp
+        self.scale = softmax_scale or config.kv_channels**-0.5
+
+    def forward(self, query, key, value, attention_mask, packed_seq_params=None, **_) -> Tensor:
+        """query [t, heads, d], key and value [t, groups, d] -> [t, heads * d]; t: this rank's positions, row by row."""
+        starts = packed_seq_params.cu_seqlens_q.tolist()
+        shared = query.shape[1] // key.shape[1]
+        cp = self.cp_group.size()
+        if cp > 1:
+            key, value = _in_order(key, value, starts, self.cp_group)
+        key, value = (x.repeat_interleave(shared, dim=1) if shared > 1 else x for x in (key, value))
+        query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
+        rows = []
+        for first, last in zip(starts, starts[1:], strict=False):
+            row_key, row_value = key[:, :, first:last], value[:, :, first:last]
+            local = query[:, :, first // cp : last // cp]
+            if cp == 1:
+                rows.append(F.scaled_dot_product_attention(local, row_key, row_value, is_causal=True, scale=self.scale))
+                continue
+            chunk, rank = local.shape[2] // 2, self.cp_group.rank()
+            for part, number in zip(local.chunk(2, dim=2), (rank, 2 * cp - 1 - rank), strict=True):
+                rows.append(self._from(number * chunk, part, row_key, row_value))
+        return torch.cat(rows, dim=2)[0].transpose(0, 1).flatten(1)
+
+    def _from(self, start: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention of queries that stand at `start` and after, each to the keys up to its own position."""
+        outputs = []
+        for block in query.split(QUERY_BLOCK, dim=2):
+            end = start + block.shape[2]
+            mask = torch.arange(end, device=query.device) <= torch.arange(start, end, device=query.device)[:, None]
+            outputs.append(
+                F.scaled_dot_product_attention(block, key[:, :, :end], value[:, :, :end], attn_mask=mask, scale=self.scale)
+            )
+            start = end
+        return torch.cat(outputs, dim=2)
+
+
+def _in_order(key: Tensor, value: Tensor, starts: list[int], group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
+    """Keys and values [t, groups, d] of all context-parallel ranks, in the order of the rows; gradients scatter back.
+
+    Rank r holds chunks r and 2 cp - 1 - r of each row's 2 cp.
+    """
+    cp = group.size()
+    gathered = gather_from_sequence_parallel_region(torch.stack((key, value), dim=1), group=group)
+    places = torch.arange(starts[-1]).view(cp, -1)  # [rank, local position] -> place in `gathered`
+    order = []
+    for first, last in zip(starts, starts[1:], strict=False):
+        chunks = [places[rank, first // cp : last // cp].chunk(2) for rank in range(cp)]
+        order += [chunks[rank][0] for rank in range(cp)] + [chunks[rank][1] for rank in reversed(range(cp))]
+    return gathered[torch.cat(order).to(gathered.device)].unbind(1)
