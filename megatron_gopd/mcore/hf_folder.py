@@ -67,7 +67,7 @@ class HFFolder:
             return [single]
         try:
             files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{index}: not a safetensors index ({error}); copy the file again") from None
         missing = [file for file in files if not (self.folder / file).exists()]
         if missing:

@@ -38,17 +38,29 @@ def test_a_mistake_is_named(text, expected):
 
 
 @pytest.mark.parametrize(
-    ("layout", "replicas"), [(Layout(), 8), (Layout(tp=2), 4), (Layout(tp=2, pp=2), 2), (Layout(tp=2, pp=2, cp=2), 1)]
+    ("layout", "span"),
+    [(Layout(), (0, 8)), (Layout(tp=2, pp=2, cp=2), (0, 8)), (Layout(tp=2, ranks=(2, 3)), (2, 4)), (Layout(ep=8), (0, 8))],
 )
-def test_data_parallelism_takes_the_ranks_that_are_left(layout, replicas):
-    assert layout.data_parallel(8, "student") == replicas
+def test_a_model_is_held_by_all_ranks_or_by_those_it_names(layout, span):
+    assert layout.span(8, "student") == range(*span)
 
 
 @pytest.mark.parametrize("ranks", [1, 6, 9])
 def test_a_layout_that_does_not_divide_the_ranks_is_refused(ranks):
     with pytest.raises(UserError) as caught:
-        Layout(tp=2, pp=2).data_parallel(ranks, "teachers.math")
+        Layout(tp=2, pp=2).span(ranks, "teachers.math")
     assert str(caught.value) == (
-        f"teachers.math: tp 2 x pp 2 x cp 1 = 4 ranks a replica, which does not divide the {ranks} rank(s) of this "
-        f"job; change the layout or the number of ranks"
+        f"teachers.math: tp 2 x pp 2 x cp 1 = 4 rank(s) a replica, which does not divide the {ranks} rank(s) it is "
+        f"given; change the layout or the number of ranks"
     )
+
+
+def test_experts_that_do_not_divide_the_ranks_are_refused():
+    with pytest.raises(UserError, match=r"etp 1 x ep 3 x pp 1 = 3 rank\(s\) a replica of the experts, which does not"):
+        Layout(ep=3).span(4, "teachers.moe")
+
+
+@pytest.mark.parametrize("ranks", [(2, 4), (3, 2), (-1, 1)])
+def test_a_span_outside_the_job_is_refused(ranks):
+    with pytest.raises(UserError, match="does not lie within the 4 rank"):
+        Layout(ranks=ranks).span(4, "student")

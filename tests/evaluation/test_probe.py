@@ -156,7 +156,7 @@ def test_greedy_answers_are_of_the_weights_of_now(measured):
 def test_a_comparison_pairs_prompt_by_prompt(measured):
     from megatron_gopd.evaluation.probe import compare
 
-    rows = {name: difference for name, _, _, difference in compare(measured.before, measured.after)}
+    rows = {name: difference for name, _, _, difference, _ in compare(measured.before, measured.after)}
     differences = np.subtract(measured.after.reverse_kl_fixed, measured.before.reverse_kl_fixed)
     estimate = rows["reverse KL, fixed continuations (nats/token)"]
     assert estimate.standard_error == pytest.approx(differences.std(ddof=1) / LIMIT**0.5)

@@ -73,9 +73,8 @@ def test_a_missing_key_is_named(hf, key):
         (Layout(tp=3), "x: 8 attention heads cannot be cut over tp = 3 (8 % 3 = 2); choose a tp that divides it"),
         (Layout(tp=8), "x: 4 key-value heads cannot be cut over tp = 8 (4 % 8 = 4)"),
         (Layout(pp=3), "x: 4 layers cannot be cut over pp = 3"),
-        (Layout(cp=2), "x: layout.cp = 2 is not available for dense models yet"),
-        (Layout(ep=2), "x: layout.ep = 2 is not available"),
-        (Layout(etp=2), "x: layout.etp = 2 is not available"),
+        (Layout(ep=2), "x: layout.ep = 2, etp = 1: a dense model has no experts; omit them"),
+        (Layout(etp=2), "x: layout.ep = 1, etp = 2: a dense model has no experts; omit them"),
     ],
 )
 def test_a_layout_it_cannot_be_cut_into_is_refused(hf, layout, message):
