@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -30,12 +30,8 @@ def verb(function):
         try:
             function(*args, **kwargs)
         except UserError as error:  # before the ranks know of each other, each meets the same mistake
-            with contextlib.suppress(ImportError):
-                from megatron_gopd.ranks import is_first
-
-                if not is_first():
-                    raise typer.Exit(2) from None
-            print(f"error: {error}", file=sys.stderr)
+            if os.environ.get("RANK", "0") == "0":
+                print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
@@ -83,9 +79,7 @@ def score(
     with ranks():
         from megatron_gopd.evaluation.score_file import score_file
 
-        score_file(
-            model, input, output, layout=settings, dtype=dtype, temperature=temperature, max_tokens=max_tokens
-        )
+        score_file(model, input, output, layout=settings, dtype=dtype, temperature=temperature, max_tokens=max_tokens)
 
 
 @verb

@@ -34,6 +34,8 @@ def ranks() -> Iterator[None]:
     except UserError as error:
         if _is_first_to_report():
             print(f"error: {error}", file=sys.stderr, flush=True)
+        if dist.get_world_size() == 1:  # elsewhere peers may hang in a collective: they are ended, not waited for
+            dist.destroy_process_group()
         raise SystemExit(2) from None
     except Exception:
         if not _is_first_to_report():

@@ -44,13 +44,18 @@ def main() -> int:
         seconds = side_by_side(phases)
     tokens = sum(map(len, batch))
     rows = [(name, value, tokens / value) for name, value in seconds.items()]
-    print_table(f"Quickstart, seconds a phase (median of {ROUNDS}), {torch.get_num_threads()} threads",
-                ["phase", "seconds", "response tokens/s"], rows)
+    print_table(
+        f"Quickstart, seconds a phase (median of {ROUNDS}), {torch.get_num_threads()} threads",
+        ["phase", "seconds", "response tokens/s"],
+        rows,
+    )
     scoring = ratio(seconds, "score (teacher and reference)", "score (transformers, the same rows)")
     rollout = ratio(seconds, "rollout", "rollout (transformers generate)")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"bench-phases: scoring takes {scoring:.2f} of transformers' time (bound 1.00), rollout {rollout:.2f}; "
-          f"peak RSS {peak:.1f} GiB: {'holds' if scoring <= 1 else 'MISSED'}")
+    print(
+        f"bench-phases: scoring takes {scoring:.2f} of transformers' time (bound 1.00), rollout {rollout:.2f}; "
+        f"peak RSS {peak:.1f} GiB: {'holds' if scoring <= 1 else 'MISSED'}"
+    )
     return int(scoring > 1)
 
 

@@ -96,11 +96,19 @@ def evaluate_model(
 
 
 def _report(
-    result: Estimate, answers: list[Trajectory], texts: list[str], grades: list[Grade], samples: int, output: Path | None
+    result: Estimate,
+    answers: list[Trajectory],
+    texts: list[str],
+    grades: list[Grade],
+    samples: int,
+    output: Path | None,
 ) -> None:
     length = sum(map(len, answers)) / len(answers)
     truncated = sum(answer.finish_reason == "length" for answer in answers) / len(answers)
-    print(f"avg@{samples} {result} over {result.items} problems; {length:.1f} tokens a response, {truncated:.0%} truncated")
+    print(
+        f"avg@{samples} {result} over {result.items} problems; "
+        f"{length:.1f} tokens a response, {truncated:.0%} truncated"
+    )
     if output:
         rows = (
             {

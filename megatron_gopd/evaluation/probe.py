@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
 
 from megatron_gopd.config import Config, schema
 from megatron_gopd.data import Tokenizers, Trajectory, build_prompts
@@ -85,7 +84,9 @@ class Probe:
         divergences, entropies = [], []
         for trajectory in trajectories:
             prompt, response = trajectory.prompt, trajectory.response_tokens
-            ours = scoring.distribution(self.student.model, Row(prompt.student_tokens, response), temperature=temperature)
+            ours = scoring.distribution(
+                self.student.model, Row(prompt.student_tokens, response), temperature=temperature
+            )
             with self.scorers.teacher(prompt.teacher) as teacher:
                 theirs = scoring.distribution(teacher, Row(prompt.teacher_tokens, response), temperature=temperature)
             shared = min(ours.shape[1], theirs.shape[1])  # embeddings may be padded to different sizes

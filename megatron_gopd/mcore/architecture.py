@@ -107,7 +107,9 @@ class Architecture:
                     f"choose a {key} that divides it"
                 )
         if self.experts is None and (layout.ep, layout.etp) != (1, 1):
-            raise UserError(f"{where}: layout.ep = {layout.ep}, etp = {layout.etp}: a dense model has no experts; omit them")
+            raise UserError(
+                f"{where}: layout.ep = {layout.ep}, etp = {layout.etp}: a dense model has no experts; omit them"
+            )
 
     def transformer_config(
         self, layout: Layout, dtype: str, *, fp8: schema.Fp8 | None = None, recompute: str = "none"

@@ -15,7 +15,9 @@ QUERY_BLOCK = 512  # queries at a time where keys outnumber queries: the only ma
 class CausalAttention(MegatronModule):
     """core_attention: torch's kernel row by row. Under context parallelism, keys and values are gathered."""
 
-    def __init__(self, config, layer_number, attn_mask_type, attention_type, softmax_scale=None, pg_collection=None, **_):
+    def __init__(
+        self, config, layer_number, attn_mask_type, attention_type, softmax_scale=None, pg_collection=None, **_
+    ):
         super().__init__(config=config)
         self.tp_group = pg_collection.tp  # sharded_state_dict looks for it
         self.cp_group = pg_collection.cp
@@ -49,7 +51,9 @@ class CausalAttention(MegatronModule):
             end = start + block.shape[2]
             mask = torch.arange(end, device=query.device) <= torch.arange(start, end, device=query.device)[:, None]
             outputs.append(
-                F.scaled_dot_product_attention(block, key[:, :, :end], value[:, :, :end], attn_mask=mask, scale=self.scale)
+                F.scaled_dot_product_attention(
+                    block, key[:, :, :end], value[:, :, :end], attn_mask=mask, scale=self.scale
+                )
             )
             start = end
         return torch.cat(outputs, dim=2)

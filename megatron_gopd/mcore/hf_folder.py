@@ -11,7 +11,6 @@ from safetensors import SafetensorError, safe_open
 
 from megatron_gopd.errors import UserError
 
-
 _EXPERT = re.compile(r"(.+\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
 
 
@@ -56,7 +55,9 @@ class HFFolder:
 
     def _file_of(self, name: str) -> Path:
         if name not in self._files:
-            raise UserError(f"{self.folder}: the tensor {name} is missing; the weights do not belong to its config.json")
+            raise UserError(
+                f"{self.folder}: the tensor {name} is missing; the weights do not belong to its config.json"
+            )
         return self._files[name]
 
     def _shards(self) -> list[Path]:

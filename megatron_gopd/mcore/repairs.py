@@ -113,7 +113,7 @@ def _tied_embeddings_ask_their_own_group(module) -> None:
     cls, real = module.LanguageModule, module.parallel_state
     tie = cls.tie_embeddings_and_output_weights_state_dict
 
-    def tied(self, sharded_state_dict, output_key, embedding_key, metadata={}):
+    def tied(self, sharded_state_dict, output_key, embedding_key, metadata=None):
         group = metadata["dp_cp_group"]
         module.parallel_state = types.SimpleNamespace(get_data_parallel_rank=lambda **_: dist.get_rank(group))
         try:

@@ -15,7 +15,6 @@ from megatron_gopd.mcore.hf_folder import HFFolder
 from megatron_gopd.mcore.mapping import Whole, rule_for
 from megatron_gopd.mcore.model import Model
 
-
 _EXPERT = re.compile(r"(?<=\.local_experts\.)\d+")
 _LAYER = re.compile(r"(?<=^decoder\.layers\.)\d+")
 

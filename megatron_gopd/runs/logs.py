@@ -23,6 +23,7 @@ def log_to(folder: Path, rank: int) -> Iterator[Path]:
     if rank == 0:
         handlers.append(logging.lastResort)  # Python's own for warnings, which a file handler would silence
     LOGGER.setLevel(logging.INFO)
+    LOGGER.propagate = False  # a library that configured the root logger would print all of it
     for handler in handlers:
         LOGGER.addHandler(handler)
     try:
@@ -31,6 +32,7 @@ def log_to(folder: Path, rank: int) -> Iterator[Path]:
         record_exception(error)
         raise
     finally:
+        LOGGER.propagate = True
         for handler in handlers:
             LOGGER.removeHandler(handler)
         handlers[0].close()

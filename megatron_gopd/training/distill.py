@@ -17,10 +17,10 @@ from megatron_gopd.training.recorder import Recorder
 def distill(config: Config) -> None:
     """Run the whole distillation of `config`. Collective over the ranks of the job."""
     job = build_job(config)
+    probe = Probe(config, job.tokenizers, job.student, job.scorers) if config.evaluation else None
     recorder = Recorder(config, job.tokenizers.student)
     correction = config.algorithm.rollout_correction
     token_loss = gopd_loss(config.algorithm.lambda_, correction.cap if correction else None)
-    probe = Probe(config, job.tokenizers, job.student, job.scorers) if config.evaluation else None
     with recorder, log_to(recorder.logs, dist.get_rank()), Grader(config.rewards) as grader:
         spans = Spans(on_enter=recorder.phase)
         if probe:

@@ -39,7 +39,12 @@ def test_a_mistake_is_named(text, expected):
 
 @pytest.mark.parametrize(
     ("layout", "span"),
-    [(Layout(), (0, 8)), (Layout(tp=2, pp=2, cp=2), (0, 8)), (Layout(tp=2, ranks=(2, 3)), (2, 4)), (Layout(ep=8), (0, 8))],
+    [
+        (Layout(), (0, 8)),
+        (Layout(tp=2, pp=2, cp=2), (0, 8)),
+        (Layout(tp=2, ranks=(2, 3)), (2, 4)),
+        (Layout(ep=8), (0, 8)),
+    ],
 )
 def test_a_model_is_held_by_all_ranks_or_by_those_it_names(layout, span):
     assert layout.span(8, "student") == range(*span)

@@ -122,7 +122,8 @@ def test_fresh_continuations_are_the_student_s_of_now(measured, chat_models):
 
 
 def test_the_entropy_is_the_student_s_on_its_fresh_continuations(measured, chat_models):
-    laws = [law(chat_models["other"], p.student_tokens, r) for p, r in zip(measured.probe.prompts, measured.second)]
+    pairs = zip(measured.probe.prompts, measured.second, strict=True)
+    laws = [law(chat_models["other"], prompt.student_tokens, response) for prompt, response in pairs]
     assert close(measured.after.entropy, [-(np.exp(ours) * ours).sum(1).mean() for ours in laws])
 
 

@@ -16,7 +16,9 @@ from tests.rollout.sample_on_ranks import build_engine, prompts, sample, sample_
 @pytest.fixture(scope="module")
 def two_ranks(chat_models):
     """What two ranks sample, before this process has a group of its own."""
-    return on_ranks(2, sample_tokens, folder=chat_models["student"], questions=5, samples_per_prompt=2, max_batch_size=3)
+    return on_ranks(
+        2, sample_tokens, folder=chat_models["student"], questions=5, samples_per_prompt=2, max_batch_size=3
+    )
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,9 @@ from megatron_gopd.config import Config
 TEACHERS = ("short", "strong")
 
 
-def two_teachers(models: dict[str, Path], data: Path, folder: Path, name: str = "first", layout=None, **sections) -> dict:
+def two_teachers(
+    models: dict[str, Path], data: Path, folder: Path, name: str = "first", layout=None, **sections
+) -> dict:
     """Three steps at lambda 1.25. short: the initial student, told to be short; strong: another model and reference.
 
     `layout` is the student's.

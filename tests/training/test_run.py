@@ -111,5 +111,6 @@ def test_the_second_run_is_another_attempt(run):
 
 @pytest.mark.parametrize("teacher", TEACHERS)
 def test_teachers_are_frozen(run, teacher):
-    held = run.job.scorers.teacher(teacher)
-    assert same(exported(held), dict(load_plain(run.config.teachers[teacher].model).named_parameters()))
+    with run.job.scorers.teacher(teacher) as held:
+        weights = exported(held)
+    assert same(weights, dict(load_plain(run.config.teachers[teacher].model).named_parameters()))

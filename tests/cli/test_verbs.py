@@ -1,0 +1,111 @@
+"""The verbs in processes of their own, alone and under torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.chat_models import write_questions
+from tests.cli.run_verb import ROOT, run_verb, write_config
+from tests.ranks import torchrun
+
+
+@pytest.fixture
+def questions(tmp_path):
+    return write_questions(tmp_path / "train.jsonl", 4, opd_teacher=lambda number: ("math", "code")[number % 2])
+
+
+def test_help_lists_the_verbs_without_importing_torch():
+    program = "import sys; from typer.testing import CliRunner; from megatron_gopd.cli import app; "
+    program += "print(CliRunner().invoke(app, ['--help']).output); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert all(verb in done.stdout for verb in ("train", "score", "evaluate"))
+    assert done.stdout.endswith("False\n")
+
+
+def test_a_dry_run_needs_no_model_and_reads_back(tmp_path):
+    config = write_config(
+        tmp_path,
+        dict.fromkeys(("student", "teacher", "other"), "/no/such/model"),
+        "/none.jsonl",
+        teachers={"math": {"model": "/another"}},
+    )
+    done = run_verb("train", config, "optimizer.lr=3e-6", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    resolved = yaml.safe_load(done.stdout)
+    assert (resolved["optimizer"]["lr"], resolved["algorithm"]["lambda"]) == (3e-6, 1.0)
+    (tmp_path / "again.yaml").write_text(done.stdout)
+    assert run_verb("train", tmp_path / "again.yaml", "--dry-run").stdout == done.stdout
+
+
+def test_score_on_two_ranks_is_score_alone(tmp_path, chat_models):
+    rows = [{"id": f"r{i}", "prompt_tokens": [5, 6, 7 + i], "response_tokens": [9] * (i + 1)} for i in range(3)]
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = ["score", "--model", chat_models["teacher"], "--input", source, "--dtype", "float32"]
+    assert run_verb(*common, "--output", tmp_path / "alone.jsonl").returncode == 0
+    torchrun(2, "-m", "megatron_gopd", *common, "--output", tmp_path / "two.jsonl", "--layout", "tp=2")
+    alone, two = (
+        [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("alone", "two")
+    )
+    assert [row["id"] for row in alone] == ["r0", "r1", "r2"]
+    for one, other in zip(alone, two, strict=True):
+        np.testing.assert_allclose(one["logprobs"], other["logprobs"], atol=1e-5)
+        np.testing.assert_allclose(one["entropy"], other["entropy"], atol=1e-5)
+
+
+def test_an_interrupted_run_leaves_its_folder_readable(tmp_path, chat_models, questions):
+    config = write_config(tmp_path, chat_models, questions)
+    command = [sys.executable, "-m", "megatron_gopd", "train", str(config), "run.steps=5000"]
+    metrics = tmp_path / "runs" / "tiny" / "metrics.jsonl"
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not (metrics.exists() and len(metrics.read_text().splitlines()) > 3):
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()][:3] == [1, 2, 3]
+
+
+def test_a_mistake_on_all_ranks_is_told_once(tmp_path, chat_models, questions):
+    config = write_config(tmp_path, chat_models, questions)
+    output = torchrun(2, "-m", "megatron_gopd", "train", config, "student.model=/no/model", check=False)
+    assert output.count("error: /no/model is no Hugging Face model directory") == 1
+
+
+def test_a_fault_on_one_rank_ends_all_with_one_traceback(tmp_path):
+    script = tmp_path / "one_rank_fails.py"
+    script.write_text(
+        "import torch, torch.distributed as dist\n"
+        "from megatron_gopd.ranks import ranks\n"
+        "with ranks():\n"
+        "    if dist.get_rank() == 1:\n"
+        "        raise ValueError('the fault')\n"
+        "    dist.all_reduce(torch.ones(1))\n"
+    )
+    started = time.monotonic()
+    output = torchrun(2, script, check=False, timeout=60)
+    assert time.monotonic() - started < 40
+    assert output.count("ValueError: the fault") == 1
+    assert "Connection closed by peer" not in output
