@@ -1,5 +1,5 @@
 # The verbs of this repository. Each installs what it needs into .venv first.
-.PHONY: help install quickstart heal-pruned assets test test-all lint bench clean
+.PHONY: help install quickstart heal-pruned assets test test-all lint bench parity clean check-gpu-constraints
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 SMOLLM2 := assets/SmolLM2-135M-Instruct
@@ -31,8 +31,12 @@ test-all: install  ## all tests
 lint: install  ## ruff
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
 
-bench: assets  ## accuracy against transformers, and seconds by phase
-	$(PY) scripts/bench.py $(ARGS)
+bench: assets  ## exactness on one and two ranks, and the quickstart's seconds by phase, beside transformers
+	$(PY) scripts/parity.py --quick
+	$(PY) scripts/bench_phases.py
+
+parity: install  ## every layout on one, two and four ranks against transformers
+	$(PY) scripts/parity.py $(ARGS)
 
 clean:  ## remove .venv and assets; runs/ stays
 	rm -rf .venv assets
@@ -40,4 +44,4 @@ clean:  ## remove .venv and assets; runs/ stays
 check-gpu-constraints:  ## that the versions pinned for GPU machines resolve together (nothing is installed)
 	@python3 -m venv .venv-uv && .venv-uv/bin/pip install -q uv
 	@.venv-uv/bin/uv pip compile -q setup.py --extra dev --extra gpu -c constraints-gpu.txt --python-version 3.11 \
-	    --python-platform x86_64-unknown-linux-gnu -o /dev/null && echo "constraints-gpu.txt resolves"
+	    --python-platform x86_64-manylinux_2_34 -o /dev/null && echo "constraints-gpu.txt resolves"

@@ -29,10 +29,20 @@ FAMILIES = {
     "qwen3": ("Qwen3Config", {"head_dim": 16}),
 }
 NAMES = [f"{family}-{head}" for family in FAMILIES for head in ("tied", "untied")]
+EXPERTS = {
+    "head_dim": 16,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+}
+MIXTURES = ["qwen3moe-untied", "qwen3moe-tied"]
 
 
 def save_tiny(folder: Path, name: str, **save) -> Path:
-    """Write the model `name` (of NAMES) to folder/name; norms and biases are jittered away from 1 and 0.
+    """Write the model `name` (of NAMES or MIXTURES) to folder/name; norms and biases are jittered away from 1 and 0.
 
     Call it where no process group is initialised: transformers then saves on rank 0 only.
     """
@@ -40,9 +50,9 @@ def save_tiny(folder: Path, name: str, **save) -> Path:
     import transformers
 
     family, head = name.split("-")
-    kind, settings = FAMILIES[family]
+    kind, settings = FAMILIES.get(family, ("Qwen3MoeConfig", EXPERTS))
     config = getattr(transformers, kind)(**SIZES, **settings, tie_word_embeddings=head == "tied")
-    torch.manual_seed(NAMES.index(name))
+    torch.manual_seed([*NAMES, *MIXTURES].index(name))
     model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
@@ -58,3 +68,20 @@ def load_plain(folder: Path):
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def with_single_experts(tensors: dict) -> dict:
+    """Named tensors of a transformers model, each expert under its own published name (in memory they are fused)."""
+    single = {}
+    for name, tensor in tensors.items():
+        prefix, _, kind = name.rpartition(".")
+        if kind == "gate_up_proj":
+            for number, fused in enumerate(tensor):
+                half = len(fused) // 2
+                single[f"{prefix}.{number}.gate_proj.weight"] = fused[:half]
+                single[f"{prefix}.{number}.up_proj.weight"] = fused[half:]
+        elif kind == "down_proj":
+            single |= {f"{prefix}.{number}.down_proj.weight": expert for number, expert in enumerate(tensor)}
+        else:
+            single[name] = tensor
+    return single

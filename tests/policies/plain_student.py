@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from tests.policies.steps_on_ranks import CAP, LAMBDA, TEMPERATURE, batch
-from tests.tiny_models import load_plain
+from tests.tiny_models import load_plain, with_single_experts
 
 
 def plain_steps(folder: Path, steps: int, *, type: str, lr: float, clip_grad: float, eps: float = 1e-8):
@@ -29,7 +29,8 @@ def plain_steps(folder: Path, steps: int, *, type: str, lr: float, clip_grad: fl
         update.grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip_grad or torch.inf).item()
         optimizer.step()
         updates.append(update)
-    return updates, {name: parameter.detach().numpy().copy() for name, parameter in model.named_parameters()}
+    weights = {name: parameter.detach().numpy().copy() for name, parameter in model.named_parameters()}
+    return updates, with_single_experts(weights)
 
 
 def loss_and_columns(model) -> SimpleNamespace:

@@ -30,6 +30,7 @@ def score_all(folders: dict[str, Path], layouts: list[str], budgets: list[int]) 
 
 def _score(folder: Path, layout: str, budgets: list[int]) -> dict:
     model = build_model(folder, Layout.parse(layout), "float32")
-    weights.load(model, folder)
+    if model is not None:
+        weights.load(model, folder)
     answers = {budget: score(model, rows(), temperature=TEMPERATURE, max_tokens=budget) for budget in budgets}
     return answers | {"law": distribution(model, rows()[WHOLE_ROW], temperature=TEMPERATURE).numpy()}
