@@ -12,6 +12,7 @@ from torch import Tensor
 
 from megatron_gopd.config import schema
 from megatron_gopd.mcore.model import Model
+from megatron_gopd.mcore.repairs import among
 
 
 def wrap_for_training(model: Model, settings: schema.Optimizer, overlap: bool = False) -> DistributedDataParallel:
@@ -44,7 +45,8 @@ def build_optimizer(
         use_distributed_optimizer=_is_distributed(settings),
         overlap_param_gather=overlap and _is_distributed(settings),
     )
-    return get_megatron_optimizer(config, [wrapped], use_gloo_process_groups=False, pg_collection=model.groups)
+    with among(model.groups.intra_dist_opt):
+        return get_megatron_optimizer(config, [wrapped], use_gloo_process_groups=False, pg_collection=model.groups)
 
 
 def _is_distributed(settings: schema.Optimizer) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import types
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -122,6 +123,19 @@ def _tied_embeddings_ask_their_own_group(module) -> None:
             module.parallel_state = real
 
     cls.tie_embeddings_and_output_weights_state_dict = tied
+
+
+@contextlib.contextmanager
+def among(group: dist.ProcessGroup) -> Iterator[None]:
+    """Let calls that name no group mean `group`: the optimizer compares its parameter groups over all ranks of the job,
+    of which some may hold no part of the model."""
+    real_size, real_gather = dist.get_world_size, dist.all_gather_object
+    dist.get_world_size = lambda over=None: real_size(over or group)
+    dist.all_gather_object = lambda objects, mine, over=None: real_gather(objects, mine, group=over or group)
+    try:
+        yield
+    finally:
+        dist.get_world_size, dist.all_gather_object = real_size, real_gather
 
 
 # ---------------------------------------------------------------- gloo

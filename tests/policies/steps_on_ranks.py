@@ -32,12 +32,12 @@ def batch(lengths=LENGTHS) -> list[Trajectory]:
     return trajectories
 
 
-def settings(folder: Path, *, layout="", dtype="float32", budget=4096, aggregation="sequence_mean", **optimizer):
-    """The configuration of a student; `optimizer` are keys of its section."""
+def settings(folder: Path, *, layout="", dtype="float32", budget=4096, aggregation="sequence_mean", student=None, **optimizer):
+    """The configuration of a student; `student` are further keys of its section, `optimizer` those of that one."""
     return Config.model_validate(
         {
             "run": {"name": "test", "steps": 10},
-            "student": {"model": str(folder), "layout": Layout.parse(layout), "dtype": dtype},
+            "student": {"model": str(folder), "layout": Layout.parse(layout), "dtype": dtype} | (student or {}),
             "teachers": {"teacher": {"model": "/teacher"}},
             "algorithm": {"lambda": LAMBDA, "loss_aggregation": aggregation},
             "data": {"train": "train.jsonl", "batch_size": 1},

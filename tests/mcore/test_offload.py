@@ -1,0 +1,54 @@
+"""Tensors that wait in host memory come back bit for bit, and take no memory meanwhile."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from megatron_gopd.mcore.offload import Offloader
+
+
+@pytest.fixture
+def tensors():
+    torch.manual_seed(0)
+    return [torch.randn(5, 3), torch.randn(7, dtype=torch.float64).bfloat16()]
+
+
+def test_released_storage_is_empty(tensors):
+    offloader = Offloader(tensors)
+    assert offloader.release() == 5 * 3 * 4 + 7 * 2
+    assert [tensor.untyped_storage().nbytes() for tensor in tensors] == [0, 0]
+    assert offloader.is_away
+
+
+def test_it_comes_back_bit_for_bit_in_the_same_objects(tensors):
+    before, view = [tensor.clone() for tensor in tensors], tensors[0][1]
+    offloader = Offloader(tensors)
+    offloader.release()
+    offloader.restore()
+    assert all(torch.equal(tensor, value) for tensor, value in zip(tensors, before, strict=True))
+    assert torch.equal(view, before[0][1])
+
+
+def test_a_change_while_resident_is_kept(tensors):
+    offloader = Offloader(tensors)
+    offloader.release()
+    with offloader.resident():
+        tensors[0].add_(1)
+        expected = tensors[0].clone()
+    offloader.restore()
+    assert torch.equal(tensors[0], expected)
+
+
+def test_views_of_one_storage_are_moved_once():
+    whole = torch.arange(6.0)
+    offloader = Offloader([whole[:3], whole[3:]])
+    assert offloader.release() == 24
+    offloader.restore()
+    assert torch.equal(whole, torch.arange(6.0))
+
+
+def test_releasing_twice_frees_nothing_more(tensors):
+    offloader = Offloader(tensors)
+    offloader.release()
+    assert offloader.release() == 0

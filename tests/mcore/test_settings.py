@@ -1,0 +1,82 @@
+"""Role settings -> Megatron's own configuration, built and checked by Megatron."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from megatron_gopd.config import Layout
+from megatron_gopd.config.schema import Fp8
+from megatron_gopd.errors import UserError
+from megatron_gopd.mcore.architecture import Architecture
+from megatron_gopd.mcore.model import build_model
+from tests.tiny_models import EXPERTS, SIZES
+
+DENSE = SIZES | {"model_type": "qwen3", "head_dim": 16}
+MIXTURE = SIZES | {"model_type": "qwen3_moe"} | EXPERTS
+
+
+def settings(hf: dict = DENSE, layout: str = "", dtype: str = "bfloat16", **keys):
+    return Architecture.from_dict(hf, "x").transformer_config(Layout.parse(layout), dtype, **keys)
+
+
+@pytest.mark.parametrize("recipe", ["delayed", "tensorwise", "blockwise", "mxfp8"])
+@pytest.mark.parametrize("form", ["hybrid", "e4m3"])
+def test_fp8_reaches_megatron(form, recipe):
+    config = settings(fp8=Fp8(format=form, recipe=recipe))
+    assert (config.fp8, config.fp8_recipe, config.fp8_param) == (form, recipe, False)
+
+
+def test_layers_at_both_ends_can_stay_in_bf16():
+    fp8 = Fp8(recipe="tensorwise", first_last_layers_bf16=True, layers_at_start_bf16=2, layers_at_end_bf16=1)
+    config = settings(fp8=fp8)
+    assert config.first_last_layers_bf16
+    assert (config.num_layers_at_start_in_bf16, config.num_layers_at_end_in_bf16) == (2, 1)
+
+
+def test_fp8_without_bf16_is_refused():
+    with pytest.raises(UserError, match="fp8 goes with dtype: bfloat16, not float32"):
+        settings(dtype="float32", fp8=Fp8())
+
+
+def test_delayed_scaling_has_no_bf16_ends():
+    with pytest.raises(ValueError, match="does not go with recipe: delayed"):
+        Fp8(recipe="delayed", first_last_layers_bf16=True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without a GPU")
+def test_fp8_without_transformer_engine_names_the_extra():
+    with pytest.raises(UserError, match=r"fp8 needs a GPU and Transformer Engine.*pip install 'megatron-gopd\[gpu\]'"):
+        build_model("/models/any", Layout(), "bfloat16", fp8=Fp8())
+
+
+@pytest.mark.parametrize(("recompute", "granularity"), [("none", None), ("selective", "selective"), ("full", "full")])
+def test_recompute_reaches_megatron(recompute, granularity):
+    assert settings(recompute=recompute).recompute_granularity == granularity
+
+
+def test_the_router_is_a_float32_softmax_over_the_chosen_without_balancing():
+    config = settings(MIXTURE, "ep=2")
+    assert (config.num_moe_experts, config.moe_router_topk, config.moe_router_dtype) == (8, 2, "fp32")
+    assert config.moe_router_load_balancing_type == "none"
+    assert config.moe_aux_loss_coeff == 0
+    assert config.moe_token_dispatcher_type == "alltoall"
+    assert not config.moe_router_pre_softmax
+
+
+def test_experts_without_normalised_top_k_take_the_softmax_first():
+    assert settings(MIXTURE | {"norm_topk_prob": False}).moe_router_pre_softmax
+
+
+@pytest.mark.parametrize(("hf", "expected"), [(DENSE, False), (MIXTURE, True)])
+def test_experts_under_tensor_parallelism_are_sequence_parallel(hf, expected):
+    assert settings(hf, "tp=2").sequence_parallel == expected
+
+
+def test_sequence_parallel_at_tp_1_has_no_effect():
+    assert not settings(layout="sequence_parallel=true").sequence_parallel
+
+
+def test_an_expert_count_that_ep_does_not_divide_is_refused():
+    with pytest.raises(UserError, match=r"8 experts cannot be cut over ep = 3 \(8 % 3 = 2\)"):
+        Architecture.from_dict(MIXTURE, "x").check_layout(Layout(ep=3), "x")

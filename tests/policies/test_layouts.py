@@ -1,0 +1,94 @@
+"""Experts, context parallelism, rank spans and memory levers, against transformers and plain torch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.policies.plain_student import plain_steps
+from tests.policies.score_on_ranks import rows, score_all
+from tests.policies.steps_on_ranks import take_all, take_steps
+from tests.policies.test_scoring import plain_laws
+from tests.ranks import on_ranks
+from tests.tiny_models import save_tiny
+
+MIXTURE, DENSE = "qwen3moe-untied", "qwen3-tied"
+LAYOUTS = {
+    MIXTURE: ["ep=2", "tp=2,etp=2", "cp=2", "pp=2", ""],
+    DENSE: ["cp=2", "ranks=1-1"],
+}
+BUDGET = 400
+SGD = {"type": "sgd", "lr": 1e-2, "clip_grad": 1.0}
+ADAM = {"type": "adam", "lr": 1e-3, "eps": 1e-5, "clip_grad": 1.0}
+PAIRS = [(name, layout) for name, layouts in LAYOUTS.items() for layout in layouts]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("layouts")
+    return {name: save_tiny(folder, name) for name in LAYOUTS}
+
+
+@pytest.fixture(scope="module")
+def scored(folders):
+    return run_on_two_ranks(score_all, folders, budgets=[BUDGET])
+
+
+@pytest.fixture(scope="module")
+def stepped(folders):
+    return run_on_two_ranks(take_all, folders, cases={"sgd": SGD}, steps=1)
+
+
+def run_on_two_ranks(function, folders, **keys) -> dict:
+    results = {}
+    for name, layouts in LAYOUTS.items():
+        results |= on_ranks(2, function, folders={name: folders[name]}, layouts=layouts, **keys)
+    return results
+
+
+@pytest.mark.parametrize(("name", "layout"), PAIRS)
+def test_logprobs_and_entropy_are_those_of_transformers(scored, folders, name, layout):
+    laws = plain_laws(folders[name])
+    for row, logprobs, entropy, law in zip(rows(), *scored[name, layout][BUDGET], laws, strict=True):
+        np.testing.assert_allclose(logprobs, law[np.arange(len(law)), row.response_tokens], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(entropy, -(np.exp(law) * law).sum(1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "layout"), PAIRS)
+def test_an_sgd_step_is_that_of_plain_torch(stepped, folders, name, layout):
+    _, expected = plain_steps(folders[name], 1, **SGD)
+    _, weights = stepped[name, layout, "sgd"]
+    assert weights.keys() == expected.keys()
+    for parameter, value in expected.items():
+        np.testing.assert_allclose(weights[parameter], value, rtol=0, atol=1e-5, err_msg=parameter)
+
+
+@pytest.fixture(scope="module")
+def as_usual(folders, alone):
+    return {dtype: take_steps(folders[DENSE], 3, dtype=dtype, **ADAM) for dtype in ("float32", "bfloat16")}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "levers",
+    [{"offload": True}, {"recompute": "full"}, {"recompute": "selective"}, {"overlap_communication": True}],
+    ids=lambda levers: next(iter(levers)),
+)
+def test_memory_levers_change_nothing(as_usual, folders, levers, dtype):
+    updates, weights = take_steps(folders[DENSE], 3, dtype=dtype, student=levers, **ADAM)
+    assert [update.loss for update in updates] == [update.loss for update in as_usual[dtype][0]]
+    for name, value in as_usual[dtype][1].items():
+        np.testing.assert_array_equal(weights[name], value, err_msg=name)
+
+
+def test_an_offloaded_optimizer_waits_in_host_memory(folders, alone):
+    from megatron_gopd.mcore.optimizer import optimizer_tensors
+    from megatron_gopd.objective import gopd_loss
+    from megatron_gopd.policies.student import Student
+    from tests.policies.steps_on_ranks import batch, settings
+
+    student = Student(settings(folders[DENSE], dtype="bfloat16", student={"offload": True}, **ADAM))
+    student.update(batch(), gopd_loss(1.25, 5.0))
+    held = list(optimizer_tensors(student._optimizer))
+    assert held
+    assert all(tensor.untyped_storage().nbytes() == 0 for tensor in held)
