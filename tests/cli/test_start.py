@@ -28,7 +28,11 @@ def started(tmp_path_factory) -> dict:
     """A new interpreter that has shown its help, a configuration, and a misspelt key."""
     models = {"student": "student", "teacher": "teacher", "other": "other"}
     config = str(write_config(tmp_path_factory.mktemp("start"), models, "train.jsonl"))
-    calls = {"help": ["--help"], "dry run": ["train", config, "--dry-run"], "misspelt": ["train", config, "run.stpes=3"]}
+    calls = {
+        "help": ["--help"],
+        "dry run": ["train", config, "--dry-run"],
+        "misspelt": ["train", config, "run.stpes=3"],
+    }
     command = [sys.executable, "-c", CODE, json.dumps(calls)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     return json.loads(done.stdout.splitlines()[-1])

@@ -32,7 +32,9 @@ def batch(lengths=LENGTHS) -> list[Trajectory]:
     return trajectories
 
 
-def settings(folder: Path, *, layout="", dtype="float32", budget=4096, aggregation="sequence_mean", student=None, **optimizer):
+def settings(
+    folder: Path, *, layout="", dtype="float32", budget=4096, aggregation="sequence_mean", student=None, **optimizer
+):
     """The configuration of a student; `student` are further keys of its section, `optimizer` those of that one."""
     return Config.model_validate(
         {

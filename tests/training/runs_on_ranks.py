@@ -13,7 +13,7 @@ TEACHERS = ("short", "strong")
 def two_teachers(
     models: dict[str, Path], data: Path, folder: Path, name: str = "first", layout=None, **sections
 ) -> dict:
-    """Three steps at lambda 1.25. short: the initial student, told to be short; strong: another model and reference.
+    """Five steps at lambda 1.25. short: the initial student, told to be short; strong: another model and reference.
 
     `layout` is the student's.
     """
@@ -21,7 +21,7 @@ def two_teachers(
     short = {"model": str(models["student"]), "prompt": {"suffix": "Be short."}} | fp32
     strong = {"model": str(models["teacher"]), "reference": {"model": str(models["other"])} | fp32} | fp32
     return {
-        "run": {"name": name, "steps": 3, "seed": 5, "folder": str(folder)},
+        "run": {"name": name, "steps": 5, "seed": 5, "folder": str(folder)},
         "student": {"model": str(models["student"]), "layout": layout or {}} | fp32,
         "teachers": {"short": short, "strong": strong},
         "algorithm": {"lambda": 1.25},

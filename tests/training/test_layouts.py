@@ -1,4 +1,4 @@
-"""Two ranks distill as one does: the same trajectories, the same updates."""
+"""Several ranks distill as one does: the same trajectories, the same updates."""
 
 from __future__ import annotations
 
@@ -6,10 +6,20 @@ from pathlib import Path
 
 import pytest
 
+from megatron_gopd.config import Config
+from tests.chat_models import save_chat_model
 from tests.ranks import on_ranks
-from tests.training.runs_on_ranks import distill_all, metrics_of, two_teachers
+from tests.tiny_models import EXPERTS
+from tests.training.runs_on_ranks import TEACHERS, distill_all, metrics_of, two_teachers
 
-LAYOUTS = {"dp": {}, "tp": {"tp": 2}}
+LAYOUTS = {
+    "dp": {},
+    "tp": {"tp": 2},
+    "tp-sp": {"tp": 2, "sequence_parallel": True},
+    "pp": {"pp": 2},
+    "cp": {"cp": 2},
+    "first": {"ranks": [0, 0]},
+}
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +43,45 @@ def test_two_ranks_follow_one(two_ranks, alone, layout):
     rows = metrics_of(two_ranks / layout / "metrics.jsonl")
     assert len(rows) == len(alone)
     for row, expected in zip(rows, alone, strict=True):
+        assert row == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def mixtures(chat_models, tmp_path_factory) -> dict[str, Path]:
+    """A student with experts, and a teacher with others."""
+    folder = tmp_path_factory.mktemp("mixtures")
+    experts = EXPERTS | {"moe_intermediate_size": 32, "num_experts": 4}
+    saved = {
+        name: save_chat_model(folder / name, seed=seed, family="Qwen3Moe", **experts)
+        for seed, name in enumerate(("student", "teacher"), 7)
+    }
+    return chat_models | {"moe": saved["teacher"], "moe-student": saved["student"]}
+
+
+def three_roles(models, questions, folder, name: str, spread: bool) -> dict:
+    """A student with experts, a teacher with experts and a dense reference; `spread`: each in a layout of its own."""
+    layouts = {"student": {"tp": 2, "pp": 2}, "teacher": {"ep": 4}, "reference": {"cp": 2, "ranks": [2, 3]}}
+    roles = {"student": "moe-student", "teacher": "moe", "reference": "other"}
+    held = {
+        role: {"model": str(models[model]), "dtype": "float32", "layout": layouts[role] if spread else {}}
+        for role, model in roles.items()
+    }
+    tree = two_teachers(models, questions, folder, name, rewards="none")
+    tree["run"]["steps"] = 5
+    tree["student"] = held["student"]
+    tree["teachers"] = {teacher: held["teacher"] | {"reference": held["reference"]} for teacher in TEACHERS}
+    return tree
+
+
+@pytest.mark.parametrize("case", ["ep", "three-roles"])
+def test_experts_and_three_layouts_follow_one_process(mixtures, questions, distill, tmp_path, case):
+    tree = three_roles(mixtures, questions, tmp_path, "spread", spread=case == "three-roles")
+    if case == "ep":
+        tree["student"]["layout"] = {"ep": 2}
+    on_ranks(4 if case == "three-roles" else 2, distill_all, trees=[tree])
+    distill(Config.model_validate(three_roles(mixtures, questions, tmp_path, "alone", spread=False)))
+    spread, alone = (metrics_of(tmp_path / name / "metrics.jsonl") for name in ("spread", "alone"))
+    for row, expected in zip(spread, alone, strict=True):
         assert row == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 

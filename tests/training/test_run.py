@@ -46,7 +46,7 @@ def same(weights: dict, others: dict) -> bool:
 
 
 def test_metrics_have_a_row_a_step(run):
-    assert [row["step"] for row in rows(run.folder / "metrics.jsonl")] == [1, 2, 3]
+    assert [row["step"] for row in rows(run.folder / "metrics.jsonl")] == [1, 2, 3, 4, 5]
 
 
 def test_a_row_has_every_metric(run):
@@ -66,7 +66,7 @@ def test_the_student_learns(run):
 
 def test_samples_tell_prompt_response_and_teacher(run):
     samples = rows(run.folder / "samples.jsonl")
-    assert [sample["step"] for sample in samples] == [1, 2, 3]
+    assert [sample["step"] for sample in samples] == [1, 2, 3, 4, 5]
     for sample in samples:
         assert sample["teacher"] == TEACHERS[int(sample["id"].removeprefix("train-")) % 2]
         assert sample["prompt"].startswith("<|im_start|>user\nWhat is 0 plus ")
