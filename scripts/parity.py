@@ -54,8 +54,11 @@ FOUR = [
 
 
 def main() -> int:
+    from transformers.utils import logging
+
     from megatron_gopd.runs import print_table
 
+    logging.disable_progress_bar()
     cases = QUICK if "--quick" in sys.argv else QUICK + FOUR
     table = []
     with TemporaryDirectory() as scratch:
