@@ -8,7 +8,7 @@ import shutil
 import pytest
 from typer.testing import CliRunner
 
-from tests.chat_models import save_chat_model, write_questions
+from tests.chat_models import save_chat_model, tokenizer, write_questions
 from tests.cli.run_verb import run_verb, write_config
 
 
@@ -89,7 +89,9 @@ def test_nan_weights(refusal, broken):
 
 def test_another_vocabulary(refusal, tmp_path):
     other = save_chat_model(tmp_path / "vocabulary", letters=280)
-    assert "have different tokenizers" in refusal(**teacher(other))
+    message = refusal(**teacher(other))
+    assert "have different tokenizers" in message
+    assert f"id {len(tokenizer(280))}: {tokenizer().convert_ids_to_tokens(len(tokenizer(280)))!r} / None" in message
 
 
 def test_a_tag_without_a_teacher(refusal, questions):
