@@ -16,8 +16,9 @@ from megatron_gopd.data.packing import MicroBatch, Row
 from megatron_gopd.data.trajectory import Trajectory
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore import weights
+from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.forward import run
-from megatron_gopd.mcore.model import build_model
+from megatron_gopd.mcore.model import Model, build_model
 from megatron_gopd.mcore.offload import Offloader
 from megatron_gopd.mcore.optimizer import build_optimizer, learning_rate, optimizer_tensors, wrap_for_training
 from megatron_gopd.objective import TokenLoss, TokenRows, token_weights
@@ -38,6 +39,7 @@ class Update:
     logprobs: list[np.ndarray]
     entropy: list[np.ndarray]
     advantage: list[np.ndarray]
+    router_drift: float | None = None  # of a student with experts, after the step: |W - W_start| / |W_start|
 
 
 class Student:
@@ -54,6 +56,7 @@ class Student:
         )
         if self.model is not None:
             weights.load(self.model, settings.model)
+            self._routers = {name: param.detach().float().clone() for name, param in _routers(self.model)}
             self._wrapped = wrap_for_training(self.model, config.optimizer, settings.overlap_communication)
             self._optimizer = build_optimizer(
                 self.model, self._wrapped, config.optimizer, settings.overlap_communication
@@ -88,7 +91,7 @@ class Student:
         columns = table.gather()
         _refuse_non_finite(columns["logprobs"], batch)
         loss = math.fsum(float(column.sum(dtype=np.float64)) for column in columns.pop("loss"))
-        return Update(*self._step(), loss=loss, **columns)
+        return Update(*self._step(), loss=loss, **columns, router_drift=self._router_drift())
 
     def export(self) -> Iterator[tuple[str, Tensor]]:
         """(Hugging Face name, tensor) of the current weights. Collective; draw the whole iterator on every rank."""
@@ -125,6 +128,22 @@ class Student:
             self._away = Offloader(optimizer_tensors(self._optimizer))
             self._away.release()
             self._wrapped.offload_grad_buffers()
+
+    def _router_drift(self) -> float | None:
+        """How far the routers of all layers have moved since the start; None for a dense student. Collective."""
+        if Architecture.read(self.config.student.model).experts is None:
+            return None
+        squares = torch.zeros(2, device="cuda" if dist.get_backend() == "nccl" else "cpu")  # of the change, the start
+        if self.model is not None and self.model.groups.tp_dp_cp.rank() == 0:  # each stage speaks once
+            for name, param in _routers(self.model):
+                start = self._routers[name]
+                squares += torch.stack([(param.detach().float() - start).square().sum(), start.square().sum()])
+        dist.all_reduce(squares)
+        return math.sqrt(squares[0] / squares[1])
+
+
+def _routers(model: Model) -> Iterator[tuple[str, Tensor]]:
+    return ((name, param) for name, param in model.module.named_parameters() if name.endswith(".router.weight"))
 
 
 def _to_all_ranks(tensors: Iterator[tuple[str, Tensor]] | None, source: int) -> Iterator[tuple[str, Tensor]]:

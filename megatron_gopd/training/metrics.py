@@ -25,6 +25,8 @@ def step_metrics(batch: list[Trajectory], update: Update, seconds: dict[str, flo
         "train_rollout_logprob_abs_diff": float(drift.mean()),
         "train_rollout_logprob_abs_diff_max": float(drift.max()),
     }
+    if update.router_drift is not None:
+        metrics["router_drift"] = update.router_drift
     for teacher in sorted({trajectory.prompt.teacher for trajectory in batch}):
         taught = [i for i, trajectory in enumerate(batch) if trajectory.prompt.teacher == teacher]
         metrics[f"reverse_kl/{teacher}"] = _mean([gaps[i] for i in taught])

@@ -63,6 +63,30 @@ def test_an_sgd_step_is_that_of_plain_torch(stepped, folders, name, layout):
         np.testing.assert_allclose(weights[parameter], value, rtol=0, atol=1e-5, err_msg=parameter)
 
 
+def test_the_drift_of_the_routers_is_that_of_their_weights(stepped, folders):
+    from tests.tiny_models import load_plain
+
+    (update,), weights = stepped[MIXTURE, "pp=2", "sgd"]
+    start = {name: param.detach().numpy() for name, param in load_plain(folders[MIXTURE]).named_parameters()}
+    routers = [name for name in start if name.endswith("mlp.gate.weight")]
+    moved, whole = (
+        sum((x[name] ** 2).sum() for name in routers)
+        for x in ({name: weights[name] - start[name] for name in routers}, start)
+    )
+    assert update.router_drift == pytest.approx((moved / whole) ** 0.5, rel=1e-3)
+    assert update.router_drift > 0
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[MIXTURE])
+def test_the_drift_of_the_routers_does_not_depend_on_the_layout(stepped, layout):
+    drifts = [stepped[MIXTURE, name, "sgd"][0][0].router_drift for name in (layout, "")]
+    assert drifts[0] == pytest.approx(drifts[1], rel=1e-3)
+
+
+def test_a_dense_student_has_no_routers(stepped):
+    assert stepped[DENSE, "cp=2", "sgd"][0][0].router_drift is None
+
+
 @pytest.fixture(scope="module")
 def as_usual(folders, alone):
     return {dtype: take_steps(folders[DENSE], 3, dtype=dtype, **ADAM) for dtype in ("float32", "bfloat16")}
