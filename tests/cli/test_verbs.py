@@ -74,6 +74,8 @@ def test_an_interrupted_run_leaves_its_folder_readable(tmp_path, chat_models, qu
         text=True,
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        # a shell starts what it puts in the background deaf to SIGINT, and the suite may be such a thing
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         deadline = time.monotonic() + 60
