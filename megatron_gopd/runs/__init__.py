@@ -4,20 +4,25 @@ from megatron_gopd.runs.atomic import atomic_folder, write_link, write_text
 from megatron_gopd.runs.console import StepLine, print_table
 from megatron_gopd.runs.folder import RunFolder
 from megatron_gopd.runs.logs import log_to, record_exception
+from megatron_gopd.runs.manifest import DamagedError, check_manifest, read_manifest, write_manifest
 from megatron_gopd.runs.sinks import Sink, Sinks, open_sinks
 from megatron_gopd.runs.spans import Spans
 
 __all__ = [
+    "DamagedError",
     "RunFolder",
     "Sink",
     "Sinks",
     "Spans",
     "StepLine",
     "atomic_folder",
+    "check_manifest",
     "log_to",
     "open_sinks",
     "print_table",
+    "read_manifest",
     "record_exception",
     "write_link",
+    "write_manifest",
     "write_text",
 ]
