@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 from megatron_gopd.config.layout import Layout
 
 Dtype = Literal["float32", "bfloat16"]
+Lever = bool | Literal["auto"]  # auto: on where there is a GPU
 
 
 class Section(BaseModel):
@@ -50,17 +51,17 @@ class Model(Section):
     layout: Layout = Layout()
     dtype: Dtype = "bfloat16"
     fp8: Fp8 | None = None
-    offload: bool = Field(
-        False, description="between uses, keep in host memory: a frozen model's weights, the student's optimizer"
+    offload: Lever = Field(
+        "auto", description="between uses, keep in host memory: a frozen model's weights, the student's optimizer"
     )
 
 
 class Student(Model):
-    recompute: Literal["none", "selective", "full"] = Field(
-        "none", description="activations computed again in the backward pass: none, attention, or every layer"
+    recompute: Literal["auto", "none", "selective", "full"] = Field(
+        "auto", description="activations computed again in the backward pass: none, attention, or every layer (a GPU's)"
     )
-    overlap_communication: bool = Field(
-        False, description="reduce gradients and gather weights while computing (data parallelism)"
+    overlap_communication: Lever = Field(
+        "auto", description="reduce gradients over data-parallel ranks while the backward pass goes on"
     )
 
 

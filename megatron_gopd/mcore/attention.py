@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-QUERY_BLOCK = 512  # queries at a time where keys outnumber queries: the only mask built is [QUERY_BLOCK, keys]
+QUERY_BLOCK = 128  # queries at a time where keys outnumber queries: the only mask built is [QUERY_BLOCK, keys]
 
 
 class CausalAttention(MegatronModule):
@@ -46,17 +47,21 @@ class CausalAttention(MegatronModule):
 
     def _from(self, start: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention of queries that stand at `start` and after, each to the keys up to its own position."""
-        outputs = []
-        for block in query.split(QUERY_BLOCK, dim=2):
-            end = start + block.shape[2]
-            mask = torch.arange(end, device=query.device) <= torch.arange(start, end, device=query.device)[:, None]
+        end, outputs = start + query.shape[2], []
+        for block in reversed(query.split(QUERY_BLOCK, dim=2)):  # the largest first: the others fit where it was
+            start = end - block.shape[2]
+            # computed again in the backward pass: the masks of all blocks, kept, would be quadratic in the row
             outputs.append(
-                F.scaled_dot_product_attention(
-                    block, key[:, :, :end], value[:, :, :end], attn_mask=mask, scale=self.scale
-                )
+                checkpoint(self._block, start, block, key[:, :, :end], value[:, :, :end], use_reentrant=False)
             )
-            start = end
-        return torch.cat(outputs, dim=2)
+            end = start
+        return torch.cat(outputs[::-1], dim=2)
+
+    def _block(self, start: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        places = torch.arange(key.shape[2], device=query.device)
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=places <= places[start:, None], scale=self.scale
+        )
 
 
 def _in_order(key: Tensor, value: Tensor, starts: list[int], group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:

@@ -21,15 +21,14 @@ def wrap_for_training(model: Model, settings: schema.Optimizer, overlap: bool = 
     distributed = DistributedDataParallelConfig(
         use_distributed_optimizer=_is_distributed(settings),
         grad_reduce_in_fp32=True,
-        overlap_grad_reduce=overlap,
-        overlap_param_gather=overlap and _is_distributed(settings),
+        overlap_grad_reduce=overlap,  # and not the gathering of weights: they leave for the engine right after a step
     )
-    return DistributedDataParallel(model.config, distributed, model.module, pg_collection=model.groups)
+    wrapped = DistributedDataParallel(model.config, distributed, model.module, pg_collection=model.groups)
+    model.config.no_sync_func = wrapped.no_sync if overlap else None  # reduce with the last micro-batch only
+    return wrapped
 
 
-def build_optimizer(
-    model: Model, wrapped: DistributedDataParallel, settings: schema.Optimizer, overlap: bool = False
-) -> MegatronOptimizer:
+def build_optimizer(model: Model, wrapped: DistributedDataParallel, settings: schema.Optimizer) -> MegatronOptimizer:
     """AdamW, sharded over data-parallel ranks, or SGD; float32 master weights, clipping by global norm."""
     config = OptimizerConfig(
         optimizer=settings.type,
@@ -43,7 +42,6 @@ def build_optimizer(
         bf16=model.config.bf16,
         params_dtype=model.config.params_dtype,
         use_distributed_optimizer=_is_distributed(settings),
-        overlap_param_gather=overlap and _is_distributed(settings),
     )
     with among(model.groups.intra_dist_opt):
         return get_megatron_optimizer(config, [wrapped], use_gloo_process_groups=False, pg_collection=model.groups)

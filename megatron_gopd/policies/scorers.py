@@ -12,6 +12,7 @@ from megatron_gopd.data.packing import Row
 from megatron_gopd.data.trajectory import Trajectory
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore import weights
+from megatron_gopd.mcore.levers import settle
 from megatron_gopd.mcore.model import Model, build_model
 from megatron_gopd.mcore.offload import Offloader
 from megatron_gopd.policies import scoring
@@ -69,7 +70,7 @@ class Scorers:
             if model is not None:
                 weights.load(model, settings.model)
                 model.module.eval().requires_grad_(False)
-                if settings.offload:
+                if settle(settings).offload:
                     self._offloaders[_identity(settings)] = Offloader(model.module.parameters())
                     self._offloaders[_identity(settings)].release()
             self._models[_identity(settings)] = model

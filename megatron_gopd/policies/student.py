@@ -18,6 +18,7 @@ from megatron_gopd.errors import UserError
 from megatron_gopd.mcore import weights
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.forward import run
+from megatron_gopd.mcore.levers import settle
 from megatron_gopd.mcore.model import Model, build_model
 from megatron_gopd.mcore.offload import Offloader
 from megatron_gopd.mcore.optimizer import build_optimizer, learning_rate, optimizer_tensors, wrap_for_training
@@ -47,7 +48,7 @@ class Student:
 
     def __init__(self, config: Config):
         """Collective over all ranks. Raises UserError for a model or layout that cannot be used."""
-        settings = config.student
+        settings = self.settings = settle(config.student)
         self.config = config
         self.steps_done = 0
         self._away: Offloader | None = None
@@ -58,9 +59,7 @@ class Student:
             weights.load(self.model, settings.model)
             self._routers = {name: param.detach().float().clone() for name, param in _routers(self.model)}
             self._wrapped = wrap_for_training(self.model, config.optimizer, settings.overlap_communication)
-            self._optimizer = build_optimizer(
-                self.model, self._wrapped, config.optimizer, settings.overlap_communication
-            )
+            self._optimizer = build_optimizer(self.model, self._wrapped, config.optimizer)
 
     def update(self, batch: list[Trajectory], token_loss: TokenLossFunction) -> Update:
         """One optimizer step on scored trajectories. Collective; every rank passes the whole batch.
@@ -124,7 +123,7 @@ class Student:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._optimizer.step()
-        if self.config.student.offload:
+        if self.settings.offload:
             self._away = Offloader(optimizer_tensors(self._optimizer))
             self._away.release()
             self._wrapped.offload_grad_buffers()

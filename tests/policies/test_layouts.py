@@ -116,3 +116,16 @@ def test_an_offloaded_optimizer_waits_in_host_memory(folders, alone):
     held = list(optimizer_tensors(student._optimizer))
     assert held
     assert all(tensor.untyped_storage().nbytes() == 0 for tensor in held)
+
+
+OVERLAPPING = {"student": {"overlap_communication": True}}
+
+
+@pytest.mark.parametrize(("count", "layout"), [(2, ""), (4, "pp=2"), (4, "tp=2,sequence_parallel=true")])
+def test_overlapping_communication_changes_no_step(folders, count, layout):
+    cases = {"plain": ADAM | {"budget": 64}, "overlapping": ADAM | {"budget": 64} | OVERLAPPING}
+    steps = on_ranks(count, take_all, folders={DENSE: folders[DENSE]}, layouts=[layout], cases=cases, steps=3)
+    (plain, weights), (overlapping, same) = (steps[DENSE, layout, case] for case in cases)
+    assert [update.grad_norm for update in overlapping] == pytest.approx([update.grad_norm for update in plain], 1e-6)
+    for name, value in weights.items():
+        np.testing.assert_allclose(same[name], value, rtol=0, atol=1e-6, err_msg=name)
