@@ -159,6 +159,14 @@ class Evaluation(Section):
     max_response_tokens: int = Field(64, ge=1)
 
 
+class Checkpoint(Section):
+    """What an interrupted run continues from."""
+
+    every: int = Field(20, ge=0, description="steps between checkpoints; 0: none are written")
+    keep: int = Field(2, ge=1, description="the newest ones that stay")
+    resume: Literal["auto", "never"] = Field("auto", description="never: an earlier attempt is set aside")
+
+
 class Wandb(Section):
     project: str = "megatron-gopd"
     mode: Literal["offline", "online"] = "offline"
@@ -178,6 +186,7 @@ class Config(Section):
     rollout: Rollout = Rollout()
     training: Training = Training()
     optimizer: Optimizer = Optimizer()
+    checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation | None = None
     rewards: Literal["none", "exact", "math"] = Field("none", description="grade rollouts: a metric")
     logging: Logging = Logging()

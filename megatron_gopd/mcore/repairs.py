@@ -1,13 +1,15 @@
 """Repairs of single megatron.core modules (0.19.2), each applied right after its module is imported.
 
-Two kinds: what only a machine without CUDA needs, and what plain torch AdamW (neither Apex nor Transformer Engine)
-needs on any machine.
+Two kinds: what only a machine without CUDA needs, and what any machine needs.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import pickle
+import queue
+import tempfile
 import types
 from collections.abc import Iterator
 
@@ -138,6 +140,30 @@ def among(group: dist.ProcessGroup) -> Iterator[None]:
         dist.get_world_size, dist.all_gather_object = real_size, real_gather
 
 
+# ---------------------------------------------------------------- checkpoints
+class _AnswerOfFork:
+    """One answer from a forked process, in a nameless file that both hold."""
+
+    def __init__(self):
+        self._file = tempfile.TemporaryFile()
+
+    def put(self, answer) -> None:
+        pickle.dump(answer, self._file)
+        self._file.flush()
+
+    def get_nowait(self):
+        self._file.seek(0)
+        try:
+            return pickle.load(self._file)
+        except EOFError:
+            raise queue.Empty from None
+
+
+def _writers_answer_without_a_server(module) -> None:
+    """The queue of results lives in a server process, which runs the main script again and outlives a killed rank."""
+    module.get_write_results_queue = lambda mp_mode="fork": _AnswerOfFork()
+
+
 # ---------------------------------------------------------------- gloo
 def _split_sizes_are_on_the_cpu(module) -> None:
     """On CUDA the split sizes of all_to_all are copied over as numpy; here they only need the numpy part."""
@@ -173,6 +199,7 @@ def _uneven_gathers_by_padding(module) -> None:
 
 
 _EVERYWHERE = {
+    "megatron.core.dist_checkpointing.strategies.filesystem_async": [_writers_answer_without_a_server],
     "megatron.core.optimizer.distrib_optimizer": [_keep_adamw_steps_apart],
     "megatron.core.models.common.language_module.language_module": [_tied_embeddings_ask_their_own_group],
 }

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import socket
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -14,12 +12,13 @@ from typing import TextIO
 import yaml
 
 from megatron_gopd.config import Config, to_yaml
+from megatron_gopd.config.same_run import differences
 from megatron_gopd.errors import UserError
-from megatron_gopd.runs.atomic import write_link, write_text
+from megatron_gopd.runs.atomic import write_text
+from megatron_gopd.runs.attempts import RESULTS, begin, next_attempt
+from megatron_gopd.runs.checkpoints import Checkpoint
 
 CONFIG, LOCK = "config.yaml", ".lock"
-OF_ONE_ATTEMPT = ("metrics.jsonl", "samples.jsonl", "evaluation")
-ABSENT = object()
 
 
 @dataclass(frozen=True)
@@ -28,14 +27,20 @@ class RunFolder:
 
     path: Path
     logs: Path  # this attempt's: path/logs/attempt-N
+    resumed: Checkpoint | None  # what this attempt continues from
     _lock: TextIO = field(repr=False)
 
     @classmethod
     def open(cls, config: Config) -> RunFolder:
         """Make the run's folder, or begin the next attempt in it; to be called by one rank.
 
-        The next attempt starts its metrics, samples and evaluation anew: the last one's move to its logs/attempt-N.
-        Raises UserError where the folder cannot be written, is not a run, is another configuration's, or is in use.
+        The next attempt continues from the newest whole checkpoint: rows of later steps are taken off metrics and
+        samples. Without one, or under checkpoint.resume: never, what the last attempt wrote moves to its
+        logs/attempt-N.
+
+        Raises:
+            FinishedError: there is nothing left to do.
+            UserError: the folder cannot be written, is not a run, is another configuration's, or is in use.
         """
         path = Path(config.run.folder, config.run.name)
         try:
@@ -43,9 +48,10 @@ class RunFolder:
             _refuse_what_is_not_a_run(path)
             lock = _locked(path)
             try:
-                _refuse_another_configuration(path / CONFIG, config)
+                _refuse_another_configuration(path, config)
+                resumed = begin(path, config)
                 write_text(path / CONFIG, to_yaml(config))
-                return cls(path, _next_attempt(path), lock)
+                return cls(path, next_attempt(path), resumed, lock)
             except BaseException:
                 lock.close()
                 raise
@@ -116,44 +122,18 @@ def _locked(path: Path) -> TextIO:
     return lock
 
 
-def _refuse_another_configuration(file: Path, config: Config) -> None:
-    if not file.exists():
+def _refuse_another_configuration(path: Path, config: Config) -> None:
+    file = path / CONFIG
+    if not file.exists() or not any((path / name).exists() for name in RESULTS):
         return
     try:
         there = yaml.safe_load(file.read_text())
     except (yaml.YAMLError, UnicodeDecodeError):
         raise UserError(f"{file} is not YAML any more; set another run.name, or delete {file.parent}") from None
-    found = list(_differences(there, yaml.safe_load(to_yaml(config)), ()))
+    found = list(differences(there, yaml.safe_load(to_yaml(config))))
     if found:
         more = [f"and {len(found) - 5} more"] if len(found) > 5 else []
         raise UserError(
             "\n  ".join([f"{file} is of another configuration:", *found[:5], *more])
             + f"\nSet another run.name, or delete {file.parent}"
         )
-
-
-def _differences(there: object, here: object, key: tuple[str, ...]) -> Iterator[str]:
-    if isinstance(there, dict) and isinstance(here, dict):
-        for name in dict.fromkeys([*there, *here]):
-            yield from _differences(there.get(name, ABSENT), here.get(name, ABSENT), (*key, str(name)))
-    elif there != here:
-        yield f"{'.'.join(key)}: there {_shown(there)}, here {_shown(here)}"
-
-
-def _shown(value: object) -> str:
-    return "absent" if value is ABSENT else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _next_attempt(path: Path) -> Path:
-    """logs/attempt-N, new, with logs/latest pointing at it."""
-    logs = path / "logs"
-    numbers = (folder.name.removeprefix("attempt-") for folder in logs.glob("attempt-*"))
-    last = max((int(number) for number in numbers if number.isdigit()), default=0)
-    for earlier in filter(Path.exists, (path / name for name in OF_ONE_ATTEMPT)):
-        kept = logs / f"attempt-{last}"
-        kept.mkdir(parents=True, exist_ok=True)
-        earlier.rename(kept / earlier.name)
-    attempt = logs / f"attempt-{last + 1}"
-    attempt.mkdir(parents=True)
-    write_link(logs / "latest", attempt.name)
-    return attempt

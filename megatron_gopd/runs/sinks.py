@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -36,6 +37,7 @@ class JsonlSink:
         # one write a row, at once: whenever the process is killed, the file ends with a whole line
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
+        os.fsync(self._file.fileno())  # a checkpoint of this step may follow: it must not survive its row
 
     def close(self) -> None:
         self._file.close()

@@ -1,0 +1,92 @@
+"""Megatron's distributed checkpoints (torch_dist): written in the background at one layout, read at any other."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing, tensor_parallel
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+from megatron.core.optimizer import MegatronOptimizer
+
+from megatron_gopd.mcore.model import Model
+from megatron_gopd.mcore.repairs import among
+
+
+def sharded_state(model: Model, optimizer: MegatronOptimizer, *, loading: bool) -> dict:
+    """This rank's shards of weights and optimizer state, in a form that any layout can read. Collective."""
+    metadata = {
+        "dp_cp_group": model.groups.dp_cp,
+        "distrib_optim_sharding_type": "fully_reshardable",
+        "distrib_optim_fully_reshardable_mem_efficient": False,
+        "singleton_local_shards": False,
+        "chained_optim_avoid_prefix": True,
+    }
+    weights = model.module.sharded_state_dict(metadata=metadata)
+    with among(model.groups.intra_dist_opt):
+        state = optimizer.sharded_state_dict(weights, is_loading=loading, metadata=metadata)
+    return {"model": weights, "optimizer": state}
+
+
+def load_sharded_state(model: Model, optimizer: MegatronOptimizer, loaded: dict) -> None:
+    """Take what read() returned for sharded_state(loading=True)."""
+    model.module.load_state_dict(loaded["model"])
+    with among(model.groups.intra_dist_opt):
+        optimizer.load_state_dict(loaded["optimizer"])
+
+
+def random_state() -> dict:
+    """The random number generators of this rank, as a sharded object of its own."""
+    state = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "megatron": tensor_parallel.get_cuda_rng_tracker().get_states(),
+    }
+    return {"random": ShardedObject("random", state, (dist.get_world_size(),), (dist.get_rank(),), replica_id=0)}
+
+
+def load_random_state(loaded: dict) -> None:
+    state = loaded["random"]
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    tensor_parallel.get_cuda_rng_tracker().set_states(state["megatron"])
+
+
+def read(state: dict, folder: Path) -> dict:
+    """The saved values for a state of sharded tensors and objects, in its shape. Collective over all ranks."""
+    return dist_checkpointing.load(state, str(folder))
+
+
+class BackgroundWriter:
+    """Writes one state after another, each from a forked process, which sees the weights as they were at the fork."""
+
+    def __init__(self):
+        self._calls = AsyncCallsQueue(persistent=False)
+
+    def start(self, state: dict, folder: Path, then: Callable[[], None]) -> None:
+        """Begin to write `state` into the empty `folder`; call `then` on every rank once all have written.
+
+        Collective over all ranks; each passes its own shards. What is still being written is waited for.
+        """
+        self.poll(wait=True)
+        request = dist_checkpointing.save(state, str(folder), async_sharded_save=True, async_strategy="mcore")
+        request.add_finalize_fn(then)
+        self._calls.schedule_async_request(request)
+
+    def poll(self, *, wait: bool = False) -> None:
+        """Finish what all ranks have written. Collective.
+
+        Raises:
+            dist.checkpoint.api.CheckpointException: a rank could not write.
+        """
+        self._calls.maybe_finalize_async_calls(blocking=wait)

@@ -1,0 +1,75 @@
+"""Attempts at one run: what the next one continues, and what it sets aside."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from megatron_gopd.config import Config
+from megatron_gopd.runs.atomic import write_link, write_text
+from megatron_gopd.runs.checkpoints import Checkpoint, newest_whole, remove_unfinished
+
+RESULTS = ("metrics.jsonl", "checkpoints", "model")  # what makes a folder worth keeping from another configuration
+OF_ONE_ATTEMPT = ("samples.jsonl", "evaluation", *RESULTS)
+
+
+class FinishedError(Exception):
+    """A run has nothing left to do; not a mistake."""
+
+
+def begin(path: Path, config: Config) -> Checkpoint | None:
+    """Make the folder what the next attempt starts from: the newest whole checkpoint's step, or nothing."""
+    remove_unfinished(path / "checkpoints")
+    if config.checkpoint.resume == "auto":
+        if (path / "model").exists() and _steps(path / "metrics.jsonl") >= config.run.steps:
+            raise FinishedError(
+                f"{path} is finished: {config.run.steps} steps, the model is in {path / 'model'}. To run it again, "
+                f"set checkpoint.resume=never or another run.name; to go on, raise run.steps"
+            )
+        resumed = newest_whole(path / "checkpoints")
+        if resumed:
+            for name in ("metrics.jsonl", "samples.jsonl"):
+                _keep_up_to(path / name, resumed.step)
+            return resumed
+    kept = path / "logs" / f"attempt-{_last_attempt(path)}"
+    for earlier in filter(Path.exists, (path / name for name in OF_ONE_ATTEMPT)):
+        kept.mkdir(parents=True, exist_ok=True)
+        earlier.rename(kept / earlier.name)
+    return None
+
+
+def _steps(metrics: Path) -> int:
+    """The last step in a metrics.jsonl; 0 without one."""
+    return max((step for step, _ in _rows(metrics)), default=0)
+
+
+def _keep_up_to(file: Path, step: int) -> None:
+    """Drop the rows of later steps, which will come again."""
+    if file.exists():
+        write_text(file, "".join(row for at, row in _rows(file) if at <= step))
+
+
+def _rows(file: Path) -> Iterator[tuple[int, str]]:
+    """(step, row) of a jsonl; a row that was cut short by the end of its process is left out."""
+    if not file.exists():
+        return
+    with file.open(encoding="utf-8") as rows:
+        for row in rows:
+            with contextlib.suppress(json.JSONDecodeError):
+                yield json.loads(row)["step"], row
+
+
+def _last_attempt(path: Path) -> int:
+    numbers = (folder.name.removeprefix("attempt-") for folder in (path / "logs").glob("attempt-*"))
+    return max((int(number) for number in numbers if number.isdigit()), default=0)
+
+
+def next_attempt(path: Path) -> Path:
+    """logs/attempt-N, new, with logs/latest pointing at it."""
+    logs, last = path / "logs", _last_attempt(path)
+    attempt = logs / f"attempt-{last + 1}"
+    attempt.mkdir(parents=True)
+    write_link(logs / "latest", attempt.name)
+    return attempt
