@@ -22,7 +22,11 @@ app = typer.Typer(
 )
 
 
-def verb(function):
+conversions = typer.Typer(help="A model from Hugging Face's format to Megatron's, and back.", no_args_is_help=True)
+app.add_typer(conversions, name="convert")
+
+
+def verb(function, of: typer.Typer = app):
     """Register a verb whose user errors end in one message and exit code 2."""
 
     @functools.wraps(function)
@@ -37,7 +41,7 @@ def verb(function):
             print("interrupted", file=sys.stderr)
             raise typer.Exit(130) from None
 
-    return app.command()(command)
+    return of.command()(command)
 
 
 @verb
@@ -113,3 +117,36 @@ def evaluate(
             seed=seed,
             output=output,
         )
+
+
+@functools.partial(verb, of=conversions)
+def hf_to_megatron(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Hugging Face directory with safetensors")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="new folder")],
+    verify: Annotated[bool, typer.Option("--verify", help="read back what was written, compare bit by bit")] = False,
+) -> None:
+    """Write a Megatron checkpoint, for any layout."""
+    from megatron_gopd.ranks import ranks
+
+    with ranks():
+        from megatron_gopd.mcore import convert
+
+        convert.hf_to_megatron(source, target, verify=verify)
+    print(f"{target}: written{' and read back' if verify else ''}")
+
+
+@functools.partial(verb, of=conversions)
+def megatron_to_hf(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="a converted model, or a run's checkpoint")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="new folder")],
+    max_shard_gb: Annotated[float, typer.Option(min=0.001, help="bytes of a safetensors file, in 10^9")] = 5,
+    verify: Annotated[bool, typer.Option("--verify", help="read back what was written, compare bit by bit")] = False,
+) -> None:
+    """Write a Hugging Face directory."""
+    from megatron_gopd.ranks import ranks
+
+    with ranks():
+        from megatron_gopd.mcore import convert
+
+        convert.megatron_to_hf(source, target, shard_bytes=int(max_shard_gb * 1e9), verify=verify)
+    print(f"{target}: written{' and read back' if verify else ''}")

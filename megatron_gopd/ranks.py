@@ -49,15 +49,17 @@ def is_first() -> bool:
     return dist.get_rank() == 0 if dist.is_initialized() else os.environ.get("RANK", "0") == "0"
 
 
-def on_first(function: Callable[[], Result]) -> Result:
-    """Call `function` on rank 0 only; every rank gets its result, or the UserError it raised. Collective."""
+def on_first(function: Callable[[], Result], group: dist.ProcessGroup | None = None) -> Result:
+    """Call `function` on the first rank of `group` (default: of the job); every rank of it gets its result, or the
+    UserError it raised. Collective over the group.
+    """
     answer: list = [None, None]
-    if is_first():
+    if dist.get_rank(group) == 0:
         try:
             answer[0] = function()
         except UserError as error:
             answer[1] = str(error)
-    dist.broadcast_object_list(answer, src=0)
+    dist.broadcast_object_list(answer, group=group, group_src=0)
     if answer[1] is not None:
         raise UserError(answer[1])
     return answer[0]

@@ -49,7 +49,17 @@ def build_groups(layout: Layout) -> ProcessGroupCollection | None:
     embedding_groups = _embedding_groups(grid.get_rank_enum("pp"))
     if dist.get_rank() not in span:
         return None
-    collection = ProcessGroupCollection(**groups, **embedding_groups)
+    return _collection(groups | embedding_groups)
+
+
+def groups_of_one() -> ProcessGroupCollection:
+    """The process groups of a model that is whole on this rank; the other ranks take no part."""
+    alone = dist.new_group([dist.get_rank()], use_local_synchronization=True)
+    return _collection(dict.fromkeys([*_DENSE, *_EXPERT, "embd", "pos_embd"], alone))
+
+
+def _collection(groups: dict) -> ProcessGroupCollection:
+    collection = ProcessGroupCollection(**groups)
     collection.dp_cp_gtp_remat = collection.intra_dp_cp = collection.dp_cp
     collection.expt_dp_gtp_remat = collection.intra_expt_dp = collection.expt_dp
     collection.tp_ep_pp_with_egtp_remat = collection.tp_ep_pp

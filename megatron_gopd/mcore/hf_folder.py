@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,51 +15,56 @@ from megatron_gopd.errors import UserError
 _EXPERT = re.compile(r"(.+\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
 
 
+@dataclass(frozen=True)
+class Stored:
+    """What a safetensors file says of one of its tensors."""
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: str  # as safetensors writes it: F32, BF16, ...
+
+
 class HFFolder:
     """Tensors by name, from one model.safetensors or from shards with an index."""
 
     def __init__(self, folder: str | Path):
         """Raises UserError: no weights, a missing shard, a truncated file."""
         self.folder = Path(folder)
-        self._files: dict[str, Path] = {}  # tensor name -> file
-        self._open: dict[Path, safe_open] = {}
+        self.stored: dict[str, Stored] = {}
+        self._open: tuple[Path, safe_open] | None = None
         for path in self._shards():
-            for name in self._handle(path).keys():  # noqa: SIM118 (a safe_open handle is no dict)
-                self._files[name] = path
+            handle = self._handle(path)
+            for name in handle.keys():  # noqa: SIM118 (a safe_open handle is no dict)
+                view = handle.get_slice(name)
+                self.stored[name] = Stored(path, tuple(view.get_shape()), view.get_dtype())
 
-    def names(self) -> set[str]:
-        return set(self._files)
+    def holder(self, name: str) -> str:
+        """The stored tensor that holds `name`: itself, or for an expert the one in which transformers fuses them all.
+
+        Raises UserError: there is neither.
+        """
+        expert = _EXPERT.fullmatch(name)
+        fused = f"{expert[1]}.{'down_proj' if expert[3] == 'down' else 'gate_up_proj'}" if expert else name
+        for candidate in (name, fused):
+            if candidate in self.stored:
+                return candidate
+        raise UserError(f"{self.folder}: the tensor {fused} is missing; the weights do not belong to its config.json")
 
     def shape(self, name: str) -> tuple[int, ...]:
-        path = self._file_of(name)
-        return tuple(self._handle(path).get_slice(name).get_shape())
+        holder = self.holder(name)
+        shape = self.stored[holder].shape
+        if holder == name:
+            return shape
+        return shape[1:] if holder.endswith("down_proj") else (shape[1] // 2, *shape[2:])
 
     def tensor(self, name: str) -> torch.Tensor:
-        """Experts are found one by one, or fused as transformers holds them in memory.
-
-        Raises UserError: no such tensor, or values that are not finite.
-        """
-        fused = _EXPERT.fullmatch(name)
-        if fused and name not in self._files:
-            return self._fused_expert(*fused.groups())
-        path = self._file_of(name)
-        tensor = self._handle(path).get_tensor(name)
-        _refuse_non_finite(tensor, name, path)
+        """Raises UserError: no such tensor, or values that are not finite."""
+        holder = self.holder(name)
+        path = self.stored[holder].path
+        handle = self._handle(path)
+        tensor = handle.get_tensor(name) if holder == name else _of_fused(handle.get_slice(holder), name)
+        refuse_non_finite(tensor, holder, path)
         return tensor
-
-    def _fused_expert(self, prefix: str, expert: str, which: str) -> torch.Tensor:
-        """gate_up_proj [experts, 2 ffn, hidden] holds the gate's rows first; down_proj [experts, hidden, ffn]."""
-        name = f"{prefix}.{'down_proj' if which == 'down' else 'gate_up_proj'}"
-        tensor = self._handle(self._file_of(name)).get_slice(name)[int(expert) : int(expert) + 1][0]
-        _refuse_non_finite(tensor, name, self._files[name])
-        return tensor if which == "down" else tensor.chunk(2)[which == "up"]
-
-    def _file_of(self, name: str) -> Path:
-        if name not in self._files:
-            raise UserError(
-                f"{self.folder}: the tensor {name} is missing; the weights do not belong to its config.json"
-            )
-        return self._files[name]
 
     def _shards(self) -> list[Path]:
         index, single = self.folder / "model.safetensors.index.json", self.folder / "model.safetensors"
@@ -76,15 +82,27 @@ class HFFolder:
         return [self.folder / file for file in files]
 
     def _handle(self, path: Path) -> safe_open:
-        if path not in self._open:
+        """One file is open at a time: what is read of it stays mapped, and counts as memory, until it is closed."""
+        if self._open is None or self._open[0] != path:
             try:
-                self._open[path] = safe_open(path, framework="pt")
+                self._open = path, safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{path}: damaged or truncated safetensors file ({error}); copy it again") from None
-        return self._open[path]
+        return self._open[1]
 
 
-def _refuse_non_finite(tensor: torch.Tensor, name: str, path: Path) -> None:
-    if not torch.isfinite(tensor).all():
+def _of_fused(experts, name: str) -> torch.Tensor:
+    """One expert's matrix: gate_up_proj [experts, 2 ffn, hidden] holds the gate's rows first; down_proj
+    [experts, hidden, ffn]."""
+    _, number, which = _EXPERT.fullmatch(name).groups()
+    tensor = experts[int(number) : int(number) + 1][0]
+    return tensor if which == "down" else tensor.chunk(2)[which == "up"]
+
+
+def refuse_non_finite(tensor: torch.Tensor, name: str, where: str | Path) -> None:
+    """Raises UserError: NaN or infinite values in a weight."""
+    if tensor.numel() and not all(
+        bound.isfinite() for bound in tensor.aminmax()
+    ):  # one pass, where isfinite makes four
         bad = int((~torch.isfinite(tensor)).sum())
-        raise UserError(f"{path}: {name} holds {bad} NaN or infinite value(s); get an undamaged copy of the model")
+        raise UserError(f"{where}: {name} holds {bad} NaN or infinite value(s); get an undamaged copy of the model")

@@ -46,7 +46,7 @@ class Split(Whole):
         return whole.chunk(size, dim=self.dim)[rank]
 
     def join(self, shards):
-        whole = torch.cat(shards, dim=self.dim)
+        whole = _joined(shards, self.dim)
         return [whole if self.rows is None else whole[: self.rows]]
 
 
@@ -61,7 +61,7 @@ class Gated:
 
     def join(self, shards):
         halves = [shard.chunk(2) for shard in shards]
-        return [torch.cat([half[which] for half in halves]) for which in (0, 1)]
+        return [_joined([half[which] for half in halves]) for which in (0, 1)]
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,17 @@ class Qkv:
         return torch.cat(per_group, dim=1).chunk(size)[rank].flatten(0, 2)
 
     def join(self, shards):
-        whole = torch.cat(shards)
+        whole = _joined(shards)
         whole = whole.reshape(self.groups, -1, self.head_dim, *whole.shape[1:])
         parts = whole.split([whole.shape[1] - 2, 1, 1], dim=1)
         return [part.flatten(0, 2) for part in parts]
 
 
 Rule = Whole | Gated | Qkv
+
+
+def _joined(shards: list[Tensor], dim: int = 0) -> Tensor:
+    return shards[0] if len(shards) == 1 else torch.cat(shards, dim)
 
 
 def rule_for(name: str, architecture: Architecture, tp: int) -> Rule:

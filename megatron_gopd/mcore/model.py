@@ -80,9 +80,16 @@ def build_model(
     tensor_parallel.model_parallel_cuda_manual_seed(  # dropout is 0: no random number is drawn, but the tracker must be
         1, tp_rank=groups.tp.rank(), ep_rank=groups.ep.rank(), etp_rank=groups.expt_tp.rank(), force_reset_rng=True
     )
+    return Model(build_module(architecture, config, layout, groups), architecture, config, layout, groups)
+
+
+def build_module(
+    architecture: Architecture, config: TransformerConfig, layout: Layout, groups: ProcessGroupCollection
+) -> GPTModel:
+    """This rank's part of the decoder, uninitialised, on torch's default device."""
     stage, stages = groups.pp.rank(), groups.pp.size()
     layers = get_num_layers_to_build(config, vp_stage=None, pp_rank=stage)
-    module = GPTModel(
+    return GPTModel(
         config,
         block_spec(config, layers),
         vocab_size=architecture.padded_vocab(layout.tp),
@@ -97,4 +104,10 @@ def build_model(
         share_embeddings_and_output_weights=architecture.tied,
         pg_collection=groups,
     )
-    return Model(module, architecture, config, layout, groups)
+
+
+def sharded_state(module: torch.nn.Module, groups: ProcessGroupCollection) -> dict:
+    """Name -> Megatron's ShardedTensor, its factory, or a ShardedObject: what dist_checkpointing saves and loads."""
+    return module.sharded_state_dict(
+        metadata={"singleton_local_shards": False, "chained_optim_avoid_prefix": True, "dp_cp_group": groups.dp_cp}
+    )

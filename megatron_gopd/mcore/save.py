@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from megatron_gopd.ranks import is_first
 from megatron_gopd.runs.atomic import atomic_folder
 
-SHARD_BYTES = 4 * 2**30
+SHARD_BYTES = 5 * 10**9
 CARRIED = (
     "generation_config.json tokenizer.json tokenizer.model tokenizer_config.json special_tokens_map.json "
     "added_tokens.json vocab.json merges.txt chat_template.jinja chat_template.json"
@@ -30,17 +30,33 @@ def save(tensors: Iterator[tuple[str, torch.Tensor]], source: str | Path, target
             pass
         return
     with atomic_folder(target) as folder:
-        for name in CARRIED:
-            if (Path(source) / name).exists():
-                shutil.copyfile(Path(source) / name, folder / name)
-        config = json.loads((Path(source) / "config.json").read_text())
+        copy_side_files(source, folder)
+        write_weights(tensors, folder, dtype)
+
+
+def copy_side_files(source: str | Path, folder: Path) -> None:
+    """Copy what belongs to a model besides its weights: configuration, tokenizer, generation settings."""
+    for name in ("config.json", *CARRIED):
+        if (Path(source) / name).exists():
+            shutil.copyfile(Path(source) / name, folder / name)
+
+
+def write_weights(
+    tensors: Iterator[tuple[str, torch.Tensor]], folder: Path, dtype: str, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Write tensors as safetensors beside the config.json in `folder`, which then names `dtype`.
+
+    Holds one shard at a time: at most `shard_bytes`, or one tensor that is larger.
+    """
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    if config.get("dtype", config.get("torch_dtype")) != dtype:
         config.pop("torch_dtype", None)
-        config["dtype"] = dtype
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        _write_shards(tensors, folder)
+        path.write_text(json.dumps(config | {"dtype": dtype}, indent=2) + "\n")
+    _write_shards(tensors, folder, shard_bytes)
 
 
-def _write_shards(tensors: Iterator[tuple[str, torch.Tensor]], folder: Path) -> None:
+def _write_shards(tensors: Iterator[tuple[str, torch.Tensor]], folder: Path, shard_bytes: int) -> None:
     """model.safetensors, or numbered shards with an index."""
     shards: list[list[str]] = []
     held: dict[str, torch.Tensor] = {}
@@ -52,7 +68,7 @@ def _write_shards(tensors: Iterator[tuple[str, torch.Tensor]], folder: Path) -> 
         held.clear()
 
     for name, tensor in tensors:
-        if held and sum(t.nbytes for t in held.values()) + tensor.nbytes > SHARD_BYTES:
+        if held and sum(t.nbytes for t in held.values()) + tensor.nbytes > shard_bytes:
             flush()
         held[name] = tensor.contiguous().cpu()
         total += tensor.nbytes

@@ -13,19 +13,29 @@ from torch import Tensor
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.hf_folder import HFFolder
 from megatron_gopd.mcore.mapping import Whole, rule_for
+from megatron_gopd.mcore.megatron_folder import MegatronFolder, is_megatron_folder
 from megatron_gopd.mcore.model import Model
 
 _EXPERT = re.compile(r"(?<=\.local_experts\.)\d+")
 _LAYER = re.compile(r"(?<=^decoder\.layers\.)\d+")
 
 
+def check(folder: str | Path) -> None:
+    """That `folder` holds weights, before any is read. Raises UserError: files that are missing or cut short."""
+    MegatronFolder(folder) if is_megatron_folder(folder) else HFFolder(folder)
+
+
 @torch.no_grad()
 def load(model: Model, folder: str | Path) -> None:
-    """Fill `model` with the weights in `folder`, each rank reading what it holds.
+    """Fill `model` with the weights in `folder`, a Hugging Face directory or a Megatron checkpoint, each rank reading
+    what it holds. Collective over the model's ranks.
 
     Raises:
         UserError: tensors missing, of another shape, not finite; damaged files.
     """
+    if is_megatron_folder(folder):
+        MegatronFolder(folder).load_into(model)
+        return
     source = HFFolder(folder)
     for name, param in _parameters(model):
         group = _cut_over(name, model)

@@ -8,8 +8,8 @@ import torch.distributed as dist
 
 from megatron_gopd.config import Config
 from megatron_gopd.data import PromptLoader, Tokenizers, build_prompts, load_tokenizers
+from megatron_gopd.mcore import weights
 from megatron_gopd.mcore.architecture import Architecture
-from megatron_gopd.mcore.hf_folder import HFFolder
 from megatron_gopd.policies.scorers import Scorers
 from megatron_gopd.policies.student import Student
 from megatron_gopd.ranks import is_first
@@ -52,7 +52,7 @@ def _check_models(config: Config) -> None:
     for role, settings in roles.items():
         Architecture.read(settings.model).check_layout(settings.layout, f"{role} ({settings.model})")
         settings.layout.span(world, role)
-        HFFolder(settings.model)
+        weights.check(settings.model)
 
 
 def _announce(skipped: int, warnings: list[str], config: Config) -> None:

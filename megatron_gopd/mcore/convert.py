@@ -1,0 +1,153 @@
+"""A Hugging Face directory <-> a Megatron checkpoint, streamed: neither direction holds the model in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from megatron_gopd.errors import UserError
+from megatron_gopd.mcore.architecture import Architecture
+from megatron_gopd.mcore.hf_folder import HFFolder
+from megatron_gopd.mcore.megatron_folder import STATE, MegatronFolder, about, is_megatron_folder
+from megatron_gopd.mcore.save import SHARD_BYTES, copy_side_files, write_weights
+from megatron_gopd.mcore.skeleton import Parameter, Skeleton, build_skeleton
+from megatron_gopd.mcore.torch_dist import write_state
+from megatron_gopd.runs import atomic_folder, write_manifest
+
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_DERIVED = re.compile(r".*\.rotary_emb\.inv_freq")  # old checkpoints carry what follows from config.json
+SHOWN = 5
+
+
+@torch.no_grad()
+def hf_to_megatron(source: Path, target: Path, *, verify: bool = False) -> None:
+    """Write the model in the Hugging Face directory `source` to the new folder `target`, for Megatron.
+
+    Needs an initialised process group (megatron_gopd.ranks.ranks), of which only this rank takes part.
+
+    Raises:
+        UserError: an unsupported architecture, weights that are not those config.json promises, damaged files, a
+            `target` that exists or cannot be written; with `verify`, that it reads back otherwise. Nothing is written.
+    """
+    architecture = Architecture.read(source)
+    weights, skeleton = HFFolder(source), build_skeleton(architecture)
+    _compare_with_config(weights, skeleton, architecture)
+    dtypes = _dtypes(weights, skeleton)
+
+    def tensor(parameter: Parameter) -> Tensor:
+        return parameter.rule.cut([weights.tensor(name) for name in parameter.rule.names], 0, 1)
+
+    with _new_folder(target) as folder:
+        copy_side_files(source, folder)
+        (folder / STATE).mkdir()
+        write_state(folder / STATE, skeleton, dtypes, tensor)
+        write_manifest(folder, about(architecture))
+        if verify:
+            _verify(weights, MegatronFolder(folder))
+
+
+@torch.no_grad()
+def megatron_to_hf(source: Path, target: Path, *, shard_bytes: int = SHARD_BYTES, verify: bool = False) -> None:
+    """Write the weights in `source`, a converted model or a run's checkpoint, to the new folder `target`, for all else.
+
+    Needs an initialised process group, of which only this rank takes part.
+
+    Raises:
+        UserError: as hf_to_megatron; a config.json that differs from the architecture the checkpoint records.
+    """
+    if not is_megatron_folder(source):
+        raise UserError(f"{source} is no Megatron checkpoint of megatron-gopd: it has no folder {STATE}")
+    weights = MegatronFolder(source)
+    weights.check()
+    with _new_folder(target) as folder:
+        copy_side_files(source, folder)
+        write_weights(weights.tensors(), folder, weights.dtype, shard_bytes)
+        if verify:
+            _verify(HFFolder(folder), weights)
+
+
+def _compare_with_config(weights: HFFolder, skeleton: Skeleton, architecture: Architecture) -> None:
+    """Names and shapes in the files against those config.json promises, both ways."""
+    promised = {name: shape for parameter in skeleton.parameters for name, shape in parameter.hf_shapes.items()}
+    left = {name: prod(stored.shape) for name, stored in weights.stored.items() if not _DERIVED.fullmatch(name)}
+    if architecture.tied:
+        _take_tied_head(weights, left)
+    wrong = []
+    for name, shape in promised.items():
+        try:
+            left[weights.holder(name)] -= prod(shape)
+        except UserError:
+            wrong.append(f"{name} is missing")
+            continue
+        if weights.shape(name) != shape:
+            wrong.append(f"{name} is {list(weights.shape(name))}, config.json promises {list(shape)}")
+    if not wrong:
+        wrong = [f"{name} holds {count} values config.json does not promise" for name, count in left.items() if count]
+    if wrong:
+        raise UserError(
+            f"{weights.folder}: weights and config.json belong to different models ({len(wrong)} differences): "
+            + "; ".join(wrong[:SHOWN])
+        )
+
+
+def _take_tied_head(weights: HFFolder, left: dict[str, int]) -> None:
+    """Some tied models store their head beside the embedding; only where it is the same may it be left out."""
+    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+    if head not in left or embedding not in left:
+        return
+    if not _same_bits(weights.tensor(head), weights.tensor(embedding)):
+        raise UserError(
+            f"{weights.folder}: config.json ties the embeddings, but {head} is not {embedding}; "
+            f"set tie_word_embeddings to false, or remove one of them"
+        )
+    del left[head]
+
+
+def _dtypes(weights: HFFolder, skeleton: Skeleton) -> list[torch.dtype]:
+    """The dtype of every parameter. Megatron keeps all layers of a parameter as one tensor, hence of one dtype."""
+    found: dict[str, dict[str, str]] = {}  # Megatron's key -> dtype -> a Hugging Face tensor that has it
+    for parameter in skeleton.parameters:
+        for name in parameter.rule.names:
+            dtype = weights.stored[weights.holder(name)].dtype
+            if dtype not in _DTYPES:
+                raise UserError(f"{weights.folder}: {name} is stored as {dtype}; supported: {', '.join(_DTYPES)}")
+            found.setdefault(parameter.sharded.key, {}).setdefault(dtype, name)
+    for names in found.values():
+        if len(names) > 1:
+            mixed = " and ".join(f"{name} as {dtype}" for dtype, name in names.items())
+            raise UserError(
+                f"{weights.folder} holds {mixed}; Megatron keeps them in one tensor: cast them to one dtype"
+            )
+    return [_DTYPES[next(iter(found[parameter.sharded.key]))] for parameter in skeleton.parameters]
+
+
+def _verify(weights: HFFolder, checkpoint: MegatronFolder) -> None:
+    """Read both, bit for bit."""
+    for name, tensor in checkpoint.tensors():
+        if not _same_bits(tensor, weights.tensor(name)):
+            raise UserError(f"{name} does not read back as it was written; check the disk and the memory")
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    same_kind = one.dtype == other.dtype and one.shape == other.shape
+    return same_kind and torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
+
+
+@contextlib.contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """Like runs.atomic_folder, but what stands there is the user's: only an empty folder is replaced."""
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise UserError(f"{target} exists; name a new folder, or remove it")
+    try:
+        with atomic_folder(target) as folder:
+            yield folder
+    except (OSError, RuntimeError, SafetensorError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__ or error
+        raise UserError(f"{target} cannot be written: {getattr(cause, 'strerror', None) or cause}") from None
