@@ -35,8 +35,8 @@ def verb(function, of: typer.Typer = app):
             function(*args, **kwargs)
         except UserError as error:  # before the ranks know of each other, each meets the same mistake
             if os.environ.get("RANK", "0") == "0":
-                print(f"error: {error}", file=sys.stderr)
-            raise typer.Exit(2) from None
+                print(f"{error.kind}: {error}", file=sys.stderr)
+            raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             raise typer.Exit(130) from None

@@ -6,3 +6,5 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+    kind, exit_code = "error", 2

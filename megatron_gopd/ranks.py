@@ -22,7 +22,7 @@ def ranks() -> Iterator[None]:
     """The default process group, for the time of a command: gloo on CPU, NCCL on GPU; alone, nothing to set up.
 
     An exception on any rank is reported by the first rank that meets one; the others leave in silence, so that a
-    peer's lost connection does not bury the cause. A UserError ends the process with exit code 2.
+    peer's lost connection does not bury the cause. A UserError ends the process with its exit code, 2.
     """
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
@@ -33,10 +33,10 @@ def ranks() -> Iterator[None]:
         yield
     except UserError as error:
         if _is_first_to_report():
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"{error.kind}: {error}", file=sys.stderr, flush=True)
         if dist.get_world_size() == 1:  # elsewhere peers may hang in a collective: they are ended, not waited for
             dist.destroy_process_group()
-        raise SystemExit(2) from None
+        raise SystemExit(error.exit_code) from None
     except Exception:
         if not _is_first_to_report():
             raise SystemExit(1) from None
@@ -58,10 +58,10 @@ def on_first(function: Callable[[], Result], group: dist.ProcessGroup | None = N
         try:
             answer[0] = function()
         except UserError as error:
-            answer[1] = str(error)
+            answer[1] = error
     dist.broadcast_object_list(answer, group=group, group_src=0)
     if answer[1] is not None:
-        raise UserError(answer[1])
+        raise answer[1]
     return answer[0]
 
 

@@ -14,27 +14,20 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from megatron.core.optimizer import MegatronOptimizer
 
-from megatron_gopd.mcore.model import Model
+from megatron_gopd.mcore.model import Model, sharded_state, sharding
 from megatron_gopd.mcore.repairs import among
 
 
-def sharded_state(model: Model, optimizer: MegatronOptimizer, *, loading: bool) -> dict:
+def training_state(model: Model, optimizer: MegatronOptimizer, *, loading: bool) -> dict:
     """This rank's shards of weights and optimizer state, in a form that any layout can read. Collective."""
-    metadata = {
-        "dp_cp_group": model.groups.dp_cp,
-        "distrib_optim_sharding_type": "fully_reshardable",
-        "distrib_optim_fully_reshardable_mem_efficient": False,
-        "singleton_local_shards": False,
-        "chained_optim_avoid_prefix": True,
-    }
-    weights = model.module.sharded_state_dict(metadata=metadata)
+    weights = sharded_state(model.module, model.groups)
     with among(model.groups.intra_dist_opt):
-        state = optimizer.sharded_state_dict(weights, is_loading=loading, metadata=metadata)
+        state = optimizer.sharded_state_dict(weights, is_loading=loading, metadata=sharding(model.groups))
     return {"model": weights, "optimizer": state}
 
 
-def load_sharded_state(model: Model, optimizer: MegatronOptimizer, loaded: dict) -> None:
-    """Take what read() returned for sharded_state(loading=True)."""
+def load_training_state(model: Model, optimizer: MegatronOptimizer, loaded: dict) -> None:
+    """Take what read() returned for training_state(loading=True)."""
     model.module.load_state_dict(loaded["model"])
     with among(model.groups.intra_dist_opt):
         optimizer.load_state_dict(loaded["optimizer"])

@@ -43,7 +43,7 @@ def install() -> None:
 def _quiet() -> None:
     """Megatron's imports warn of optional packages and of torch names to come: a screen of noise on every rank."""
     warnings.filterwarnings("ignore", module=r"megatron\.")
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.(c10d_logger|checkpoint)")
 
 
 class _MegatronFinder(importlib.abc.MetaPathFinder):

@@ -108,6 +108,15 @@ def build_module(
 
 def sharded_state(module: torch.nn.Module, groups: ProcessGroupCollection) -> dict:
     """Name -> Megatron's ShardedTensor, its factory, or a ShardedObject: what dist_checkpointing saves and loads."""
-    return module.sharded_state_dict(
-        metadata={"singleton_local_shards": False, "chained_optim_avoid_prefix": True, "dp_cp_group": groups.dp_cp}
-    )
+    return module.sharded_state_dict(metadata=sharding(groups))
+
+
+def sharding(groups: ProcessGroupCollection) -> dict:
+    """How Megatron lays out what it saves: so that any layout can read it, optimizer state too."""
+    return {
+        "dp_cp_group": groups.dp_cp,
+        "distrib_optim_sharding_type": "fully_reshardable",
+        "distrib_optim_fully_reshardable_mem_efficient": False,
+        "singleton_local_shards": False,
+        "chained_optim_avoid_prefix": True,
+    }

@@ -145,7 +145,7 @@ class _AnswerOfFork:
     """One answer from a forked process, in a nameless file that both hold."""
 
     def __init__(self):
-        self._file = tempfile.TemporaryFile()
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as this)
 
     def put(self, answer) -> None:
         pickle.dump(answer, self._file)

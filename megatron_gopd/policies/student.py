@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from megatron_gopd.data.trajectory import Trajectory
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore import weights
 from megatron_gopd.mcore.architecture import Architecture
+from megatron_gopd.mcore.checkpoint import load_training_state, training_state
 from megatron_gopd.mcore.forward import run
 from megatron_gopd.mcore.levers import settle
 from megatron_gopd.mcore.model import Model, build_model
@@ -97,6 +99,18 @@ class Student:
         span = self.config.student.layout.span(dist.get_world_size(), "student")
         mine = weights.export(self.model) if self.model is not None else None
         return mine if len(span) == dist.get_world_size() else _to_all_ranks(mine, span[0])
+
+    @contextlib.contextmanager
+    def state(self, *, loading: bool = False) -> Iterator[dict]:
+        """Weights and optimizer state of this rank as sharded tensors, on the device within the block. Collective."""
+        with self._away.resident() if self._away is not None else contextlib.nullcontext():
+            yield training_state(self.model, self._optimizer, loading=loading) if self.model is not None else {}
+
+    def load_state(self, loaded: dict, steps_done: int) -> None:
+        """Continue where `loaded`, read for state(loading=True), was taken: after step `steps_done`. Collective."""
+        if self.model is not None:
+            load_training_state(self.model, self._optimizer, loaded)
+        self.steps_done = steps_done
 
     def _step(self) -> tuple[float, float]:
         """The optimizer step, unless the gradient is not finite; returns its norm and the learning rate."""

@@ -2,6 +2,7 @@
 
 from megatron_gopd.runs.atomic import atomic_folder, write_link, write_text
 from megatron_gopd.runs.attempts import FinishedError
+from megatron_gopd.runs.checkpoints import Checkpoint
 from megatron_gopd.runs.console import StepLine, print_table
 from megatron_gopd.runs.folder import RunFolder
 from megatron_gopd.runs.logs import log_to, record_exception
@@ -10,6 +11,7 @@ from megatron_gopd.runs.sinks import Sink, Sinks, open_sinks
 from megatron_gopd.runs.spans import Spans
 
 __all__ = [
+    "Checkpoint",
     "DamagedError",
     "FinishedError",
     "RunFolder",

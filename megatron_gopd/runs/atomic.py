@@ -45,14 +45,22 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     with _sibling(path) as temporary:
         temporary.mkdir()
         yield temporary
-        for folder, _, files in os.walk(temporary):
-            for name in (*files, "."):
-                _sync(Path(folder, name))
-        if os.path.lexists(path):
-            _exchange(temporary, path)  # what stood there is removed under the temporary name
-        else:
-            temporary.rename(path)
-        _sync(path.parent)
+        publish(temporary, path)
+
+
+def publish(folder: Path, path: Path) -> None:
+    """Let the filled `folder`, on the same file system, become `path`, in the place of whatever stood there.
+
+    What stood there bears the name `folder` afterwards.
+    """
+    for inner, _, files in os.walk(folder):
+        for name in (*files, "."):
+            _sync(Path(inner, name))
+    if os.path.lexists(path):
+        _exchange(folder, path)
+    else:
+        folder.rename(path)
+    _sync(path.parent)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_gopd.config import Config
+from megatron_gopd.errors import UserError
 from megatron_gopd.runs.atomic import write_link, write_text
 from megatron_gopd.runs.checkpoints import Checkpoint, newest_whole, remove_unfinished
 
@@ -15,8 +16,10 @@ RESULTS = ("metrics.jsonl", "checkpoints", "model")  # what makes a folder worth
 OF_ONE_ATTEMPT = ("samples.jsonl", "evaluation", *RESULTS)
 
 
-class FinishedError(Exception):
-    """A run has nothing left to do; not a mistake."""
+class FinishedError(UserError):
+    """A run has nothing left to do: told, but not a mistake."""
+
+    kind, exit_code = "nothing to do", 0
 
 
 def begin(path: Path, config: Config) -> Checkpoint | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
+import contextlib
 import secrets
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,30 +12,28 @@ from pathlib import Path
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron_gopd.config import Config
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.checkpoint import BackgroundWriter, load_random_state, random_state, read
-from megatron_gopd.mcore.hf_folder import copy_side_files
+from megatron_gopd.mcore.megatron_folder import STATE, about
+from megatron_gopd.mcore.save import copy_side_files
 from megatron_gopd.ranks import is_first, on_first
 from megatron_gopd.runs.atomic import publish
 from megatron_gopd.runs.checkpoints import PREFIX, Checkpoint, folder_of, prune
 from megatron_gopd.runs.manifest import write_manifest
 from megatron_gopd.training.job import Job
 
-PACKAGES = ("megatron-gopd", "megatron-core", "torch", "transformers", "numpy")
-STATE = "state"  # the folder of Megatron's files within a checkpoint
-
 
 class Checkpoints:
     """Saves and restores a job. Every method is collective over all ranks."""
 
     def __init__(self, job: Job, root: Path):
-        """`root` holds one folder a checkpoint."""
-        self.job, self.config, self.root = job, job.config, root
+        """`root` holds a folder for each checkpoint."""
+        self.job, self.root, self.settings = job, root, job.config.checkpoint
         self._writer = BackgroundWriter()
         self._publisher = ThreadPoolExecutor(1)  # checksums of hundreds of gigabytes must not hold up a step
         self._publishing: Future | None = None
+        self._step = 0  # of the checkpoint being written
 
     def resume(self, checkpoint: Checkpoint | None) -> int:
         """Bring the job to where `checkpoint` was taken; returns the steps done.
@@ -46,24 +43,103 @@ class Checkpoints:
         """
         if checkpoint is None:
             return 0
-        self._refuse_another_model(checkpoint)
-        about, job = checkpoint.about, self.job
-        same_ranks = about["ranks"] == dist.get_world_size()
-        state = job.student.state(loading=True) | (random_state() if same_ranks else {})
-        loaded = read(state, checkpoint.path / STATE)
-        job.student.load_state(loaded, about["step"])
+        job, saved = self.job, checkpoint.about
+        _refuse_another_model(checkpoint, Architecture.read(job.config.student.model))
+        job.loader.load_state_dict(saved["data"])
+        same_ranks = saved["ranks"] == dist.get_world_size()
+        with job.student.state(loading=True) as state:
+            loaded = read(state | (random_state() if same_ranks else {}), checkpoint.path / STATE)
+            job.student.load_state(loaded, saved["step"])
         if same_ranks:
             load_random_state(loaded)
-        job.loader.load_state_dict(about["data"])
         job.rollout.sync(job.student)
-        job.rollout.weight_version = about["weight_version"]
+        job.rollout.weight_version = saved["weight_version"]
         if is_first():
-            print(f"continuing after step {about['step']}, from {checkpoint.path}")
-        return about["step"]
+            print(f"continuing after step {saved['step']}, from {checkpoint.path}", flush=True)
+        return saved["step"]
 
     def after(self, step: int) -> None:
-        """Finish what has been written meanwhile, and begin to write this step where one is due."""
-        with self._errors_of(step):
-            self._writer.poll()
-            if self.config.checkpoint.every and step % self.config.checkpoint.every == 0:
-                self._save(step)
+        """Finish what has been written meanwhile; begin to write, where a checkpoint is due."""
+        self._poll()
+        if self.settings.every and step % self.settings.every == 0:
+            self._begin(step)
+
+    def finish(self) -> None:
+        """Wait until what was begun is there."""
+        self._poll(wait=True)
+
+    def _begin(self, step: int) -> None:
+        self._poll(wait=True)
+        self._step = step
+        folder = on_first(self._make_room)
+        saved = self._about(step)
+        with self._errors(), self.job.student.state() as state:
+            self._writer.start(state | random_state(), folder / STATE, then=lambda: self._written(folder, saved))
+
+    def _make_room(self) -> Path:
+        folder = self.root / f".{PREFIX}{self._step:08d}-{secrets.token_hex(4)}"
+        with self._errors():
+            (folder / STATE).mkdir(parents=True)
+        return folder
+
+    def _written(self, folder: Path, saved: dict) -> None:
+        if is_first():
+            self._publishing = self._publisher.submit(self._publish, folder, saved)
+
+    def _publish(self, folder: Path, saved: dict) -> None:
+        copy_side_files(self.job.config.student.model, folder)
+        write_manifest(folder, saved)
+        publish(folder, folder_of(self.root, saved["step"]))
+        shutil.rmtree(folder, ignore_errors=True)  # a checkpoint of the same step that stood there
+        prune(self.root, self.settings.keep)
+
+    def _poll(self, *, wait: bool = False) -> None:
+        with self._errors():
+            self._writer.poll(wait=wait)
+            if self._publishing and (wait or self._publishing.done()):
+                self._publishing.result()
+                self._publishing = None
+
+    def _about(self, step: int) -> dict:
+        job = self.job
+        return about(Architecture.read(job.config.student.model), step) | {
+            "ranks": dist.get_world_size(),
+            "data": job.loader.state_dict(),
+            "weight_version": job.rollout.weight_version,
+            "config": job.config.model_dump(mode="json", by_alias=True),
+        }
+
+    @contextlib.contextmanager
+    def _errors(self):
+        """Failures to write, as something a person can act on; no checkpoint that was there before is touched."""
+        try:
+            yield
+        except (OSError, CheckpointException) as error:
+            if is_first():
+                for left in self.root.glob(f".{PREFIX}*"):
+                    shutil.rmtree(left, ignore_errors=True)
+            raise UserError(
+                f"the checkpoint of step {self._step} could not be written to {self.root}: {_cause(error)}. "
+                f"{_free(self.root)} Earlier ones are untouched: when there is room again, the same command goes on"
+            ) from None
+
+
+def _refuse_another_model(checkpoint: Checkpoint, here: Architecture) -> None:
+    saved, current = checkpoint.about["architecture"], asdict(here)
+    wrong = [f"{key}: there {saved.get(key)}, here {current[key]}" for key in current if saved.get(key) != current[key]]
+    if wrong:
+        raise UserError(f"{checkpoint.path} is of another model than the student: {'; '.join(wrong)}")
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, CheckpointException):
+        first, _ = next(iter(error.failures.values()))
+        return str(first).splitlines()[0]
+    return str(error)
+
+
+def _free(root: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(root).free / 1e9:.1f} GB are free there."
+    except OSError:
+        return ""

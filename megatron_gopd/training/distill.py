@@ -9,23 +9,26 @@ from megatron_gopd.evaluation.probe import Probe
 from megatron_gopd.mcore.save import save
 from megatron_gopd.objective import gopd_loss
 from megatron_gopd.runs import Spans, log_to
+from megatron_gopd.training.checkpoints import Checkpoints
 from megatron_gopd.training.grading import Grader
-from megatron_gopd.training.job import build_job
+from megatron_gopd.training.job import build_job, prepare
 from megatron_gopd.training.recorder import Recorder
 
 
 def distill(config: Config) -> None:
     """Run the whole distillation of `config`. Collective over the ranks of the job."""
-    job = build_job(config)
-    probe = Probe(config, job.tokenizers, job.student, job.scorers) if config.evaluation else None
-    recorder = Recorder(config, job.tokenizers.student)
+    material = prepare(config)
+    recorder = Recorder(config, material.tokenizers.student)
     correction = config.algorithm.rollout_correction
     token_loss = gopd_loss(config.algorithm.lambda_, correction.cap if correction else None)
     with recorder, log_to(recorder.logs, dist.get_rank()), Grader(config.rewards) as grader:
-        spans = Spans(on_enter=recorder.phase)
+        job = build_job(config, material)
+        checkpoints = Checkpoints(job, recorder.checkpoints)
+        probe = Probe(config, job.tokenizers, job.student, job.scorers) if config.evaluation else None
         if probe:
             recorder.measured("before", probe.measure(job.rollout))
-        for step in range(1, config.run.steps + 1):
+        spans = Spans(on_enter=recorder.phase)
+        for step in range(checkpoints.resume(recorder.resumed) + 1, config.run.steps + 1):
             with spans("step"):
                 batch = []
                 for chunk in spans.over("rollout", job.rollout.generate(job.loader.next_batch(), step)):
@@ -38,6 +41,8 @@ def distill(config: Config) -> None:
                     job.rollout.sync(job.student)
                 grader.grade(batch, job.tokenizers.student)
             recorder.step(step, batch, update, spans.take())
+            checkpoints.after(step)
+        checkpoints.finish()
         if probe:
             recorder.measured("after", probe.measure(job.rollout))
         save(job.student.export(), config.student.model, recorder.model, config.student.dtype)

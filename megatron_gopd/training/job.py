@@ -28,17 +28,30 @@ class Job:
     rollout: RolloutEngine
 
 
-def build_job(config: Config) -> Job:
-    """Load data, tokenizers and models. Collective. Raises UserError for whatever the user can mend."""
+@dataclass
+class Material:
+    """What a run works on, before any weight is loaded."""
+
+    tokenizers: Tokenizers
+    loader: PromptLoader
+
+
+def prepare(config: Config) -> Material:
+    """Check the models and read the data: whatever can be refused early is refused here, as a UserError. Collective."""
     _check_models(config)
     tokenizers = load_tokenizers(config)
     prompts = build_prompts(config, tokenizers)
     if is_first():
         _announce(prompts.skipped_too_long, prompts.warnings, config)
-    loader = PromptLoader(prompts.prompts, config.data.batch_size, config.run.seed)
+    return Material(tokenizers, PromptLoader(prompts.prompts, config.data.batch_size, config.run.seed))
+
+
+def build_job(config: Config, material: Material) -> Job:
+    """Load the models. Collective. Raises UserError for whatever the user can mend."""
     student = Student(config)
     scorers = Scorers(config)
-    return Job(config, tokenizers, loader, student, scorers, EmbeddedEngine.of_student(config))
+    engine = EmbeddedEngine.of_student(config)
+    return Job(config, material.tokenizers, material.loader, student, scorers, engine)
 
 
 def _check_models(config: Config) -> None:

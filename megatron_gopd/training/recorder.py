@@ -11,7 +11,7 @@ from megatron_gopd.evaluation.probe import Measurement
 from megatron_gopd.evaluation.report import plot_curve, print_comparison, write_measurement
 from megatron_gopd.policies.student import Update
 from megatron_gopd.ranks import is_first, on_first
-from megatron_gopd.runs import RunFolder, StepLine, open_sinks
+from megatron_gopd.runs import Checkpoint, RunFolder, StepLine, open_sinks
 from megatron_gopd.training.metrics import step_metrics
 
 
@@ -19,9 +19,9 @@ class Recorder:
     """The writing side of a run; on ranks other than 0 every method does nothing."""
 
     def __init__(self, config: Config, tokenizer):
-        """Open the run's folder. Collective; raises UserError on every rank where rank 0 cannot."""
+        """Open the run's folder. Collective; raises on every rank what RunFolder.open raises on rank 0."""
         self.config, self.tokenizer = config, tokenizer
-        self.logs: Path = on_first(self._open)
+        self.logs, self.resumed = on_first(self._open)
         self._measurements: list[Measurement] = []
 
     def __enter__(self):
@@ -59,6 +59,11 @@ class Recorder:
         """Where the final Hugging Face directory goes."""
         return Path(self.config.run.folder, self.config.run.name, "model")
 
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return Path(self.config.run.folder, self.config.run.name, "checkpoints")
+
     def finish(self) -> None:
         """The curve, the table, and where everything is."""
         if not is_first():
@@ -68,9 +73,9 @@ class Recorder:
             print_comparison(self._measurements[0], self._measurements[-1])
         print(f"\ncurve:  {self.folder.path / 'curve.png'}\nmodel:  {self.model} (a Hugging Face directory)")
 
-    def _open(self) -> Path:
+    def _open(self) -> tuple[Path, Checkpoint | None]:
         self.folder = RunFolder.open(self.config)
-        return self.folder.logs
+        return self.folder.logs, self.folder.resumed
 
     def _sample(self, step: int, trajectory: Trajectory) -> dict:
         return {
