@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from megatron_gopd.errors import UserError
 
 _EXPERT = re.compile(r"(.+\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
+_FUSED = re.compile(r"(.+\.mlp\.experts)\.(gate_up|down)_proj")
 
 
 class HFFolder:
@@ -27,11 +28,22 @@ class HFFolder:
                 self._files[name] = path
 
     def names(self) -> set[str]:
-        return set(self._files)
+        """Of all tensors; experts one by one, however they are stored."""
+        names = set()
+        for name in self._files:
+            fused = _FUSED.fullmatch(name)
+            parts = {None: (), "gate_up": ("gate", "up"), "down": ("down",)}[fused and fused[2]]
+            experts = range(self._stored_shape(name)[0] if fused else 0)
+            names |= {f"{fused[1]}.{expert}.{part}_proj.weight" for expert in experts for part in parts} or {name}
+        return names
 
     def shape(self, name: str) -> tuple[int, ...]:
-        path = self._file_of(name)
-        return tuple(self._handle(path).get_slice(name).get_shape())
+        """Raises UserError: no such tensor."""
+        fused = _EXPERT.fullmatch(name)
+        if not fused or name in self._files:
+            return self._stored_shape(name)
+        _, rows, columns = self._stored_shape(_fused_name(fused[1], fused[3]))
+        return (rows if fused[3] == "down" else rows // 2), columns
 
     def tensor(self, name: str) -> torch.Tensor:
         """Experts are found one by one, or fused as transformers holds them in memory.
@@ -48,10 +60,13 @@ class HFFolder:
 
     def _fused_expert(self, prefix: str, expert: str, which: str) -> torch.Tensor:
         """gate_up_proj [experts, 2 ffn, hidden] holds the gate's rows first; down_proj [experts, hidden, ffn]."""
-        name = f"{prefix}.{'down_proj' if which == 'down' else 'gate_up_proj'}"
+        name = _fused_name(prefix, which)
         tensor = self._handle(self._file_of(name)).get_slice(name)[int(expert) : int(expert) + 1][0]
         _refuse_non_finite(tensor, name, self._files[name])
         return tensor if which == "down" else tensor.chunk(2)[which == "up"]
+
+    def _stored_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._handle(self._file_of(name)).get_slice(name).get_shape())
 
     def _file_of(self, name: str) -> Path:
         if name not in self._files:
@@ -82,6 +97,10 @@ class HFFolder:
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{path}: damaged or truncated safetensors file ({error}); copy it again") from None
         return self._open[path]
+
+
+def _fused_name(prefix: str, which: str) -> str:
+    return f"{prefix}.{'down_proj' if which == 'down' else 'gate_up_proj'}"
 
 
 def _refuse_non_finite(tensor: torch.Tensor, name: str, path: Path) -> None:
