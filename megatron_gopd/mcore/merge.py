@@ -17,7 +17,7 @@ import torch
 from megatron_gopd.data.tokenizer import check_same_tokenizer, load_tokenizer
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture, read_config
-from megatron_gopd.mcore.hf_folder import HFFolder
+from megatron_gopd.mcore.hf_folder import HFFolder, all_finite
 from megatron_gopd.mcore.save import save
 from megatron_gopd.runs.atomic import atomic_folder
 
@@ -113,7 +113,7 @@ class _Inputs:
         if alpha:
             result += like
         result = result.to(like.dtype)
-        if not torch.isfinite(result).all():
+        if not all_finite(result):
             raise UserError(
                 f"{name}: alpha {alpha:g} takes values out of the range of {like.dtype}; name a smaller one"
             )
