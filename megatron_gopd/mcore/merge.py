@@ -106,7 +106,10 @@ class _Inputs:
             return self._same_everywhere(name, like)
         result = torch.zeros(like.shape)
         for teacher in self.teachers:
-            result += teacher.tensor(name)
+            values = teacher.tensor(name)
+            if not values.is_floating_point():
+                raise UserError(f"{name} holds {like.dtype} in {self._like.folder}, {values.dtype} in {teacher.folder}")
+            result += values
         if alpha:  # dividing last leaves a sum of bf16 values exact up to there, and ties where they are
             result.sub_(like, alpha=len(self.teachers)).mul_(1 + alpha)
         result /= len(self.teachers)
@@ -121,7 +124,8 @@ class _Inputs:
 
     def _same_everywhere(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         for teacher in self.teachers:
-            if not torch.equal(teacher.tensor(name), tensor):
+            values = teacher.tensor(name)
+            if values.dtype != tensor.dtype or not torch.equal(values, tensor):
                 raise UserError(
                     f"{name} holds {tensor.dtype}, which have no mean, and differs in {self._like.folder} and "
                     f"{teacher.folder}; merge models in which it is the same"

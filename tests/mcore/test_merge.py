@@ -268,6 +268,12 @@ def test_integers_that_differ_are_refused(copies, refusal):
     assert refusal().startswith("steps holds torch.int64, which have no mean, and differs in BASE and ONE")
 
 
+@pytest.mark.parametrize(("which", "told"), [(0, "model.norm.weight holds torch.int8, which have no mean"), (2, "")])
+def test_integers_in_the_place_of_weights_are_refused(copies, refusal, which, told):
+    rewrite(copies[which], lambda tensors: tensors.update({"model.norm.weight": torch.ones(64, dtype=torch.int8)}))
+    assert refusal().startswith(told or "model.norm.weight holds torch.bfloat16 in BASE, torch.int8 in TWO")
+
+
 def test_a_tied_head_of_its_own_is_refused(family, tmp_path):
     base, *others = family("qwen2-tied")
     copy = shutil.copytree(others[0], tmp_path / "stored")
