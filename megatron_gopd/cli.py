@@ -150,3 +150,18 @@ def megatron_to_hf(
 
         convert.megatron_to_hf(source, target, shard_bytes=int(max_shard_gb * 1e9), verify=verify)
     print(f"{target}: written{' and read back' if verify else ''}")
+
+
+@verb
+def merge(
+    teachers: Annotated[list[Path], typer.Argument(help="Hugging Face directories to average")],
+    output: Annotated[Path, typer.Option(help="new folder; with several alphas, it gets a folder for each")],
+    base: Annotated[Path | None, typer.Option(help="the model they were trained from; needed for an alpha")] = None,
+    alpha: Annotated[
+        list[float] | None, typer.Option(help="how far to go beyond the mean, away from the base; 0: the mean")
+    ] = None,
+) -> None:
+    """Average models of one architecture, or extrapolate their mean from a base (ExPO)."""
+    from megatron_gopd.mcore.merge import merge
+
+    print(*merge(teachers, output, base=base, alphas=alpha or [0.0]), sep="\n")

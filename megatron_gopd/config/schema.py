@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -99,6 +100,11 @@ def _path_is_a_model(value):
 Reference = Annotated[Model, BeforeValidator(_path_is_a_model)]
 
 
+def _same_folder(one: Model, other: Model) -> bool:
+    """However their paths are written: with a slash at the end, ./ in front, from the root, or through a link."""
+    return os.path.realpath(one.model) == os.path.realpath(other.model)
+
+
 class Teacher(Model):
     reference: Reference | None = Field(None, description="default: algorithm.reference")
     prompt: ScorerPrompt = "student_tokens"
@@ -124,7 +130,9 @@ class Data(Section):
     max_prompt_tokens: int = Field(2048, ge=1, description="longer prompts are left out and counted")
     prompt_template: Literal["none", "math", "code"] = "none"
     chat_template_kwargs: dict = Field(default_factory=lambda: {"enable_thinking": False})
-    balance: Literal["none", "equal"] = Field("none", description="equal: as many prompts for each teacher")
+    balance: Literal["none", "equal"] = Field(
+        "none", description="equal: as many for each teacher, drawn from run.seed"
+    )
 
 
 class Rollout(Section):
@@ -199,12 +207,12 @@ class Config(Section):
     def _every_teacher_teaches(self):
         for name, teacher in self.teachers.items():
             plain = teacher.prompt == "student_tokens"
-            if plain and teacher.model == self.student.model:
+            if plain and _same_folder(teacher, self.student):
                 raise ValueError(
                     f"teachers.{name} is the student's own initial model reading the same prompt: every advantage "
                     f"would be 0. Give teachers.{name}.prompt a suffix or a column, or name another model"
                 )
-            if plain and teacher.model == self.reference_of(name).model and self.algorithm.lambda_ != 1:
+            if plain and _same_folder(teacher, self.reference_of(name)) and self.algorithm.lambda_ != 1:
                 raise ValueError(
                     f"teachers.{name} and its reference are the same model, so lambda has nothing to scale. "
                     f"Name another reference, or set algorithm.lambda to 1"

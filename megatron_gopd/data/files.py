@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from megatron_gopd.errors import UserError
 
 NESTED_COLUMNS = ("extra_info", "metadata", "reward_model")  # mappings
+BATCH_ROWS = 128  # of a parquet file in memory; a row with the tests of a program takes megabytes
 
 
-def read_file(path: Path) -> Iterator[tuple[str, int, dict]]:
-    """Yield (FILE:LINE, number from 1, columns) of each row of a .jsonl or .parquet file.
+def read_file(path: Path, only: tuple[str, ...] = ()) -> Iterator[tuple[str, int, dict]]:
+    """Yield (FILE:LINE, number from 1, columns) of each row of a .jsonl or .parquet file, a few rows in memory.
 
-    Raises UserError naming the file, or the row, that cannot be read.
+    With `only`, those columns; the others of a parquet file are not even read.
+    Raises UserError naming the file, or the row, that cannot be read or lacks one of `only`.
     """
     readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
     if path.suffix not in readers:
         raise UserError(f"{path}: prompts are read from .jsonl and .parquet files; convert it to one of them")
     if not path.is_file():
         raise UserError(f"{path}: no such file of prompts")
-    return readers[path.suffix](path)
+    return readers[path.suffix](path, only)
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[str, int, dict]]:
+def _read_jsonl(path: Path, only: tuple[str, ...]) -> Iterator[tuple[str, int, dict]]:
     with path.open("rb") as lines:  # bytes: a line that is not UTF-8 is named like any other bad line
         for number, line in enumerate(lines, 1):
             source = f"{path}:{number}"
@@ -36,16 +38,25 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, int, dict]]:
                 raise UserError(f"{source}: not JSON: {error}") from None
             if not isinstance(columns, dict):
                 raise UserError(f"{source}: a JSON object with a 'prompt' is expected, not {type(columns).__name__}")
-            yield source, number, columns
+            _check_columns(only, columns, source)
+            yield source, number, {name: columns[name] for name in only or columns}
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[str, int, dict]]:
+def _check_columns(wanted: tuple[str, ...], found: Iterable[str], source: str | Path) -> None:
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise UserError(f"{source}: no column {', '.join(map(repr, missing))}; columns: {', '.join(found)}")
+
+
+def _read_parquet(path: Path, only: tuple[str, ...]) -> Iterator[tuple[str, int, dict]]:
     import pyarrow
     from pyarrow import parquet
 
     number = 0
     try:
-        for batch in parquet.ParquetFile(path).iter_batches(batch_size=1024):
+        file = parquet.ParquetFile(path)
+        _check_columns(only, file.schema_arrow.names, path)
+        for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(only) or None):
             for columns in batch.to_pylist():
                 number += 1
                 source = f"{path}:row {number}"

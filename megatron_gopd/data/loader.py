@@ -14,7 +14,8 @@ from megatron_gopd.errors import UserError
 class PromptLoader:
     """Endless batches of prompts; every epoch has its own permutation, drawn from (seed, epoch).
 
-    A batch runs on into the next epoch rather than being short, so it may hold a prompt twice at that seam.
+    A batch runs on into the next epoch rather than being short. What it holds already is left to the batch after it,
+    so no batch holds a prompt twice, and every epoch still holds each prompt once.
     Raises UserError when a batch is larger than the data.
     """
 
@@ -26,23 +27,27 @@ class PromptLoader:
             )
         self.prompts, self.batch_size, self.seed = prompts, batch_size, seed
         self.epoch, self.position = 0, 0
+        self._postponed: list[int] = []  # of this epoch, passed over at the seam: the next batch begins with them
         self._order = self._permutation()
         self._fingerprint = _fingerprint(prompts)
 
     def next_batch(self) -> list[Prompt]:
-        """The next `batch_size` prompts."""
-        batch = []
-        while len(batch) < self.batch_size:
+        """The next `batch_size` prompts, all different."""
+        size = self.batch_size
+        batch, self._postponed = self._postponed[:size], self._postponed[size:]
+        while len(batch) < size:
             if self.position == len(self.prompts):
                 self.epoch, self.position = self.epoch + 1, 0
                 self._order = self._permutation()
-            batch.append(self.prompts[self._order[self.position]])
+            number = int(self._order[self.position])
+            (self._postponed if number in batch else batch).append(number)
             self.position += 1
-        return batch
+        return [self.prompts[number] for number in batch]
 
     def state_dict(self) -> dict:
         """Where the next batch starts, and of which data; plain JSON values."""
-        return {"epoch": self.epoch, "position": self.position, **self._data()}
+        place = {"epoch": self.epoch, "position": self.position, "postponed": list(self._postponed)}
+        return place | self._data()
 
     def load_state_dict(self, state: dict) -> None:
         """Continue where `state` was taken; UserError when it is of other prompts or another seed."""
@@ -53,7 +58,7 @@ class PromptLoader:
                 f"the checkpoint's position in the data cannot be continued: {saved}; "
                 f"resume with the data and run.seed it was written with, or start a new run"
             )
-        self.epoch, self.position = state["epoch"], state["position"]
+        self.epoch, self.position, self._postponed = state["epoch"], state["position"], list(state["postponed"])
         self._order = self._permutation()
 
     def _data(self) -> dict:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from megatron_gopd.config import Config
 from megatron_gopd.config.schema import Column, Suffix
+from megatron_gopd.data.balance import equal_sample
 from megatron_gopd.data.render import apply_prompt_template, last_user_message, render, replace_user_message
 from megatron_gopd.data.rows import Row, as_messages, column_of, errors_at, load_rows
 from megatron_gopd.data.tokenizer import Tokenizers
@@ -24,29 +24,31 @@ class PromptSet:
     warnings: list[str]
 
 
-def build_prompts(config: Config, tokenizers: Tokenizers) -> PromptSet:
+def build_prompts(config: Config, tokenizers: Tokenizers, *, held_out: bool = False) -> PromptSet:
     """Read data.train, choose each row's teacher and render what student, teacher and reference read.
 
+    With `held_out` it is evaluation.prompts that is read, and data.balance does not apply.
     Raises UserError naming FILE:LINE of a row that has no teacher or cannot be rendered.
     """
+    key, files = ("evaluation.prompts", config.evaluation.prompts) if held_out else ("data.train", config.data.train)
     limit = config.data.max_prompt_tokens
     every = []
-    for row in load_rows(config.data.train):
+    for row in load_rows(files):
         with errors_at(row.source):
             every.append(_prompt(row, config, tokenizers))
     prompts = [prompt for prompt in every if _longest(prompt) <= limit]
     if not prompts:
         raise UserError(
-            f"data.train: all {len(every)} prompts are longer than data.max_prompt_tokens ({limit}); "
+            f"{key}: all {len(every)} prompts are longer than data.max_prompt_tokens ({limit}); "
             f"the shortest has {min(map(_longest, every))} tokens"
         )
     warnings = [
-        f"teacher {name!r} has no prompts in data.train: it will not be asked"
+        f"teacher {name!r} has no prompts in {key}: it will not be asked"
         for name in config.teachers
         if not any(prompt.teacher == name for prompt in prompts)
     ]
-    if config.data.balance == "equal":
-        prompts = _balanced(prompts, config.teachers)
+    if config.data.balance == "equal" and not held_out:
+        prompts = _balanced(prompts, config)
     return PromptSet(prompts, sum(_longest(prompt) > limit for prompt in every), warnings)
 
 
@@ -103,17 +105,10 @@ def _longest(prompt: Prompt) -> int:
     return max(len(prompt.student_tokens), len(prompt.teacher_tokens), len(prompt.reference_tokens))
 
 
-def _balanced(prompts: list[Prompt], teachers: Iterable[str]) -> list[Prompt]:
-    """The first prompts of each teacher, as many as the teacher with the fewest has."""
-    count = Counter(prompt.teacher for prompt in prompts)
-    fewest = min(count[name] for name in teachers)
-    if not fewest:
-        without = ", ".join(name for name in teachers if not count[name])
+def _balanced(prompts: list[Prompt], config: Config) -> list[Prompt]:
+    """As many prompts of each teacher as the teacher with the fewest has, drawn from run.seed."""
+    groups = [prompt.teacher for prompt in prompts]
+    without = ", ".join(name for name in config.teachers if name not in groups)
+    if without:
         raise UserError(f"data.balance: equal leaves nothing: no prompts for {without}; add some, or set it to none")
-    taken: Counter[str] = Counter()
-    kept = []
-    for prompt in prompts:
-        taken[prompt.teacher] += 1
-        if taken[prompt.teacher] <= fewest:
-            kept.append(prompt)
-    return kept
+    return [prompts[i] for i in equal_sample(groups, config.run.seed)]

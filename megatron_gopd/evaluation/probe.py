@@ -46,8 +46,7 @@ class Probe:
 
     def __init__(self, config: Config, tokenizers: Tokenizers, student: Student, scorers: Scorers):
         settings = config.evaluation
-        held_out = config.model_copy(update={"data": config.data.model_copy(update={"train": settings.prompts})})
-        self.prompts = build_prompts(held_out, tokenizers).prompts[: settings.limit]
+        self.prompts = build_prompts(config, tokenizers, held_out=True).prompts[: settings.limit]
         self.config, self.student, self.scorers = config, student, scorers
         self.tokenizer = tokenizers.student
         self._fixed: list[Trajectory] | None = None

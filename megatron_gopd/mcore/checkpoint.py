@@ -12,6 +12,7 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+from megatron.core.dist_checkpointing.utils import extract_nonpersistent, extract_sharded_base
 from megatron.core.optimizer import MegatronOptimizer
 
 from megatron_gopd.mcore.model import Model, sharded_state, sharding
@@ -24,6 +25,16 @@ def training_state(model: Model, optimizer: MegatronOptimizer, *, loading: bool)
     with among(model.groups.intra_dist_opt):
         state = optimizer.sharded_state_dict(weights, is_loading=loading, metadata=sharding(model.groups))
     return {"model": weights, "optimizer": state}
+
+
+def with_common_part(state: dict, source: int) -> dict:
+    """What to save on this rank: `state`, or where it is empty, what rank `source` has beside shards.
+
+    Megatron saves what is not sharded from rank 0, which may hold no part of the model. Collective over all ranks.
+    """
+    common = [extract_sharded_base(extract_nonpersistent(state)[1])[1] if dist.get_rank() == source else None]
+    dist.broadcast_object_list(common, src=source)
+    return state or common[0]
 
 
 def load_training_state(model: Model, optimizer: MegatronOptimizer, loaded: dict) -> None:

@@ -18,7 +18,7 @@ from megatron_gopd.data.trajectory import Trajectory
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore import weights
 from megatron_gopd.mcore.architecture import Architecture
-from megatron_gopd.mcore.checkpoint import load_training_state, training_state
+from megatron_gopd.mcore.checkpoint import load_training_state, training_state, with_common_part
 from megatron_gopd.mcore.forward import run
 from megatron_gopd.mcore.levers import settle
 from megatron_gopd.mcore.model import Model, build_model
@@ -53,6 +53,7 @@ class Student:
         settings = self.settings = settle(config.student)
         self.config = config
         self.steps_done = 0
+        self._span = settings.layout.span(dist.get_world_size(), "student")
         self._away: Offloader | None = None
         self.model = build_model(  # None: no part on this rank
             settings.model, settings.layout, settings.dtype, fp8=settings.fp8, recompute=settings.recompute
@@ -96,15 +97,15 @@ class Student:
 
     def export(self) -> Iterator[tuple[str, Tensor]]:
         """(Hugging Face name, tensor) of the current weights. Collective; draw the whole iterator on every rank."""
-        span = self.config.student.layout.span(dist.get_world_size(), "student")
         mine = weights.export(self.model) if self.model is not None else None
-        return mine if len(span) == dist.get_world_size() else _to_all_ranks(mine, span[0])
+        return mine if len(self._span) == dist.get_world_size() else _to_all_ranks(mine, self._span[0])
 
     @contextlib.contextmanager
     def state(self, *, loading: bool = False) -> Iterator[dict]:
         """Weights and optimizer state of this rank as sharded tensors, on the device within the block. Collective."""
         with self._away.resident() if self._away is not None else contextlib.nullcontext():
-            yield training_state(self.model, self._optimizer, loading=loading) if self.model is not None else {}
+            mine = training_state(self.model, self._optimizer, loading=loading) if self.model is not None else {}
+            yield mine if loading else with_common_part(mine, self._span[0])
 
     def load_state(self, loaded: dict, steps_done: int) -> None:
         """Continue where `loaded`, read for state(loading=True), was taken: after step `steps_done`. Collective."""

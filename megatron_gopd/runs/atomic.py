@@ -18,9 +18,19 @@ def write_text(path: str | Path, text: str) -> None:
 
     Raises OSError, and then leaves what was there.
     """
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Write the file this yields; at the end of the block it becomes `path`, and replaces it.
+
+    A block that raises leaves `path` as it was and nothing beside it.
+    """
     path = Path(path)
     with _sibling(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        yield temporary
         _sync(temporary)
         os.replace(temporary, path)
     _sync(path.parent)

@@ -127,6 +127,24 @@ def test_the_student_as_its_own_teacher_is_refused(message):
     assert text.startswith("FILE:6: teachers.math is the student's own initial model reading the same prompt")
 
 
+@pytest.mark.parametrize("spelling", ["/student/", "/./student", "/else/../student"])
+def test_another_spelling_of_the_same_path_is_the_same_model(message, spelling):
+    assert "teachers.math is the student's own" in message(MINIMAL, f"teachers.math.model={spelling}")
+
+
+@pytest.mark.parametrize("spelling", ["/teacher/", "/./teacher"])
+def test_another_spelling_of_the_teacher_is_no_other_reference(message, spelling):
+    text = message(MINIMAL, f"algorithm.reference={spelling}", "algorithm.lambda=1.25")
+    assert "teachers.math and its reference are the same model" in text
+
+
+def test_a_link_to_the_student_is_the_same_model(message, tmp_path):
+    (tmp_path / "student").mkdir()
+    (tmp_path / "link").symlink_to("student")
+    paths = f"student.model={tmp_path}/student", f"teachers.math.model={tmp_path}/link"
+    assert "teachers.math is the student's own initial model" in message(MINIMAL, *paths)
+
+
 def test_the_student_as_its_own_teacher_may_read_another_prompt(load):
     assert load(MINIMAL, "teachers.math={model: /student, prompt: {suffix: Hint}}").teachers["math"].model == "/student"
 

@@ -40,16 +40,35 @@ def test_a_batch_runs_on_into_the_next_epoch():
     assert all(sorted(flat[n : n + 5]) == ["0", "1", "2", "3", "4"] for n in (0, 5, 10))
 
 
-@pytest.mark.parametrize("done", [0, 1, 3, 5, 7])
+@pytest.mark.parametrize(("count", "size"), [(5, 3), (5, 4), (5, 5), (7, 6), (40, 13)])
+@pytest.mark.parametrize("seed", range(5))
+def test_no_batch_holds_a_prompt_twice_and_every_epoch_holds_each_once(count, size, seed):
+    loader = PromptLoader(prompts(count), batch_size=size, seed=seed)
+    batches = [ids(loader.next_batch()) for _ in range(count * 4)]
+    assert all(len(set(batch)) == size for batch in batches)
+    flat = [name for batch in batches for name in batch]
+    epochs = (sorted(flat[n : n + count], key=int) for n in range(0, len(flat), count))
+    assert all(epoch == [str(n) for n in range(count)] for epoch in epochs)
+
+
+@pytest.mark.parametrize("done", range(9))
 def test_a_resumed_loader_continues_exactly(done):
-    loader = PromptLoader(prompts(5), batch_size=3, seed=1)
+    loader = PromptLoader(prompts(5), batch_size=4, seed=1)
     for _ in range(done):
         loader.next_batch()
     state = json.loads(json.dumps(loader.state_dict()))
     expected = [ids(loader.next_batch()) for _ in range(6)]
-    resumed = PromptLoader(prompts(5), batch_size=3, seed=1)
+    resumed = PromptLoader(prompts(5), batch_size=4, seed=1)
     resumed.load_state_dict(state)
     assert [ids(resumed.next_batch()) for _ in range(6)] == expected
+
+
+def test_a_smaller_batch_first_takes_what_a_larger_one_left_to_the_next():
+    large, small = (PromptLoader(prompts(9), batch_size=size, seed=1) for size in (8, 1))
+    while len(left := large.state_dict()["postponed"]) < 2:
+        large.next_batch()
+    small.load_state_dict(large.state_dict())
+    assert [ids(small.next_batch()) for _ in left] == [[str(number)] for number in left]
 
 
 @pytest.mark.parametrize(

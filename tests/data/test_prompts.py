@@ -18,20 +18,20 @@ def student(chat_folder):
 def build(write_rows, student, other_folder):
     """build(rows, teachers, **data): the prompt set of these rows; teachers and references have the other template."""
 
-    def build(rows, teachers=("math",), prompt="student_tokens", **data):
-        path = write_rows(rows)
+    def build(rows, teachers=("math",), prompt="student_tokens", held_out=False, seed=42, **data):
+        path = str(write_rows(rows))
         config = Config.model_validate(
             {
-                "run": {"name": "test", "steps": 1},
+                "run": {"name": "test", "steps": 1, "seed": seed},
                 "student": {"model": "student"},
                 "teachers": {name: {"model": name, "prompt": prompt} for name in teachers},
-                "data": {"train": str(path), "batch_size": 1} | data,
+                "data": {"train": "/none.jsonl" if held_out else path, "batch_size": 1} | data,
+                "evaluation": {"prompts": path} if held_out else None,
             }
         )
         other = load_tokenizer(other_folder)
-        return build_prompts(
-            config, Tokenizers(student, dict.fromkeys(teachers, other), dict.fromkeys(teachers, other))
-        )
+        tokenizers = Tokenizers(student, dict.fromkeys(teachers, other), dict.fromkeys(teachers, other))
+        return build_prompts(config, tokenizers, held_out=held_out)
 
     return build
 
@@ -144,11 +144,34 @@ def test_all_prompts_too_long_is_an_error(build):
         build([ADD, ADD], max_prompt_tokens=3)
 
 
-def test_equal_balance_keeps_the_first_of_each_teacher(build):
-    tags = ["math", "math", "code", "math", "code"]
-    rows = [ADD | {"opd_teacher": tag, "id": f"{tag}{n}"} for n, tag in enumerate(tags)]
-    prompts = build(rows, teachers=("math", "code"), balance="equal").prompts
-    assert [prompt.id for prompt in prompts] == ["math0", "math1", "code2", "code4"]
+TAGS = ["math", "math", "code", "math", "code", "math"]
+TAGGED = [ADD | {"opd_teacher": tag, "id": f"{tag}{n}"} for n, tag in enumerate(TAGS)]
+
+
+def test_equal_balance_draws_as_many_of_each_teacher(build):
+    kept = [prompt.id for prompt in build(TAGGED, teachers=("math", "code"), balance="equal").prompts]
+    assert [name for name in kept if name.startswith("code")] == ["code2", "code4"]
+    assert len(kept) == 4
+
+
+def test_what_equal_balance_draws_follows_from_the_seed(build):
+    def drawn(seed: int) -> list[str]:
+        prompts = build(TAGGED, teachers=("math", "code"), balance="equal", seed=seed).prompts
+        return [prompt.id for prompt in prompts]
+
+    assert drawn(1) == drawn(1)
+    assert len({tuple(drawn(seed)) for seed in range(8)}) > 1
+
+
+def test_held_out_prompts_are_not_balanced(build):
+    assert len(build(TAGGED, teachers=("math", "code"), held_out=True, balance="equal").prompts) == 6
+
+
+def test_held_out_prompts_are_told_by_their_own_key(build):
+    with pytest.raises(UserError, match=r"evaluation.prompts: all 2 prompts are longer than data.max_prompt_tokens"):
+        build([ADD, ADD], held_out=True, max_prompt_tokens=3)
+    prompts = build([ADD | {"opd_teacher": "math"}], teachers=("math", "code"), held_out=True)
+    assert prompts.warnings == ["teacher 'code' has no prompts in evaluation.prompts: it will not be asked"]
 
 
 def test_equal_balance_without_a_teachers_prompts_is_an_error(build):

@@ -79,7 +79,7 @@ def test_a_missing_tensor(folder, refusal):
     assert refusal().startswith("FOLDER: the tensor model.layers.2.mlp.up_proj.weight is missing")
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_values_that_are_not_finite(folder, refusal, value):
     rewrite(folder, lambda tensors: tensors["model.norm.weight"][3:5].fill_(value))
     assert refusal().startswith("FOLDER/model.safetensors: model.norm.weight holds 2 NaN or infinite value(s)")

@@ -133,7 +133,7 @@ def test_a_user_reads_one_line(run, tmp_path):
     assert result.stderr == "error: --drop '1,x' is no list of layer numbers; write 12,16,20\n"
 
 
-@pytest.mark.parametrize("name", ["prune_depth", "get_smollm2", "get_gsm8k"])
+@pytest.mark.parametrize("name", ["prune_depth", "get_smollm2", "get_gsm8k", "prepare_data"])
 def test_help_is_there(run, name):
     result = run(name, "--help")
     assert result.returncode == 0 and "Usage" in result.stdout
