@@ -1,5 +1,5 @@
 # The verbs of this repository. Each installs what it needs into .venv first.
-.PHONY: help install quickstart heal-pruned assets test test-all lint bench parity clean check-gpu-constraints
+.PHONY: help install quickstart heal-pruned assets test test-all lint bench parity chaos-resume clean check-gpu-constraints
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 SMOLLM2 := assets/SmolLM2-135M-Instruct
@@ -37,6 +37,9 @@ bench: assets  ## exactness on one and two ranks, and the quickstart's seconds b
 
 parity: install  ## every layout on one, two and four ranks against transformers
 	$(PY) scripts/parity.py $(ARGS)
+
+chaos-resume: install  ## kill -9 at random moments of a step and of a save, 20 times, then resume
+	$(PY) scripts/chaos_resume.py $(ARGS)
 
 clean:  ## remove .venv and assets; runs/ stays
 	rm -rf .venv assets

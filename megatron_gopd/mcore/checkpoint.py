@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from megatron.core.optimizer import MegatronOptimizer
 
 from megatron_gopd.mcore.model import Model, sharded_state, sharding
 from megatron_gopd.mcore.repairs import among
+from megatron_gopd.runs.manifest import write_digest
 
 
 def training_state(model: Model, optimizer: MegatronOptimizer, *, loading: bool) -> dict:
@@ -82,15 +84,24 @@ class BackgroundWriter:
 
         Collective over all ranks; each passes its own shards. What is still being written is waited for.
         """
-        self.poll(wait=True)
+        self.finish()
         request = dist_checkpointing.save(state, str(folder), async_sharded_save=True, async_strategy="mcore")
         request.add_finalize_fn(then)
+        if request.async_fn is not None:
+            request = request._replace(async_fn=functools.partial(_write_with_digests, request.async_fn))
         self._calls.schedule_async_request(request)
 
-    def poll(self, *, wait: bool = False) -> None:
-        """Finish what all ranks have written. Collective.
+    def finish(self) -> None:
+        """Wait until all ranks have written. Collective.
 
         Raises:
             dist.checkpoint.api.CheckpointException: a rank could not write.
         """
-        self._calls.maybe_finalize_async_calls(blocking=wait)
+        self._calls.maybe_finalize_async_calls(blocking=True)
+
+
+def _write_with_digests(write: Callable, rank: int, buckets: list[tuple], answer) -> None:
+    """Each rank's process knows the checksums of its own files, while they are still in memory."""
+    write(rank, buckets, answer)
+    for path, *_ in buckets:
+        write_digest(Path(path))

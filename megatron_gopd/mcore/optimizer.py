@@ -44,7 +44,10 @@ def build_optimizer(model: Model, wrapped: DistributedDataParallel, settings: sc
         use_distributed_optimizer=_is_distributed(settings),
     )
     with among(model.groups.intra_dist_opt):
-        return get_megatron_optimizer(config, [wrapped], use_gloo_process_groups=False, pg_collection=model.groups)
+        built = get_megatron_optimizer(config, [wrapped], use_gloo_process_groups=False, pg_collection=model.groups)
+    for part in _parts(built):
+        part.init_state_fn = part.init_state_fn or (lambda *_: None)  # SGD's: Megatron calls it before a load
+    return built
 
 
 def _is_distributed(settings: schema.Optimizer) -> bool:
@@ -54,11 +57,15 @@ def _is_distributed(settings: schema.Optimizer) -> bool:
 
 def optimizer_tensors(optimizer: MegatronOptimizer) -> Iterator[Tensor]:
     """What the optimizer keeps beside the model's own weights: moments, and float32 master weights of a bf16 model."""
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+    for part in _parts(optimizer):
         for state in part.optimizer.state.values():
             yield from (value for value in state.values() if torch.is_tensor(value) and value.dim())
         masters = getattr(part, "shard_fp32_from_float16_groups", None) or getattr(part, "fp32_from_float16_groups", [])
         yield from (param for group in masters for param in group if param is not None)
+
+
+def _parts(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
+    return getattr(optimizer, "chained_optimizers", [optimizer])
 
 
 def learning_rate(step: int, steps: int, settings: schema.Optimizer) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 from megatron_gopd.errors import UserError
 from megatron_gopd.runs.atomic import write_text
 
-NAME = "manifest.json"
+NAME, DIGEST = "manifest.json", ".sha256"
 
 
 class DamagedError(UserError):
@@ -19,12 +19,21 @@ class DamagedError(UserError):
 
 
 def write_manifest(folder: str | Path, about: dict) -> None:
-    """Write size and SHA-256 of every file in `folder`, and `about` (JSON values), to its manifest.json."""
+    """Write size and SHA-256 of every file in `folder`, and `about` (JSON values), to its manifest.json.
+
+    What write_digest has left beside a file is taken over, and removed.
+    """
     folder = Path(folder)
+    digests = _take_digests(folder)
     sizes = {str(path.relative_to(folder)): path.stat().st_size for path in _files(folder)}
-    digests = _digests(folder, list(sizes))
+    digests |= _digests(folder, [name for name in sizes if name not in digests])
     files = {name: {"bytes": size, "sha256": digests[name]} for name, size in sizes.items()}
     write_text(folder / NAME, json.dumps({"about": about, "files": files}, indent=1))
+
+
+def write_digest(file: Path) -> None:
+    """Leave the SHA-256 of a file beside it, for the manifest of a folder whose files several processes write."""
+    file.with_name(file.name + DIGEST).write_text(_digest(file))
 
 
 def read_manifest(folder: str | Path) -> dict:
@@ -69,6 +78,14 @@ def _read(folder: Path) -> dict:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(Path(root, name) for root, _, names in os.walk(folder) for name in names if name != NAME)
+
+
+def _take_digests(folder: Path) -> dict[str, str]:
+    digests = {}
+    for path in folder.rglob(f"*{DIGEST}"):
+        digests[str(path.relative_to(folder)).removesuffix(DIGEST)] = path.read_text()
+        path.unlink()
+    return digests
 
 
 def _size_problem(path: Path, expected: int) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import secrets
 import shutil
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,8 +30,6 @@ class Checkpoints:
         """`root` holds a folder for each checkpoint."""
         self.job, self.root, self.settings = job, root, job.config.checkpoint
         self._writer = BackgroundWriter()
-        self._publisher = ThreadPoolExecutor(1)  # checksums of hundreds of gigabytes must not hold up a step
-        self._publishing: Future | None = None
         self._step = 0  # of the checkpoint being written
 
     def resume(self, checkpoint: Checkpoint | None) -> int:
@@ -59,22 +56,26 @@ class Checkpoints:
         return saved["step"]
 
     def after(self, step: int) -> None:
-        """Finish what has been written meanwhile; begin to write, where a checkpoint is due."""
-        self._poll()
+        """See to it that the last one is there; begin to write the next, where it is due.
+
+        To be called before the metrics of `step` are recorded: a run that is killed then repeats at most `every` steps,
+        and a checkpoint, which is published a step later at the soonest, never lacks its row.
+        """
+        self.finish()
         if self.settings.every and step % self.settings.every == 0:
             self._begin(step)
 
     def finish(self) -> None:
         """Wait until what was begun is there."""
-        self._poll(wait=True)
+        with self._errors():
+            self._writer.finish()
 
     def _begin(self, step: int) -> None:
-        self._poll(wait=True)
         self._step = step
         folder = on_first(self._make_room)
         saved = self._about(step)
         with self._errors(), self.job.student.state() as state:
-            self._writer.start(state | random_state(), folder / STATE, then=lambda: self._written(folder, saved))
+            self._writer.start(state | random_state(), folder / STATE, then=lambda: self._publish(folder, saved))
 
     def _make_room(self) -> Path:
         folder = self.root / f".{PREFIX}{self._step:08d}-{secrets.token_hex(4)}"
@@ -82,23 +83,14 @@ class Checkpoints:
             (folder / STATE).mkdir(parents=True)
         return folder
 
-    def _written(self, folder: Path, saved: dict) -> None:
-        if is_first():
-            self._publishing = self._publisher.submit(self._publish, folder, saved)
-
     def _publish(self, folder: Path, saved: dict) -> None:
+        if not is_first():
+            return
         copy_side_files(self.job.config.student.model, folder)
         write_manifest(folder, saved)
         publish(folder, folder_of(self.root, saved["step"]))
         shutil.rmtree(folder, ignore_errors=True)  # a checkpoint of the same step that stood there
         prune(self.root, self.settings.keep)
-
-    def _poll(self, *, wait: bool = False) -> None:
-        with self._errors():
-            self._writer.poll(wait=wait)
-            if self._publishing and (wait or self._publishing.done()):
-                self._publishing.result()
-                self._publishing = None
 
     def _about(self, step: int) -> dict:
         job = self.job

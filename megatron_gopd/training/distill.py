@@ -40,8 +40,9 @@ def distill(config: Config) -> None:
                 with spans("sync"):
                     job.rollout.sync(job.student)
                 grader.grade(batch, job.tokenizers.student)
+            with spans("checkpoint"):
+                checkpoints.after(step)
             recorder.step(step, batch, update, spans.take())
-            checkpoints.after(step)
         checkpoints.finish()
         if probe:
             recorder.measured("after", probe.measure(job.rollout))

@@ -56,22 +56,33 @@ def test_the_same_configuration_again_is_the_next_attempt(make_config):
             assert os.readlink(folder.path / "logs" / "latest") == f"attempt-{number}"
 
 
-def test_what_an_attempt_measured_moves_to_its_logs(make_config):
-    with RunFolder.open(make_config()) as first:
-        first.metrics.write_text("1")
-        first.samples.write_text("2")
-        first.evaluation.mkdir()
-        (first.evaluation / "before.json").write_text("3")
-        first.model.mkdir()
-    with RunFolder.open(make_config()) as second:
-        assert not any(path.exists() for path in (second.metrics, second.samples, second.evaluation))
-        assert second.model.exists()
-    assert [(first.logs / name).read_text() for name in ("metrics.jsonl", "samples.jsonl")] == ["1", "2"]
-    assert (first.logs / "evaluation" / "before.json").read_text() == "3"
+def begin(config) -> None:
+    """A run that has measured something."""
+    with RunFolder.open(config) as folder:
+        folder.metrics.write_text('{"step": 1}\n')
+
+
+def test_a_run_that_never_took_a_step_takes_another_configuration(make_config):
+    RunFolder.open(make_config()).close()
+    RunFolder.open(make_config(student={"model": "small"})).close()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"student": {"model": "student", "layout": {"tp": 2}, "recompute": "full"}},
+        {"training": {"max_tokens_per_micro_batch": 64}},
+        {"checkpoint": {"every": 1}},
+        {"logging": {"tensorboard": True}},
+    ],
+)
+def test_how_a_run_is_placed_and_watched_may_change(make_config, changes):
+    begin(make_config())
+    RunFolder.open(make_config(**changes)).close()
 
 
 def test_another_configuration_is_refused_key_by_key(make_config):
-    RunFolder.open(make_config()).close()
+    begin(make_config())
     other = make_config(student={"model": "small"}, evaluation={"prompts": "held-out.jsonl"})
     with pytest.raises(UserError) as refused:
         RunFolder.open(other)
@@ -83,7 +94,7 @@ def test_another_configuration_is_refused_key_by_key(make_config):
 
 
 def test_of_many_differences_five_are_listed(make_config):
-    RunFolder.open(make_config()).close()
+    begin(make_config())
     other = make_config(optimizer={"lr": 1, "min_lr": 1, "schedule": "cosine", "eps": 1, "clip_grad": 2, "type": "sgd"})
     with pytest.raises(UserError) as refused:
         RunFolder.open(other)
@@ -92,7 +103,7 @@ def test_of_many_differences_five_are_listed(make_config):
 
 
 def test_a_key_that_only_one_configuration_has_is_absent_in_the_other(make_config):
-    RunFolder.open(make_config()).close()
+    begin(make_config())
     two = {"math": {"model": "teacher"}, "code": {"model": "coder"}}
     with pytest.raises(UserError, match=r"teachers\.code: there absent, here {"):
         RunFolder.open(make_config(teachers=two))
@@ -134,7 +145,9 @@ def test_a_file_in_the_place_of_a_folder_is_a_users_mistake(tmp_path, make_confi
 
 
 def test_a_spoilt_configuration_is_named(make_config):
+    begin(make_config())
     with RunFolder.open(make_config()) as folder:
+        folder.metrics.touch()
         (folder.path / "config.yaml").write_text("run: [")
     with pytest.raises(UserError, match=r"config.yaml is not YAML any more"):
         RunFolder.open(make_config())

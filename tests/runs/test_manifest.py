@@ -5,6 +5,7 @@ import json
 import pytest
 
 from megatron_gopd.runs import DamagedError, check_manifest, read_manifest, write_manifest
+from megatron_gopd.runs.manifest import write_digest
 
 
 @pytest.fixture
@@ -46,3 +47,12 @@ def test_a_manifest_that_is_none_is_refused(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(DamagedError, match="manifest.json"):
         read_manifest(tmp_path)
+
+
+def test_a_digest_left_beside_its_file_is_taken_over(folder):
+    write_digest(folder / "state" / "shard")
+    (folder / "state" / "shard").write_bytes(bytes(999) + b"1")
+    write_manifest(folder, {})
+    assert not list(folder.rglob("*.sha256"))
+    with pytest.raises(DamagedError, match="state/shard: its checksum differs"):
+        check_manifest(folder)

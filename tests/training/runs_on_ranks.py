@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from megatron_gopd.config import Config
@@ -36,6 +37,29 @@ def metrics_of(path: Path) -> list[dict]:
     """The rows of a metrics.jsonl without what a clock says."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     return [{k: v for k, v in row.items() if not k.startswith("timing/") and k != "tokens_per_s"} for row in rows]
+
+
+def interrupted(tree: dict, *, after: int, folder: Path) -> dict:
+    """A copy in `folder` of a run that ended, as if it had been killed once checkpoint `after` was the newest."""
+    name = tree["run"]["name"]
+    shutil.copytree(Path(tree["run"]["folder"], name), folder / name, symlinks=True, ignore=lambda *_: ["model"])
+    for checkpoint in (folder / name / "checkpoints").iterdir():
+        if int(checkpoint.name.removeprefix("step-")) > after:
+            shutil.rmtree(checkpoint)
+    return tree | {"run": tree["run"] | {"folder": str(folder)}}
+
+
+def distill_and_resume(cases: dict[str, tuple[dict, dict]], folder: Path) -> None:
+    """For each (run, changes of its student section): the run, then a copy, cut after step 2 and continued so."""
+    import torch.distributed as dist
+
+    for case, (tree, student) in cases.items():
+        distill_all([tree])
+        if dist.get_rank() == 0:
+            interrupted(tree, after=2, folder=folder / case)
+        dist.barrier()
+        here = {"run": tree["run"] | {"folder": str(folder / case)}, "student": tree["student"] | student}
+        distill_all([tree | here])
 
 
 def distill_all(trees: list[dict]) -> None:
