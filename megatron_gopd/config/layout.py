@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from megatron_gopd.errors import UserError
 
@@ -21,6 +21,17 @@ class Layout(BaseModel):
     etp: int = Field(1, ge=1, description="tensor parallelism of the experts")
     sequence_parallel: bool = Field(False, description="shard activations along the sequence (tp > 1)")
     ranks: tuple[int, int] | None = Field(None, description="first and last rank of the model; default: all")
+
+    @field_validator("ranks", mode="before")
+    @classmethod
+    def _first_and_last(cls, given):
+        try:
+            first, last = (0, 0) if given is None else map(int, [given] if isinstance(given, str) else given)
+        except (TypeError, ValueError):
+            raise ValueError("write the first and the last rank: [0, 3], or ranks=0-3 in --layout") from None
+        if not 0 <= first <= last:
+            raise ValueError("the first rank comes first, and ranks count from 0: [0, 3], or ranks=0-3 in --layout")
+        return given
 
     @classmethod
     def parse(cls, text: str) -> Layout:
@@ -39,7 +50,7 @@ class Layout(BaseModel):
         try:
             return cls(**fields)
         except ValueError as error:
-            problems = "; ".join(f"{e['loc'][0]}={e['input']}: {e['msg']}" for e in error.errors())
+            problems = "; ".join(map(_in_words, error.errors()))
             raise UserError(f"--layout: {problems}") from None
 
     def span(self, world: int, owner: str) -> range:
@@ -63,3 +74,9 @@ class Layout(BaseModel):
                     f"rank(s) it is given; change the layout or the number of ranks"
                 )
         return range(first, last + 1)
+
+
+def _in_words(problem: dict) -> str:
+    given = problem["input"]
+    given = "-".join(given) if isinstance(given, list) else given
+    return f"{problem['loc'][0]}={given}: {problem['msg'].removeprefix('Value error, ')}"

@@ -15,6 +15,7 @@ from megatron_gopd.errors import UserError
         ("tp=2", Layout(tp=2)),
         (" tp=2, sequence_parallel=true ", Layout(tp=2, sequence_parallel=True)),
         ("pp=2,ep=4,", Layout(pp=2, ep=4)),
+        ("ranks=0-3", Layout(ranks=(0, 3))),
     ],
 )
 def test_text_is_read(text, layout):
@@ -29,6 +30,9 @@ def test_text_is_read(text, layout):
         ("tp=0", "tp=0: Input should be greater than or equal to 1"),
         ("tp=two", "tp=two: Input should be a valid integer"),
         ("tp=2,tp=4", "the key 'tp' stands in 'tp=2,tp=4' twice"),
+        ("ranks=0", "ranks=0: write the first and the last rank: [0, 3], or ranks=0-3 in --layout"),
+        ("ranks=0-a", "ranks=0-a: write the first and the last rank"),
+        ("ranks=3-2", "ranks=3-2: the first rank comes first"),
     ],
 )
 def test_a_mistake_is_named(text, expected):
@@ -65,7 +69,7 @@ def test_experts_that_do_not_divide_the_ranks_are_refused():
         Layout(ep=3).span(4, "teachers.moe")
 
 
-@pytest.mark.parametrize("ranks", [(2, 4), (3, 2), (-1, 1)])
+@pytest.mark.parametrize("ranks", [(2, 4), (4, 5)])
 def test_a_span_outside_the_job_is_refused(ranks):
     with pytest.raises(UserError, match="does not lie within the 4 rank"):
         Layout(ranks=ranks).span(4, "student")

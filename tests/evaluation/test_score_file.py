@@ -11,6 +11,7 @@ import pytest
 from megatron_gopd.config import Layout
 from megatron_gopd.errors import UserError
 from tests.chat_models import tokenizer
+from tests.ranks import torchrun
 from tests.tiny_models import load_plain
 
 GOOD = {"id": "a", "prompt_tokens": [5, 6, 7], "response_tokens": [8, 9]}
@@ -174,3 +175,12 @@ def test_another_dtype(refusal):
 
 def test_a_layout_that_does_not_fit(refusal):
     assert "4 attention heads cannot be cut over tp = 3" in refusal([GOOD], layout=Layout(tp=3))
+
+
+def test_ranks_that_the_layout_leaves_out_hold_no_model(score, chat_models, files, tmp_path):
+    alone = score(TOKENS)
+    spread = tmp_path / "spread.jsonl"
+    options = ("--dtype", "float32", "--max-tokens", 64, "--layout", "ranks=1-1")
+    paths = ("--model", chat_models["student"], "--input", files[0], "--output", spread)
+    torchrun(2, "-m", "megatron_gopd", "score", *paths, *options)
+    assert [json.loads(line) for line in spread.read_text().splitlines()] == alone
