@@ -1,6 +1,6 @@
 """The run folder: what a run writes, and what a person sees of it."""
 
-from megatron_gopd.runs.atomic import atomic_folder, write_link, write_text
+from megatron_gopd.runs.atomic import atomic_folder, sync_behind, write_link, write_text
 from megatron_gopd.runs.console import StepLine, print_table
 from megatron_gopd.runs.folder import RunFolder
 from megatron_gopd.runs.logs import log_to, record_exception
@@ -22,6 +22,7 @@ __all__ = [
     "print_table",
     "read_manifest",
     "record_exception",
+    "sync_behind",
     "write_link",
     "write_manifest",
     "write_text",
