@@ -174,3 +174,10 @@ def test_another_dtype(refusal):
 
 def test_a_layout_that_does_not_fit(refusal):
     assert "4 attention heads cannot be cut over tp = 3" in refusal([GOOD], layout=Layout(tp=3))
+
+
+def test_a_converted_model_scores_as_the_original_does(score, chat_models, tmp_path):
+    from megatron_gopd.mcore.convert import hf_to_megatron
+
+    hf_to_megatron(chat_models["student"], tmp_path / "megatron")
+    assert score(TOKENS, model=tmp_path / "megatron") == score(TOKENS)
