@@ -1,5 +1,5 @@
 # The verbs of this repository. Each installs what it needs into .venv first.
-.PHONY: help install quickstart heal-pruned assets test test-all lint bench parity chaos-resume clean check-gpu-constraints
+.PHONY: help install quickstart heal-pruned assets test test-all lint bench bench-convert parity chaos-resume clean check-gpu-constraints
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 SMOLLM2 := assets/SmolLM2-135M-Instruct
@@ -34,6 +34,9 @@ lint: install  ## ruff
 bench: assets  ## exactness on one and two ranks, and the quickstart's seconds by phase, beside transformers
 	$(PY) scripts/parity.py --quick
 	$(PY) scripts/bench_phases.py
+
+bench-convert: install  ## conversion both ways against safetensors alone: time and memory
+	$(PY) scripts/bench_convert.py $(ARGS)
 
 parity: install  ## every layout on one, two and four ranks against transformers
 	$(PY) scripts/parity.py $(ARGS)

@@ -22,6 +22,13 @@ class Layout(BaseModel):
     sequence_parallel: bool = Field(False, description="shard activations along the sequence (tp > 1)")
     ranks: tuple[int, int] | None = Field(None, description="first and last rank of the model; default: all")
 
+    @field_validator("tp", "pp", "cp", "ep", "etp", mode="before")
+    @classmethod
+    def _a_number(cls, given):
+        if isinstance(given, bool):
+            raise ValueError("a number of ranks, as in 2")
+        return given
+
     @field_validator("ranks", mode="before")
     @classmethod
     def _first_and_last(cls, given):
@@ -38,7 +45,7 @@ class Layout(BaseModel):
         """`tp=2,sequence_parallel=true` -> Layout; omitted keys are 1 / false."""
         fields = {}
         for part in filter(None, (piece.strip() for piece in text.split(","))):
-            key, equals, value = part.partition("=")
+            key, equals, value = (piece.strip() for piece in part.partition("="))
             if key not in cls.model_fields or not equals:
                 raise UserError(
                     f"--layout: cannot read {part!r}; write key=value with the keys "

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 from megatron_gopd.config.layout import Layout
 
 Dtype = Literal["float32", "bfloat16"]
-Lever = bool | Literal["auto"]  # auto: on where there is a GPU
+Lever = Literal[True, False, "auto"]  # auto: on where there is a GPU
 
 
 class Section(BaseModel):

@@ -102,9 +102,10 @@ class Architecture:
         for what, count, key in cuts:
             size = getattr(layout, key)
             if count % size:
+                fitting = ", ".join(str(n) for n in range(1, min(count, 64) + 1) if count % n == 0)
                 raise UserError(
                     f"{where}: {count} {what} cannot be cut over {key} = {size} ({count} % {size} = {count % size}); "
-                    f"choose a {key} that divides it"
+                    f"{key} may be {fitting}"
                 )
         if self.experts is None and (layout.ep, layout.etp) != (1, 1):
             raise UserError(
@@ -114,11 +115,7 @@ class Architecture:
     def transformer_config(
         self, layout: Layout, dtype: str, *, fp8: schema.Fp8 | None = None, recompute: str = "none"
     ) -> TransformerConfig:
-        """Megatron's configuration of this model under `layout`, in `dtype` (a config.schema.Dtype).
-
-        Raises:
-            UserError: fp8 without bfloat16, or refused by Megatron.
-        """
+        """Megatron's configuration of this model under `layout`, in `dtype` (a config.schema.Dtype)."""
         return TransformerConfig(
             num_layers=self.layers,
             hidden_size=self.hidden_size,
@@ -159,7 +156,7 @@ class Architecture:
             persist_layer_norm=False,
             batch_p2p_comm=False,
             **self._expert_settings(),
-            **_fp8_settings(fp8, dtype),
+            **_fp8_settings(fp8),
             **_RECOMPUTE[recompute],
         )
 
@@ -224,12 +221,10 @@ _RECOMPUTE = {
 }
 
 
-def _fp8_settings(fp8: schema.Fp8 | None, dtype: str) -> dict:
+def _fp8_settings(fp8: schema.Fp8 | None) -> dict:
     """Megatron's fields for FP8 through Transformer Engine."""
     if fp8 is None:
         return {}
-    if dtype != "bfloat16":
-        raise UserError(f"fp8 goes with dtype: bfloat16, not {dtype}")
     return {
         "fp8": fp8.format,
         "fp8_recipe": fp8.recipe,

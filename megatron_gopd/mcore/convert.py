@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -30,7 +32,7 @@ SHOWN = 5
 def hf_to_megatron(source: Path, target: Path, *, verify: bool = False) -> None:
     """Write the model in the Hugging Face directory `source` to the new folder `target`, for Megatron.
 
-    Needs an initialised process group (megatron_gopd.ranks.ranks), of which only this rank takes part.
+    Runs in one process, inside megatron_gopd.ranks.ranks.
 
     Raises:
         UserError: an unsupported architecture, weights that are not those config.json promises, damaged files, a
@@ -41,13 +43,13 @@ def hf_to_megatron(source: Path, target: Path, *, verify: bool = False) -> None:
     _compare_with_config(weights, skeleton, architecture)
     dtypes = _dtypes(weights, skeleton)
 
-    def tensor(parameter: Parameter) -> Tensor:
-        return parameter.rule.cut([weights.tensor(name) for name in parameter.rule.names], 0, 1)
+    def chunks(parameter: Parameter) -> list[Tensor]:
+        return parameter.to_chunks([weights.tensor(name) for name in parameter.rule.names])
 
     with _new_folder(target) as folder:
         copy_side_files(source, folder)
         (folder / STATE).mkdir()
-        write_state(folder / STATE, skeleton, dtypes, tensor)
+        write_state(folder / STATE, skeleton, dtypes, chunks)
         write_manifest(folder, about(architecture))
         if verify:
             _verify(weights, MegatronFolder(folder))
@@ -57,7 +59,7 @@ def hf_to_megatron(source: Path, target: Path, *, verify: bool = False) -> None:
 def megatron_to_hf(source: Path, target: Path, *, shard_bytes: int = SHARD_BYTES, verify: bool = False) -> None:
     """Write the weights in `source`, a converted model or a run's checkpoint, to the new folder `target`, for all else.
 
-    Needs an initialised process group, of which only this rank takes part.
+    Runs in one process, inside megatron_gopd.ranks.ranks.
 
     Raises:
         UserError: as hf_to_megatron; a config.json that differs from the architecture the checkpoint records.
@@ -65,12 +67,15 @@ def megatron_to_hf(source: Path, target: Path, *, shard_bytes: int = SHARD_BYTES
     if not is_megatron_folder(source):
         raise UserError(f"{source} is no Megatron checkpoint of megatron-gopd: it has no folder {STATE}")
     weights = MegatronFolder(source)
-    weights.check()
-    with _new_folder(target) as folder:
-        copy_side_files(source, folder)
-        write_weights(weights.tensors(), folder, weights.dtype, shard_bytes)
-        if verify:
-            _verify(HFFolder(folder), weights)
+    with _new_folder(target) as folder, ThreadPoolExecutor(1) as aside:
+        checked = aside.submit(weights.check)  # hashing takes about as long as reading
+        try:
+            copy_side_files(source, folder)
+            write_weights(weights.tensors(), folder, weights.dtype, shard_bytes)
+            if verify:
+                _verify(HFFolder(folder), weights)
+        finally:
+            checked.result()  # what went wrong with a damaged file is this
 
 
 def _compare_with_config(weights: HFFolder, skeleton: Skeleton, architecture: Architecture) -> None:
@@ -143,6 +148,8 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
 @contextlib.contextmanager
 def _new_folder(target: Path) -> Iterator[Path]:
     """Like runs.atomic_folder, but what stands there is the user's: only an empty folder is replaced."""
+    if dist.get_world_size() > 1:
+        raise UserError("a conversion runs in one process; start it without torchrun")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise UserError(f"{target} exists; name a new folder, or remove it")
     try:

@@ -38,7 +38,7 @@ def run(model: Model, micro_batches: Sequence[MicroBatch], head: Head, *, train:
             micro_batch.tokens[None].to(_device(model)),
             None,
             None,
-            packed_seq_params=_packed(micro_batch),
+            packed_seq_params=_packed(micro_batch, _device(model)),
             output_processor=_hidden_states,
         )
 
@@ -81,9 +81,9 @@ def _select(hidden: Tensor, micro_batch: MicroBatch, model: Model) -> Tensor:
     return hidden[:, 0].index_select(0, micro_batch.positions.to(hidden.device))
 
 
-def _packed(micro_batch: MicroBatch) -> PackedSeqParams:
-    starts = micro_batch.cu_seqlens
-    longest = int(starts.diff().max())
+def _packed(micro_batch: MicroBatch, device: torch.device) -> PackedSeqParams:
+    starts = micro_batch.cu_seqlens.to(device)
+    longest = int(micro_batch.cu_seqlens.diff().max())
     return PackedSeqParams(
         qkv_format="thd", cu_seqlens_q=starts, cu_seqlens_kv=starts, max_seqlen_q=longest, max_seqlen_kv=longest
     )

@@ -88,10 +88,10 @@ class MegatronFolder:
         """
         reader = StateReader(self.folder / STATE)
         for parameter in build_skeleton(self.architecture).parameters:
-            whole = parameter.merge([reader.read(chunk) for chunk in parameter.chunks()])
-            refuse_non_finite(whole, parameter.sharded.key, self.folder / STATE)
-            yield from zip(parameter.rule.names, parameter.split(whole), strict=True)
-            del whole
+            tensors = parameter.from_chunks([reader.read(chunk) for chunk in parameter.chunks()])
+            for name, tensor in zip(parameter.rule.names, tensors, strict=True):
+                refuse_non_finite(tensor, name, self.folder / STATE)
+                yield name, tensor
 
     @property
     def dtype(self) -> str:

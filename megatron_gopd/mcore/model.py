@@ -66,11 +66,7 @@ def build_model(
     Raises:
         UserError: an unsupported architecture, a layout it cannot be cut into, fp8 without Transformer Engine.
     """
-    if fp8 is not None and not HAVE_TE:
-        raise UserError(
-            f"{folder}: fp8 needs a GPU and Transformer Engine; on a GPU machine: pip install 'megatron-gopd[gpu]', "
-            f"elsewhere remove the key fp8"
-        )
+    check_fp8(fp8, dtype, str(folder))
     architecture = Architecture.read(folder)
     architecture.check_layout(layout, str(folder))
     groups = build_groups(layout)
@@ -81,6 +77,19 @@ def build_model(
         1, tp_rank=groups.tp.rank(), ep_rank=groups.ep.rank(), etp_rank=groups.expt_tp.rank(), force_reset_rng=True
     )
     return Model(build_module(architecture, config, layout, groups), architecture, config, layout, groups)
+
+
+def check_fp8(fp8: schema.Fp8 | None, dtype: str, where: str) -> None:
+    """Raises UserError: fp8 without bfloat16, or where it cannot run."""
+    if fp8 is None:
+        return
+    if dtype != "bfloat16":
+        raise UserError(f"{where}: fp8 goes with dtype: bfloat16, not {dtype}")
+    if not HAVE_TE:
+        raise UserError(
+            f"{where}: fp8 needs a GPU and Transformer Engine; on a GPU machine: pip install 'megatron-gopd[gpu]', "
+            f"elsewhere remove the key fp8"
+        )
 
 
 def build_module(

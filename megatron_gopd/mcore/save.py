@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
 from megatron_gopd.ranks import is_first
-from megatron_gopd.runs.atomic import atomic_folder
+from megatron_gopd.runs.atomic import atomic_folder, sync_behind
 
 SHARD_BYTES = 5 * 10**9
 CARRIED = (
@@ -58,27 +58,36 @@ def write_weights(
 
 def _write_shards(tensors: Iterator[tuple[str, torch.Tensor]], folder: Path, shard_bytes: int) -> None:
     """model.safetensors, or numbered shards with an index."""
-    shards: list[list[str]] = []
+    with sync_behind() as finished:
+        shards = _write_parts(tensors, folder, shard_bytes, finished)
+    if len(shards) == 1:
+        (folder / "1.part").rename(folder / "model.safetensors")
+        return
+    index = {"metadata": {"total_size": sum(sum(shard.values()) for shard in shards)}, "weight_map": {}}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        (folder / f"{number}.part").rename(folder / file)
+        index["weight_map"] |= dict.fromkeys(shard, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _write_parts(
+    tensors: Iterator[tuple[str, torch.Tensor]], folder: Path, shard_bytes: int, finished: Callable[[Path], object]
+) -> list[dict[str, int]]:
+    """1.part, 2.part, ...; returns the bytes of each tensor, by part: how many there will be is known at the end."""
+    shards: list[dict[str, int]] = []
     held: dict[str, torch.Tensor] = {}
-    total = 0
 
     def flush() -> None:
-        shards.append(list(held))
-        save_file(held, folder / f"{len(shards)}.part", metadata={"format": "pt"})
+        shards.append({name: tensor.nbytes for name, tensor in held.items()})
+        path = folder / f"{len(shards)}.part"
+        save_file(held, path, metadata={"format": "pt"})
         held.clear()
+        finished(path)
 
     for name, tensor in tensors:
         if held and sum(t.nbytes for t in held.values()) + tensor.nbytes > shard_bytes:
             flush()
         held[name] = tensor.contiguous().cpu()
-        total += tensor.nbytes
     flush()
-    if len(shards) == 1:
-        (folder / "1.part").rename(folder / "model.safetensors")
-        return
-    index = {"metadata": {"total_size": total}, "weight_map": {}}
-    for number, names in enumerate(shards, 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        (folder / f"{number}.part").rename(folder / file)
-        index["weight_map"] |= dict.fromkeys(names, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    return shards

@@ -12,7 +12,7 @@ from torch import Tensor
 from megatron_gopd.config import Layout
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.groups import groups_of_one
-from megatron_gopd.mcore.mapping import Rule, rule_for
+from megatron_gopd.mcore.mapping import Gated, Rule, rule_for
 from megatron_gopd.mcore.model import build_module, sharded_state
 
 
@@ -26,23 +26,20 @@ class Parameter:
     @property
     def hf_shapes(self) -> dict[str, tuple[int, ...]]:
         """What the rule's Hugging Face tensors must measure."""
-        return {name: tuple(t.shape) for name, t in zip(self.rule.names, self.split(self.sharded.data), strict=True)}
+        tensors = self.rule.join([self.sharded.data])
+        return {name: tuple(tensor.shape) for name, tensor in zip(self.rule.names, tensors, strict=True)}
 
-    def split(self, whole: Tensor) -> list[Tensor]:
-        """The parameter -> its Hugging Face tensors, in the rule's order."""
-        return self.rule.join([whole])
+    def chunks(self) -> list[ShardedTensor]:
+        """What Megatron stores, without its data."""
+        return self.sharded.build() if isinstance(self.sharded, ShardedTensorFactory) else [self.sharded]
 
-    def chunks(self, whole: Tensor | None = None) -> list[ShardedTensor]:
-        """What Megatron stores, with the data of `whole` or none: gate and up apart, all else in one piece."""
-        sharded = self.sharded
-        if whole is not None:
-            changes = {"dtype": whole.dtype} if isinstance(sharded, ShardedTensor) else {}
-            sharded = replace(sharded, data=whole, **changes)
-        return sharded.build() if isinstance(sharded, ShardedTensorFactory) else [sharded]
+    def to_chunks(self, tensors: list[Tensor]) -> list[Tensor]:
+        """The rule's Hugging Face tensors -> the data of `chunks`, without a copy where both keep the same."""
+        return tensors if isinstance(self.rule, Gated) else [self.rule.cut(tensors, 0, 1)]
 
-    def merge(self, chunks: list[Tensor]) -> Tensor:
-        """The data of `chunks` -> the parameter."""
-        return self.sharded.merge_fn(chunks) if isinstance(self.sharded, ShardedTensorFactory) else chunks[0]
+    def from_chunks(self, chunks: list[Tensor]) -> list[Tensor]:
+        """The data of `chunks` -> the rule's Hugging Face tensors."""
+        return chunks if isinstance(self.rule, Gated) else self.rule.join(chunks)
 
 
 @dataclass(frozen=True)

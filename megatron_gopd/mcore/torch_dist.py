@@ -21,22 +21,23 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
+from torch.utils.serialization import config as serialization
 
 from megatron_gopd.mcore.skeleton import Parameter, Skeleton
-from megatron_gopd.runs import DamagedError
+from megatron_gopd.runs import DamagedError, sync_behind
 
 FILE_BYTES = 2**30  # a new file after so many: several are hashed at once
 
 
 def write_state(
-    folder: Path, skeleton: Skeleton, dtypes: list[torch.dtype], tensor: Callable[[Parameter], Tensor]
+    folder: Path, skeleton: Skeleton, dtypes: list[torch.dtype], chunks: Callable[[Parameter], list[Tensor]]
 ) -> None:
     """Write a model as Megatron's dist_checkpointing would from one rank.
 
     Args:
         folder: existing and empty.
         dtypes: of every parameter; one for all layers of a parameter.
-        tensor: called once a parameter, in order; what it returns is let go before the next call.
+        chunks: the data of a parameter's chunks; called once a parameter, in order, and let go before the next call.
     """
     objects = [*skeleton.objects, ShardedObject("common_state", {}, (1,), (0,))]
     of_objects = [WriteItem(MetadataIndex(item.unique_key), WriteItemType.BYTE_IO) for item in objects]
@@ -46,14 +47,15 @@ def write_state(
     ]
     plan = SavePlan([*of_objects, *(item for items in of_parameters for item in items)])
     _, metadata = DefaultSavePlanner(flatten_state_dict=False).create_global_plan([plan])
-    writer = _Records(folder)
-    for item, sharded in zip(of_objects, objects, strict=True):
-        writer.add(item, [sharded.data])
-    for items, parameter in zip(of_parameters, skeleton.parameters, strict=True):
-        for item, chunk in zip(items, parameter.chunks(tensor(parameter)), strict=True):
-            writer.add(item, chunk.data.view(item.tensor_data.chunk.sizes))
-    writer.close()
-    _MetadataWriter(folder, sync_files=False).finish(metadata, [writer.results])
+    with sync_behind() as finished:
+        records = _Records(folder, finished)
+        for item, sharded in zip(of_objects, objects, strict=True):
+            records.add(item, [sharded.data])
+        for items, parameter in zip(of_parameters, skeleton.parameters, strict=True):
+            for item, chunk in zip(items, chunks(parameter), strict=True):
+                records.add(item, chunk.view(item.tensor_data.chunk.sizes))
+        records.close()
+    _MetadataWriter(folder, sync_files=False).finish(metadata, [records.results])
     strategy = TorchDistSaveShardedStrategy()
     save_config(CheckpointingConfig(strategy.backend, strategy.version), str(folder))
 
@@ -78,9 +80,9 @@ def _write_item(chunk: ShardedTensor, dtype: torch.dtype) -> WriteItem:
 class _Records:
     """Appends torch.save records to numbered .distcp files."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, finished: Callable[[Path], object]):
         self.results: list[WriteResult] = []
-        self._folder, self._files = folder, 0
+        self._folder, self._finished, self._files = folder, finished, 0
         self._stream: BinaryIO | None = None
 
     def add(self, item: WriteItem, value) -> None:
@@ -91,7 +93,8 @@ class _Records:
         offset = self._stream.tell()
         if isinstance(value, Tensor) and value.untyped_storage().nbytes() != value.nbytes:
             value = value.clone()  # torch.save writes the storage whole
-        torch.save(value, self._stream)
+        with serialization.patch("save.compute_crc32", False):  # slower than the disk, and the manifest knows better
+            torch.save(value, self._stream)
         length = self._stream.tell() - offset
         name = Path(self._stream.name).name
         self.results.append(WriteResult(item.index, length, _StorageInfo(name, offset, length)))
@@ -99,6 +102,7 @@ class _Records:
     def close(self) -> None:
         if self._stream is not None:
             self._stream.close()
+            self._finished(Path(self._stream.name))
 
 
 class StateReader:

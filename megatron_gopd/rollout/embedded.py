@@ -14,6 +14,8 @@ import torch.distributed as dist
 from megatron_gopd.config import Config
 from megatron_gopd.data import Prompt, Trajectory, load_tokenizer, stop_ids
 from megatron_gopd.errors import UserError
+from megatron_gopd.mcore.megatron_folder import MegatronFolder, is_megatron_folder
+from megatron_gopd.ranks import on_first
 from megatron_gopd.rollout.protocol import Exports
 from megatron_gopd.rollout.sampling import Response, decode
 
@@ -85,15 +87,7 @@ class EmbeddedEngine:
         Raises:
             RuntimeError: the policy's parameters are not the replica's, name for name.
         """
-        replica = dict(self.model.named_parameters())
-        missing = {name: param.numel() for name, param in replica.items()}
-        for name, tensor in policy.export():
-            held, place = _place(replica, name)
-            place.copy_(tensor)
-            missing[held] -= tensor.numel()
-        wrong = [name for name, left in missing.items() if left]
-        if wrong:
-            raise RuntimeError(f"the policy did not export the replica's {', '.join(wrong[:3])}")
+        _fill(self.model, policy.export())
         self.weight_version += 1
 
     def _generate_together(self, wanted: list[tuple[Prompt, int]], step: int, max_tokens: int) -> list[Trajectory]:
@@ -136,6 +130,19 @@ class EmbeddedEngine:
         )
 
 
+def _fill(model: torch.nn.Module, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
+    """Copy (Hugging Face name, tensor) into the model. Raises RuntimeError: not its parameters, name for name."""
+    replica = dict(model.named_parameters())
+    missing = {name: param.numel() for name, param in replica.items()}
+    for name, tensor in tensors:
+        held, place = _place(replica, name)
+        place.copy_(tensor)
+        missing[held] -= tensor.numel()
+    wrong = [name for name, left in missing.items() if left]
+    if wrong:
+        raise RuntimeError(f"the policy did not export the replica's {', '.join(wrong[:3])}")
+
+
 _EXPERT = re.compile(r"(.+\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
 
 
@@ -153,21 +160,29 @@ def _place(replica: dict[str, torch.Tensor], name: str) -> tuple[str, torch.Tens
 
 
 def load_for_decoding(folder: str | Path, dtype: str):
-    """A frozen transformers model with the decoding attention, on this rank's device.
+    """A frozen transformers model with the decoding attention, on this rank's device. Collective.
 
     Raises:
         UserError: transformers cannot load the folder.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
     from transformers.utils import logging
 
     from megatron_gopd.rollout.grouped_attention import NAME
 
     logging.disable_progress_bar()
+    kind = {"dtype": getattr(torch, dtype), "attn_implementation": NAME}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), attn_implementation=NAME, local_files_only=True
-        )
+        if is_megatron_folder(folder):
+            source = MegatronFolder(folder)
+            on_first(source.check)
+            with no_init_weights():
+                model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), **kind)
+            with torch.no_grad():
+                _fill(model, source.tensors())
+        else:
+            model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **kind)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: transformers cannot load this model: {str(error).splitlines()[0]}") from None
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

@@ -1,6 +1,6 @@
 """The run folder: what a run writes, and what a person sees of it."""
 
-from megatron_gopd.runs.atomic import atomic_folder, write_link, write_text
+from megatron_gopd.runs.atomic import atomic_folder, sync_behind, write_link, write_text
 from megatron_gopd.runs.attempts import FinishedError
 from megatron_gopd.runs.checkpoints import Checkpoint
 from megatron_gopd.runs.console import StepLine, print_table
@@ -26,6 +26,7 @@ __all__ = [
     "print_table",
     "read_manifest",
     "record_exception",
+    "sync_behind",
     "write_link",
     "write_manifest",
     "write_text",

@@ -6,7 +6,8 @@ import ctypes
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -98,6 +99,19 @@ def _exchange(new: Path, path: Path) -> None:
         except OSError:
             aside.rename(path)
             raise
+
+
+@contextmanager
+def sync_behind() -> Iterator[Callable[[Path], object]]:
+    """Yields a function to be called with each finished file: it goes to the disk while the next is being made.
+
+    Raises OSError at the end: a file that could not be written, after all (no space left).
+    """
+    with ThreadPoolExecutor(1) as pool:
+        handed_over: list[Future] = []
+        yield lambda path: handed_over.append(pool.submit(_sync, path))
+        for one in handed_over:
+            one.result()
 
 
 def _sync(path: Path) -> None:

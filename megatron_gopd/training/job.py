@@ -10,6 +10,7 @@ from megatron_gopd.config import Config
 from megatron_gopd.data import PromptLoader, Tokenizers, build_prompts, load_tokenizers
 from megatron_gopd.mcore import weights
 from megatron_gopd.mcore.architecture import Architecture
+from megatron_gopd.mcore.model import check_fp8
 from megatron_gopd.policies.scorers import Scorers
 from megatron_gopd.policies.student import Student
 from megatron_gopd.ranks import is_first
@@ -65,6 +66,7 @@ def _check_models(config: Config) -> None:
     for role, settings in roles.items():
         Architecture.read(settings.model).check_layout(settings.layout, f"{role} ({settings.model})")
         settings.layout.span(world, role)
+        check_fp8(settings.fp8, settings.dtype, f"{role} ({settings.model})")
         weights.check(settings.model)
 
 

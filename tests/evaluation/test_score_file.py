@@ -184,3 +184,10 @@ def test_ranks_that_the_layout_leaves_out_hold_no_model(score, chat_models, file
     paths = ("--model", chat_models["student"], "--input", files[0], "--output", spread)
     torchrun(2, "-m", "megatron_gopd", "score", *paths, *options)
     assert [json.loads(line) for line in spread.read_text().splitlines()] == alone
+
+
+def test_a_converted_model_scores_as_the_original_does(score, chat_models, tmp_path):
+    from megatron_gopd.mcore.convert import hf_to_megatron
+
+    hf_to_megatron(chat_models["student"], tmp_path / "megatron")
+    assert score(TOKENS, model=tmp_path / "megatron") == score(TOKENS)

@@ -70,7 +70,7 @@ def test_a_missing_key_is_named(hf, key):
 @pytest.mark.parametrize(
     ("layout", "message"),
     [
-        (Layout(tp=3), "x: 8 attention heads cannot be cut over tp = 3 (8 % 3 = 2); choose a tp that divides it"),
+        (Layout(tp=3), "x: 8 attention heads cannot be cut over tp = 3 (8 % 3 = 2); tp may be 1, 2, 4, 8"),
         (Layout(tp=8), "x: 4 key-value heads cannot be cut over tp = 8 (4 % 8 = 4)"),
         (Layout(pp=3), "x: 4 layers cannot be cut over pp = 3"),
         (Layout(ep=2), "x: layout.ep = 2, etp = 1: a dense model has no experts; omit them"),

@@ -9,7 +9,7 @@ from megatron_gopd.config import Layout
 from megatron_gopd.config.schema import Fp8
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
-from megatron_gopd.mcore.model import build_model
+from megatron_gopd.mcore.model import build_model, check_fp8
 from tests.tiny_models import EXPERTS, SIZES
 
 DENSE = SIZES | {"model_type": "qwen3", "head_dim": 16}
@@ -35,8 +35,8 @@ def test_layers_at_both_ends_can_stay_in_bf16():
 
 
 def test_fp8_without_bf16_is_refused():
-    with pytest.raises(UserError, match="fp8 goes with dtype: bfloat16, not float32"):
-        settings(dtype="float32", fp8=Fp8())
+    with pytest.raises(UserError, match="student: fp8 goes with dtype: bfloat16, not float32"):
+        check_fp8(Fp8(), "float32", "student")
 
 
 def test_delayed_scaling_has_no_bf16_ends():

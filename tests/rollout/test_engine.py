@@ -154,3 +154,25 @@ def test_the_stop_id_is_part_of_the_response_and_scored(sevens):
 
 def test_behaviour_logprobs_are_float32(sevens):
     assert {answer.behaviour_logprobs.dtype for answer in sevens} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("name", ["qwen3-tied", "qwen3moe-untied"])
+def test_a_converted_model_decodes_as_the_original_does(one_rank, saved_tiny, tmp_path, name):
+    import torch
+
+    from megatron_gopd.mcore.convert import hf_to_megatron
+    from megatron_gopd.rollout.embedded import load_for_decoding
+
+    hf_to_megatron(saved_tiny[name], tmp_path / "megatron")
+    one, other = (load_for_decoding(folder, "float32") for folder in (saved_tiny[name], tmp_path / "megatron"))
+    tokens = torch.arange(12).reshape(2, 6)
+    assert torch.equal(one(tokens).logits, other(tokens).logits)
+
+
+@pytest.fixture(scope="session")
+def saved_tiny(tmp_path_factory):
+    """Written before there is a process group: transformers would save on rank 0 only."""
+    from tests.tiny_models import save_tiny
+
+    folder = tmp_path_factory.mktemp("tiny")
+    return {name: save_tiny(folder, name) for name in ("qwen3-tied", "qwen3moe-untied")}
