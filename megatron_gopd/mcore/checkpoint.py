@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import random
 from collections.abc import Callable
@@ -103,5 +104,6 @@ class BackgroundWriter:
 def _write_with_digests(write: Callable, rank: int, buckets: list[tuple], answer) -> None:
     """Each rank's process knows the checksums of its own files, while they are still in memory."""
     write(rank, buckets, answer)
-    for path, *_ in buckets:
-        write_digest(Path(path))
+    with contextlib.suppress(OSError):  # of a write that has failed; otherwise the manifest makes good what is missing
+        for path, *_ in buckets:
+            write_digest(Path(path))

@@ -125,13 +125,12 @@ def _refuse_another_model(checkpoint: Checkpoint, here: Architecture) -> None:
 
 def _cause(error: Exception) -> str:
     if isinstance(error, CheckpointException):
-        first, _ = next(iter(error.failures.values()))
-        return str(first).splitlines()[0]
+        return f"the writers of rank(s) {', '.join(map(str, sorted(error.failures)))} failed, as they say above"
     return str(error)
 
 
 def _free(root: Path) -> str:
     try:
-        return f"{shutil.disk_usage(root).free / 1e9:.1f} GB are free there."
+        return f"{shutil.disk_usage(root).free / 2**20:,.0f} MiB are free there."
     except OSError:
         return ""

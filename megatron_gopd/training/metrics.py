@@ -27,11 +27,13 @@ def step_metrics(batch: list[Trajectory], update: Update, seconds: dict[str, flo
     }
     if update.router_drift is not None:
         metrics["router_drift"] = update.router_drift
+    rewards = [trajectory.reward for trajectory in batch if trajectory.reward is not None]
+    if rewards:
+        metrics["reward"] = sum(rewards) / len(rewards)
     for teacher in sorted({trajectory.prompt.teacher for trajectory in batch}):
         taught = [i for i, trajectory in enumerate(batch) if trajectory.prompt.teacher == teacher]
         metrics[f"reverse_kl/{teacher}"] = _mean([gaps[i] for i in taught])
-        rewards = [batch[i].reward for i in taught if batch[i].reward is not None]
-        if rewards:
+        if rewards := [batch[i].reward for i in taught if batch[i].reward is not None]:
             metrics[f"reward/{teacher}"] = sum(rewards) / len(rewards)
     metrics |= {f"timing/{name}_s": value for name, value in seconds.items()}
     return metrics | {"tokens_per_s": tokens / seconds["step"]}

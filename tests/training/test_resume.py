@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from megatron_gopd.config import Config
 from megatron_gopd.errors import UserError
@@ -136,3 +142,18 @@ def test_a_checkpoint_of_something_else_is_refused(whole, distill, tmp_path, cha
     change_manifest(tmp_path / "whole", change)
     with pytest.raises(UserError, match=message):
         distill(Config.model_validate(again))
+
+
+def test_a_disk_that_is_full_ends_the_run_and_leaves_the_earlier_checkpoint(whole, distill, tmp_path):
+    again = interrupted(whole, after=2, folder=tmp_path)
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(again))
+    command = [sys.executable, "-m", "megatron_gopd", "train", str(tmp_path / "again.yaml")]
+    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (200_000, 200_000))
+    ended = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, timeout=120)
+    assert ended.returncode == 2
+    assert "error: the checkpoint of step 4 could not be written to" in ended.stderr
+    assert "MiB are free there" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert os.listdir(tmp_path / "whole" / "checkpoints") == ["step-00000002"]
+    distill(Config.model_validate(again))
+    assert_same(tmp_path / "whole", Path(whole["run"]["folder"], "whole"))
