@@ -179,6 +179,7 @@ def load_for_decoding(folder: str | Path, dtype: str):
             on_first(source.check)
             with no_init_weights():
                 model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), **kind)
+            model.tie_weights()
             with torch.no_grad():
                 _fill(model, source.tensors())
         else:

@@ -114,3 +114,16 @@ def test_teachers_are_frozen(run, teacher):
     with run.job.scorers.teacher(teacher) as held:
         weights = exported(held)
     assert same(weights, dict(load_plain(run.config.teachers[teacher].model).named_parameters()))
+
+
+def test_a_run_on_converted_models_is_the_run_on_the_originals(run, make_config, distill, chat_models, tmp_path):
+    from megatron_gopd.mcore.convert import hf_to_megatron
+
+    for name in ("student", "teacher"):
+        hf_to_megatron(chat_models[name], tmp_path / name)
+    student = run.config.student.model_copy(update={"model": str(tmp_path / "student")})
+    strong = run.config.teachers["strong"].model_copy(update={"model": str(tmp_path / "teacher")})
+    config = make_config("converted", student=student, teachers=run.config.teachers | {"strong": strong})
+    distill(config)
+    original = metrics_of(run.folder / "metrics.jsonl")
+    assert metrics_of(Path(config.run.folder, "converted", "metrics.jsonl")) == original
