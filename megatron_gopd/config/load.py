@@ -109,7 +109,7 @@ def _explain(problem: dict, places: dict[Key, str], path: Path) -> str:
 
 # pydantic puts the branch of a union into an error's location; a reader wants the keys of the file only
 _UNION_BRANCHES = {"prompt: name", "prompt: suffix", "prompt: column", "str", "list[str]"} | {
-    "function-before[_path_is_a_model(), Model]"
+    "function-before[_path_is_a_model(), Scorer]"
 }
 
 

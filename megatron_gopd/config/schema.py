@@ -57,6 +57,45 @@ class Model(Section):
     )
 
 
+class Servers(Section):
+    """SGLang servers: those at `urls`, or, without any, servers that the run starts, watches and ends."""
+
+    urls: list[str] = Field(default_factory=list, description="of servers that others run")
+    token_variable: str = Field(
+        "MEGATRON_GOPD_TOKEN", description="environment variable with the token that external servers ask for"
+    )
+    count: int = Field(1, ge=1, description="servers the run starts")
+    gpus: list[list[int]] | None = Field(None, description="the GPUs of each server the run starts; default: all of each")
+    options: dict[str, bool | int | float | str] = Field(
+        default_factory=dict, description="of sglang.launch_server, such as {tp-size: 2, quantization: fp8}"
+    )
+    start_timeout_s: float = Field(900, gt=0, description="seconds until a server that was started must answer")
+    patience_s: float = Field(
+        120, gt=0, description="seconds without a good answer after which a server is started anew, or given up"
+    )
+
+    @model_validator(mode="after")
+    def _gpus_of_every_server(self):
+        if self.gpus is not None and (self.urls or len(self.gpus) != self.count):
+            raise ValueError(f"gpus lists the GPUs of each of the {self.count} server(s) the run starts; see count")
+        return self
+
+
+class RolloutServers(Servers):
+    """Servers that sample, and take over the student's weights after every step."""
+
+    sync: Literal["disk", "distributed", "tensor"] = Field(
+        "disk", description="disk: a folder both sides see; distributed: broadcast by gloo or NCCL; tensor: CUDA IPC"
+    )
+    sync_folder: str = Field("/dev/shm", description="where `disk` writes")
+    sync_timeout_s: float = Field(600, gt=0, description="seconds every wait of a weight update may take")
+    bucket_bytes: int = Field(2**29, ge=1, description="weights that `distributed` and `tensor` send at a time")
+    verify_every: int = Field(
+        10, ge=0, description="prove the engine's weights equal at the first update and every so many; 0: never"
+    )
+    colocated: bool = Field(False, description="release the servers' memory while the student trains")
+
+
 class Student(Model):
     recompute: Literal["auto", "none", "selective", "full"] = Field(
         "auto", description="activations computed again in the backward pass: none, attention, or every layer (a GPU's)"
@@ -97,7 +136,22 @@ def _path_is_a_model(value):
     return {"model": value} if isinstance(value, str) else value
 
 
-Reference = Annotated[Model, BeforeValidator(_path_is_a_model)]
+class Scorer(Model):
+    """A frozen model, in this job or behind servers."""
+
+    engine: Literal["megatron", "sglang", "served"] = Field(
+        "megatron", description="in this job; SGLang servers; or our own scorer, by megatron-gopd serve-scorer"
+    )
+    server: Servers = Field(default_factory=Servers, description="of engine: sglang or served")
+
+    @model_validator(mode="after")
+    def _someone_serves_it(self):
+        if self.engine == "served" and not self.server.urls:
+            raise ValueError("engine: served needs server.urls, of a megatron-gopd serve-scorer")
+        return self
+
+
+Reference = Annotated[Scorer, BeforeValidator(_path_is_a_model)]
 
 
 def _same_folder(one: Model, other: Model) -> bool:
@@ -105,7 +159,7 @@ def _same_folder(one: Model, other: Model) -> bool:
     return os.path.realpath(one.model) == os.path.realpath(other.model)
 
 
-class Teacher(Model):
+class Teacher(Scorer):
     reference: Reference | None = Field(None, description="default: algorithm.reference")
     prompt: ScorerPrompt = "student_tokens"
 
@@ -136,11 +190,26 @@ class Data(Section):
 
 
 class Rollout(Section):
-    engine: Literal["transformers"] = "transformers"
+    engine: Literal["transformers", "sglang"] = Field(
+        "transformers", description="transformers: in this process; sglang: servers"
+    )
+    sglang: RolloutServers = Field(default_factory=RolloutServers, description="of engine: sglang")
     max_response_tokens: int = Field(16384, ge=1)
     temperature: float = Field(1.0, gt=0)
     samples_per_prompt: int = Field(1, ge=1)
-    max_batch_size: int = Field(64, ge=1, description="sequences a rank decodes at a time")
+    max_batch_size: int = Field(64, ge=1, description="sequences a rank, or a server, decodes at a time")
+    max_staleness: Literal[0, 1] = Field(0, description="1: sample the next batch while this one trains")
+    max_logprob_abs_diff: float | None = Field(
+        None, gt=0, description="stop where engine and trainer differ by more on a token, nats; default: never"
+    )
+
+    @model_validator(mode="after")
+    def _only_servers_run_ahead(self):
+        if self.max_staleness and self.engine != "sglang":
+            raise ValueError("max_staleness: 1 needs engine: sglang; an engine in this process cannot run ahead")
+        if self.max_staleness and self.sglang.colocated:
+            raise ValueError("max_staleness: 1 does not go with sglang.colocated: the servers have no memory meanwhile")
+        return self
 
 
 class Training(Section):
@@ -199,9 +268,29 @@ class Config(Section):
     rewards: Literal["none", "exact", "math"] = Field("none", description="grade rollouts: a metric")
     logging: Logging = Logging()
 
-    def reference_of(self, teacher: str) -> Model:
+    def reference_of(self, teacher: str) -> Scorer:
         """The reference model of one teacher: its own, the algorithm's, or the student's initial weights."""
-        return self.teachers[teacher].reference or self.algorithm.reference or self.student
+        initial = Scorer(**self.student.model_dump(include=set(Model.model_fields)))
+        return self.teachers[teacher].reference or self.algorithm.reference or initial
+
+    def scorers(self) -> dict[str, Scorer]:
+        """{who it is: settings} of every frozen model a trajectory may be scored by."""
+        found: dict[str, Scorer] = {}
+        for name, teacher in self.teachers.items():
+            found[f"teachers.{name}"] = teacher
+            if self.algorithm.lambda_ != 1:
+                found[f"the reference of teachers.{name}"] = self.reference_of(name)
+        return found
+
+    @model_validator(mode="after")
+    def _servers_score_at_temperature_1(self):
+        served = [who for who, scorer in self.scorers().items() if scorer.engine == "sglang"]
+        if served and self.rollout.temperature != 1:
+            raise ValueError(
+                f"rollout.temperature is {self.rollout.temperature}, but SGLang's log-probs of given tokens are at "
+                f"temperature 1 whatever it is told: set rollout.temperature to 1, or engine: megatron for {served[0]}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _every_teacher_teaches(self):
@@ -217,6 +306,16 @@ class Config(Section):
                     f"teachers.{name} and its reference are the same model, so lambda has nothing to scale. "
                     f"Name another reference, or set algorithm.lambda to 1"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _exact_measures_need_the_teacher_here(self):
+        served = [name for name, teacher in self.teachers.items() if teacher.engine != "megatron"]
+        if self.evaluation and served:
+            raise ValueError(
+                f"evaluation measures the exact divergence from a teacher in this job, but teachers.{served[0]}.engine "
+                f"is {self.teachers[served[0]].engine}: leave evaluation out, or set that engine to megatron"
+            )
         return self
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -24,7 +25,7 @@ class Scorers:
     A trajectory is scored by its own teacher only; by its reference only where lambda != 1.
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, logs: Path):
         """Collective over all ranks. Raises UserError for a model or layout that cannot be used."""
         self.config = config
         self._models: dict[str, Model | None] = {}  # None where this rank holds no part
@@ -50,6 +51,9 @@ class Scorers:
             answers = self._ask(reference, f"the reference of teachers.{name}", rows, taught)
             for trajectory, values in zip(taught, answers, strict=True):
                 trajectory.reference_logprobs = values
+
+    def close(self) -> None:
+        """End the servers that were started here."""
 
     @contextlib.contextmanager
     def teacher(self, name: str) -> Iterator[Model | None]:

@@ -2,5 +2,6 @@
 
 from megatron_gopd.rollout.embedded import EmbeddedEngine
 from megatron_gopd.rollout.protocol import Exports, RolloutEngine
+from megatron_gopd.rollout.sglang import SGLangEngine
 
-__all__ = ["EmbeddedEngine", "Exports", "RolloutEngine"]
+__all__ = ["EmbeddedEngine", "Exports", "RolloutEngine", "SGLangEngine"]

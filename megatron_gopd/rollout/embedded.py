@@ -18,6 +18,7 @@ from megatron_gopd.mcore.megatron_folder import MegatronFolder, is_megatron_fold
 from megatron_gopd.ranks import on_first
 from megatron_gopd.rollout.protocol import Exports
 from megatron_gopd.rollout.sampling import Response, decode
+from megatron_gopd.rollout.trajectories import trajectory_of
 
 
 class EmbeddedEngine:
@@ -81,14 +82,17 @@ class EmbeddedEngine:
         )
 
     @torch.no_grad()
-    def sync(self, policy: Exports) -> None:
-        """Copy the policy's weights into the replica. Collective.
+    def sync(self, policy: Exports, version: int | None = None) -> None:
+        """Copy the policy's weights into the replica; see RolloutEngine.sync.
 
         Raises:
             RuntimeError: the policy's parameters are not the replica's, name for name.
         """
         _fill(self.model, policy.export())
-        self.weight_version += 1
+        self.weight_version = self.weight_version + 1 if version is None else version
+
+    def close(self) -> None:
+        """Nothing outlives this engine."""
 
     def _generate_together(self, wanted: list[tuple[Prompt, int]], step: int, max_tokens: int) -> list[Trajectory]:
         """Each rank decodes every world-th response; all ranks get all of them, in the order they were wanted."""
@@ -109,24 +113,13 @@ class EmbeddedEngine:
         return np.random.Generator(np.random.Philox(np.random.SeedSequence(key))).random(count)
 
     def _trajectory(self, prompt: Prompt, sample: int, response: Response) -> Trajectory:
-        logprobs = np.array(response.logprobs, dtype=np.float32)
-        if not np.isfinite(logprobs).all():
-            raise UserError(
-                f"{self._folder}: a token sampled for prompt {prompt.id!r} has log-prob "
-                f"{logprobs[~np.isfinite(logprobs)][0]}; the weights hold NaN, or have diverged: lower optimizer.lr"
-            )
-        if max(response.tokens) > self._last_id:
-            raise UserError(
-                f"{self._folder}: sampled token id {max(response.tokens)}, past the tokenizer's last id "
-                f"({self._last_id}), for prompt {prompt.id!r}; the embedding's padding rows were never trained"
-            )
-        return Trajectory(
-            prompt=prompt,
-            sample=sample,
-            response_tokens=response.tokens,
-            behaviour_logprobs=logprobs,
-            finish_reason="stop" if response.finished else "length",
+        return trajectory_of(
+            prompt,
+            sample,
+            response,
             weight_version=self.weight_version,
+            folder=str(self._folder),
+            last_id=self._last_id,
         )
 
 

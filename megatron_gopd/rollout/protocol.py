@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from torch import Tensor
 
 from megatron_gopd.data.trajectory import Prompt, Trajectory
+from megatron_gopd.rollout.sampling import Response
 
 
 class Exports(Protocol):
@@ -17,16 +18,29 @@ class Exports(Protocol):
 
 
 class RolloutEngine(Protocol):
+    """Every method is collective over all ranks, and raises UserError for what a user can mend."""
+
+    weight_version: int
+    """of the weights it samples with: how many updates of the student they have seen"""
+
     def generate(
         self, prompts: list[Prompt], step: int, *, samples: int | None = None, max_tokens: int | None = None
     ) -> Iterator[list[Trajectory]]:
         """Sample responses to each prompt; yield finished trajectories as they come.
 
-        samples and max_tokens default to the configuration's samples_per_prompt and max_response_tokens.
+        samples and max_tokens default to the configuration's samples_per_prompt and max_response_tokens. An engine of
+        servers begins at the call, and hands out what is finished first.
 
-        Collective: every rank passes the same prompts and draws the same chunks in the same order. (seed, step,
-        prompt id, sample) decide the random numbers of a trajectory, not the rank or the batch it is decoded in.
+        Every rank passes the same prompts and draws the same chunks in the same order. Where the engine has seeds,
+        (seed, step, prompt id, sample) decide the random numbers of a trajectory, not the rank, nor the batch it is
+        decoded in.
         """
 
-    def sync(self, policy: Exports) -> None:
-        """Take over the policy's weights. Collective."""
+    def decode(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Response]:
+        """The most likely response to each prompt, given as token ids."""
+
+    def sync(self, policy: Exports, version: int | None = None) -> None:
+        """Take over the policy's weights. `version` names them; default: one more than the last."""
+
+    def close(self) -> None:
+        """End whatever was started."""

@@ -49,8 +49,7 @@ class Checkpoints:
             job.student.load_state(loaded, saved["step"])
         if same_ranks:
             load_random_state(loaded)
-        job.rollout.sync(job.student)
-        job.rollout.weight_version = saved["weight_version"]
+        job.rollout.sync(job.student, saved["weight_version"])
         if is_first():
             print(f"continuing after step {saved['step']}, from {checkpoint.path}", flush=True)
         return saved["step"]

@@ -22,7 +22,7 @@ def distill(config: Config) -> None:
     correction = config.algorithm.rollout_correction
     token_loss = gopd_loss(config.algorithm.lambda_, correction.cap if correction else None)
     with recorder, log_to(recorder.logs, dist.get_rank()), Grader(config.rewards) as grader:
-        job = build_job(config, material)
+        job = build_job(config, material, recorder.logs)
         checkpoints = Checkpoints(job, recorder.checkpoints)
         probe = Probe(config, job.tokenizers, job.student, job.scorers) if config.evaluation else None
         if probe:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch.distributed as dist
 
@@ -14,7 +15,7 @@ from megatron_gopd.mcore.model import check_fp8
 from megatron_gopd.policies.scorers import Scorers
 from megatron_gopd.policies.student import Student
 from megatron_gopd.ranks import is_first
-from megatron_gopd.rollout import EmbeddedEngine, RolloutEngine
+from megatron_gopd.rollout import EmbeddedEngine, RolloutEngine, SGLangEngine
 
 
 @dataclass
@@ -27,6 +28,11 @@ class Job:
     student: Student
     scorers: Scorers
     rollout: RolloutEngine
+
+    def close(self) -> None:
+        """End what the job started besides its own ranks."""
+        self.rollout.close()
+        self.scorers.close()
 
 
 @dataclass
@@ -47,23 +53,22 @@ def prepare(config: Config) -> Material:
     return Material(tokenizers, PromptLoader(prompts.prompts, config.data.batch_size, config.run.seed))
 
 
-def build_job(config: Config, material: Material) -> Job:
-    """Load the models. Collective. Raises UserError for whatever the user can mend."""
+def build_job(config: Config, material: Material, logs: Path) -> Job:
+    """Load the models, and start servers where some are asked for; their logs go to the folder `logs`. Collective.
+
+    Raises UserError for whatever the user can mend.
+    """
     student = Student(config)
-    scorers = Scorers(config)
-    engine = EmbeddedEngine.of_student(config)
+    scorers = Scorers(config, logs)
+    sampled_by_servers = config.rollout.engine == "sglang"
+    engine = SGLangEngine(config, student, logs) if sampled_by_servers else EmbeddedEngine.of_student(config)
     return Job(config, material.tokenizers, material.loader, student, scorers, engine)
 
 
 def _check_models(config: Config) -> None:
     """Architectures, layouts and files of every model, before the first weight is read."""
     world = dist.get_world_size()
-    roles = {"student": config.student}
-    for name, teacher in config.teachers.items():
-        roles[f"teachers.{name}"] = teacher
-        if config.algorithm.lambda_ != 1:
-            roles[f"the reference of teachers.{name}"] = config.reference_of(name)
-    for role, settings in roles.items():
+    for role, settings in {"student": config.student, **config.scorers()}.items():
         Architecture.read(settings.model).check_layout(settings.layout, f"{role} ({settings.model})")
         settings.layout.span(world, role)
         check_fp8(settings.fp8, settings.dtype, f"{role} ({settings.model})")

@@ -1,0 +1,76 @@
+"""A batch of responses under way at the servers."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from enum import Enum
+
+from megatron_gopd.data import Trajectory
+from megatron_gopd.servers.pool import ServerPool
+
+CHUNKS = 4  # what scoring overlaps with generation: at least a quarter of the batch is handed out at a time
+HEARTBEAT_S = 60.0  # the other ranks wait in a collective meanwhile, which has a timeout of its own
+
+
+class Turn(Enum):
+    """What rank 0 may say in the place of trajectories."""
+
+    WAIT = "nothing is finished yet"
+    UPDATE = "a server that was started anew needs the weights first"
+    END = "all trajectories were handed out"
+
+
+class Batch:
+    """Requests that run in the background from the constructor on, and what came of them."""
+
+    def __init__(
+        self, pool: ServerPool, requests: Sequence[Callable[[], Awaitable[Trajectory]]], most_at_a_time: int
+    ):
+        self._pool, self._total, self._handed_out = pool, len(requests), 0
+        self._finished: queue.SimpleQueue[Trajectory] = queue.SimpleQueue()
+        self._task = pool.background.start(self._run(requests, most_at_a_time))
+
+    def take(self) -> list[Trajectory] | Turn:
+        """What is finished, as soon as it is a quarter of the batch, or the rest.
+
+        Raises:
+            UserError: of the first request that cannot be answered.
+        """
+        if self._handed_out == self._total:
+            return Turn.END
+        enough = min(-(-self._total // CHUNKS), self._total - self._handed_out)
+        chunk: list[Trajectory] = []
+        deadline = time.monotonic() + HEARTBEAT_S
+        while len(chunk) < enough or not self._finished.empty():
+            try:
+                chunk.append(self._finished.get(timeout=0.1))
+            except queue.Empty:
+                if self._task.done():
+                    self._task.result()
+                if self._pool.stale:
+                    break
+                if time.monotonic() > deadline and not chunk:
+                    return Turn.WAIT
+        self._handed_out += len(chunk)
+        return chunk or Turn.UPDATE
+
+    def cancel(self) -> None:
+        """Ask for no more; servers drop what they work on when its connection closes."""
+        self._task.cancel()
+
+    async def _run(self, requests: Sequence[Callable[[], Awaitable[Trajectory]]], most_at_a_time: int) -> None:
+        free = asyncio.Semaphore(most_at_a_time)
+
+        async def one(request: Callable[[], Awaitable[Trajectory]]) -> None:
+            async with free:
+                self._finished.put(await request())
+
+        try:
+            async with asyncio.TaskGroup() as group:  # the first failure ends the others
+                for request in requests:
+                    group.create_task(one(request))
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None

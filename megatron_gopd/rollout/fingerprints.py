@@ -1,0 +1,84 @@
+"""The checksums that SGLang has of its parameters, computed from the policy's Hugging Face tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from megatron_gopd.errors import UserError
+
+VOCABULARY_MULTIPLE = 64  # rows SGLang pads an embedding to: DEFAULT_VOCAB_PADDING_SIZE
+SHOWN = 3
+_OF_FUSED = re.compile(r"(.+\.)(?:(q|k|v)_proj|(gate|up)_proj)\.(weight|bias)")
+_PARTS = {"qkv_proj": 3, "gate_up_proj": 2}  # of experts: as many as there are
+_EXPERT = re.compile(r"(.+\.mlp\.experts\.)(\d+)\.(gate|up|down)_proj\.weight")
+
+
+class Fingerprints:
+    """Checksums by SGLang's parameter names, of tensors as they pass by.
+
+    For one unquantized tensor-parallel rank on a CPU: 8 bytes of SHA-256 of what the parameter holds
+    (sglang/srt/utils/weight_checker.py). Queries, keys and values are one parameter there, gates and ups another, and
+    all experts of a layer two.
+    """
+
+    def __init__(self):
+        self._whole: dict[str, str] = {}
+        self._parts: dict[str, dict[tuple, Tensor]] = {}
+
+    def of_passing(self, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """The tensors, unchanged."""
+        for name, tensor in tensors:
+            self._add(name, tensor)
+            yield name, tensor
+
+    def differences(self, theirs: dict[str, str]) -> list[str]:
+        """Names of parameters that are not the same on both sides; empty: all are equal, bit for bit."""
+        ours = self._whole | {name: _hash(_joined(parts)) for name, parts in self._parts.items()}
+        return sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+
+    def _add(self, name: str, tensor: Tensor) -> None:
+        if expert := _EXPERT.fullmatch(name):
+            down = expert[3] == "down"
+            place = (int(expert[2]), ("gate", "up", "down").index(expert[3]))
+            self._keep(f"{expert[1]}{'w2' if down else 'w13'}_weight", place, tensor)
+        elif fused := _OF_FUSED.fullmatch(name):
+            part = fused[2] or fused[3]
+            held = f"{fused[1]}{'qkv' if fused[2] else 'gate_up'}_proj.{fused[4]}"
+            self._keep(held, (("q", "k", "v", "gate", "up").index(part),), tensor)
+        elif name in ("model.embed_tokens.weight", "lm_head.weight"):
+            self._whole[name] = _hash(tensor, tensor.new_zeros(-len(tensor) % VOCABULARY_MULTIPLE, tensor.shape[1]))
+        else:
+            self._whole[name] = _hash(tensor)
+
+    def _keep(self, held: str, place: tuple, tensor: Tensor) -> None:
+        # one buffer may be handed out again and again
+        parts = self._parts.setdefault(held, {})
+        parts[place] = tensor.detach().cpu().clone()
+        if len(parts) == _PARTS.get(held.rsplit(".", 2)[1]):
+            self._whole[held] = _hash(_joined(self._parts.pop(held)))
+
+
+def refuse_differences(differing: list[str], server: object) -> None:
+    """Raises UserError: parameters of a server that are not the student's."""
+    if differing:
+        more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
+        raise UserError(
+            f"after an update, {server} does not hold the student's weights: {', '.join(differing[:SHOWN])}{more} "
+            f"differ. Is it a server of student.model, and does nobody else update it?"
+        )
+
+
+def _joined(parts: dict[tuple, Tensor]) -> Tensor:
+    return torch.cat([parts[place] for place in sorted(parts)])
+
+
+def _hash(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.digest()[:8].hex()

@@ -1,0 +1,111 @@
+"""The student's weights in every server: updated, proven, and given again to a server that was started anew."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from megatron_gopd.config import Config
+from megatron_gopd.errors import UserError
+from megatron_gopd.ranks import is_first, on_first
+from megatron_gopd.rollout.fingerprints import Fingerprints, refuse_differences
+from megatron_gopd.rollout.protocol import Exports
+from megatron_gopd.rollout.updates import WAYS, Update, UpdateError
+from megatron_gopd.servers.client import LostRequestError
+from megatron_gopd.servers.pool import LostServersError, ServerPool
+from megatron_gopd.servers.server import Server, State
+
+LOGGER = logging.getLogger(__name__)
+ATTEMPTS = 3
+
+
+class ServerWeights:
+    """Updates the servers of a pool; `pool` is None on every rank but the first."""
+
+    def __init__(self, config: Config, pool: ServerPool | None):
+        self.settings, self.pool = config.rollout.sglang, pool
+        self._way: Update | None = WAYS[self.settings.sync](pool, config) if pool else None
+        self._updates = 0
+
+    def update(self, policy: Exports, version: int, *, only_stale: bool = False) -> None:
+        """Give every server, or those without the current weights, the policy's. Collective.
+
+        Raises:
+            UserError: a server does not take them, holds others afterwards, or none is left.
+        """
+        verify = bool(self.settings.verify_every) and self._updates % self.settings.verify_every == 0
+        for attempt in range(ATTEMPTS):
+            tensors = policy.export()
+            lost = on_first_with(tensors, lambda t: self._attempt(t, version, verify, only_stale))
+            if not lost:
+                break
+            if attempt == ATTEMPTS - 1:
+                raise LostServersError(f"the rollout servers were lost in {ATTEMPTS} updates in a row: {lost}")
+        self._updates += not only_stale
+
+    def close(self) -> None:
+        if self._way:
+            self._way.close()
+
+    def _attempt(self, tensors: Iterator[tuple[str, Tensor]], version: int, verify: bool, only_stale: bool) -> str:
+        """On rank 0; "" when all went well, else which servers were lost: they are up again, with weights of old."""
+        servers = self.pool.answering(only_stale)
+        fingerprints = Fingerprints() if verify else None
+        with self.pool.quiet(servers):
+            try:
+                self._way.send(fingerprints.of_passing(tensors) if verify else tensors, servers, version)
+            except UpdateError as error:
+                lost = error.problems
+            else:
+                lost = self._prove(servers, fingerprints) if verify else {}
+        for server, why in lost.items():
+            LOGGER.warning("update of weights: %s: %s", server, why)
+        self.pool.recover(lost)
+        for server in servers:
+            if server not in lost and server.state is State.STALE:
+                self.pool.admit(server)
+        return "; ".join(lost.values())
+
+    def _prove(self, servers: list[Server], fingerprints: Fingerprints) -> dict[Server, str]:
+        lost: dict[Server, str] = {}
+        for server in servers:
+            try:
+                theirs = self.pool.background.run(_checksums(server, self.settings.sync_timeout_s))
+            except LostRequestError as error:
+                lost[server] = str(error)
+                continue
+            if theirs is None:
+                LOGGER.info("%s: its checksums cannot be compared with the student's weights", server)
+            else:
+                refuse_differences(fingerprints.differences(theirs), server)
+        return lost
+
+
+async def _checksums(server: Server, timeout: float) -> dict[str, str] | None:
+    """By parameter; None where they are of shards, of quantized weights, or made on a GPU, which hashes otherwise."""
+    about = await server.client.get("/server_info")
+    if about["device"] != "cpu" or about["tp_size"] * about["pp_size"] > 1 or about["quantization"]:
+        return None
+    (rank,) = (await server.client.post("/weights_checker", {"action": "checksum"}, timeout))["ranks"]
+    return rank["checksums"]
+
+
+def on_first_with(tensors: Iterator[tuple[str, Tensor]], function) -> str:
+    """on_first(function of tensors), while the other ranks draw `tensors` along: an export is collective."""
+
+    def consume():
+        with contextlib.ExitStack() as rest:
+            rest.callback(_drain, tensors)  # also after a failure: the others wait in the export
+            return function(tensors)
+
+    if not is_first():
+        _drain(tensors)
+    return on_first(consume)
+
+
+def _drain(tensors: Iterator[tuple[str, Tensor]]) -> None:
+    for _ in tensors:
+        pass

@@ -1,0 +1,169 @@
+"""The engine of SGLang servers: rank 0 talks to them, all ranks get the trajectories."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from megatron_gopd.config import Config
+from megatron_gopd.data import Prompt, Trajectory, load_tokenizer, stop_ids
+from megatron_gopd.errors import UserError
+from megatron_gopd.mcore.architecture import Architecture
+from megatron_gopd.ranks import is_first, on_first
+from megatron_gopd.rollout.batch import Batch, Turn
+from megatron_gopd.rollout.protocol import Exports
+from megatron_gopd.rollout.sampling import Response
+from megatron_gopd.rollout.server_weights import ServerWeights
+from megatron_gopd.rollout.trajectories import trajectory_of
+from megatron_gopd.servers.pool import ServerPool
+
+# everything that a server would otherwise take from the model's generation_config.json
+PLAIN = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "frequency_penalty": 0.0, "presence_penalty": 0.0} | {
+    "repetition_penalty": 1.0,
+    "skip_special_tokens": False,
+}
+
+
+class SGLangEngine:
+    """Samples from servers that hold the student's weights; see RolloutEngine for what its methods promise."""
+
+    def __init__(self, config: Config, student: Exports, logs: Path):
+        """Start or find the servers and give them the student's weights, version 0. Collective.
+
+        Args:
+            logs: folder for the servers' logs.
+
+        Raises:
+            UserError: a server does not start, or does not take the weights.
+        """
+        self.config, settings = config, config.rollout
+        self._folder = config.student.model
+        tokenizer = load_tokenizer(self._folder)
+        self.stop_ids = stop_ids(self._folder, tokenizer)
+        self._last_id = max(tokenizer.get_vocab().values())
+        self._vocab_size = Architecture.read(self._folder).vocab_size
+        self.weight_version = 0
+        self._pool: ServerPool | None = None  # on rank 0
+        on_first(lambda: self._start(logs))
+        self._most_at_a_time = settings.max_batch_size * (len(settings.sglang.urls) or settings.sglang.count)
+        self._weights = ServerWeights(config, self._pool)
+        self.sync(student, 0)
+
+    def generate(
+        self, prompts: list[Prompt], step: int, *, samples: int | None = None, max_tokens: int | None = None
+    ) -> Iterator[list[Trajectory]]:
+        """See RolloutEngine.generate: chunks of at least a quarter of the responses, as they finish."""
+        wanted = [(prompt, i) for prompt in prompts for i in range(samples or self.config.rollout.samples_per_prompt)]
+        limit = max_tokens or self.config.rollout.max_response_tokens
+        self._refuse_unknown_ids(prompts)
+        self._occupy()
+        batch = None
+        if is_first():
+            requests = [partial(self._sample, prompt, sample, step, limit) for prompt, sample in wanted]
+            batch = Batch(self._pool, requests, self._most_at_a_time)
+        return self._chunks(batch)
+
+    def decode(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Response]:
+        """See RolloutEngine.decode."""
+        self._occupy()
+
+        async def greedy(prompt: Sequence[int]) -> Response:
+            return (await self._respond(prompt, max_tokens, {"temperature": 0.0}))[0]
+
+        async def every() -> list[Response]:
+            return await asyncio.gather(*map(greedy, prompts))
+
+        responses = on_first(lambda: self._pool.background.run(every()))
+        self._release()
+        return responses
+
+    def sync(self, policy: Exports, version: int | None = None) -> None:
+        """See RolloutEngine.sync. Responses under way go on with the new weights, their cache computed anew."""
+        self._policy = policy
+        self.weight_version = self.weight_version + 1 if version is None else version
+        self._occupy()
+        self._weights.update(policy, self.weight_version)
+
+    def close(self) -> None:
+        """End the servers that were started here."""
+        if self._pool:
+            self._weights.close()
+            self._pool.close()
+
+    def _chunks(self, batch: Batch | None) -> Iterator[list[Trajectory]]:
+        try:
+            while (turn := on_first(lambda: batch.take())) is not Turn.END:
+                if turn is Turn.UPDATE:
+                    self._weights.update(self._policy, self.weight_version, only_stale=True)
+                elif turn is not Turn.WAIT:
+                    yield turn
+        finally:
+            if batch:
+                batch.cancel()
+        self._release()
+
+    async def _sample(self, prompt: Prompt, sample: int, step: int, limit: int) -> Trajectory:
+        key = [self.config.run.seed, step, zlib.crc32(prompt.id.encode()), sample]
+        seed = int(np.random.SeedSequence(key).generate_state(1)[0]) >> 1  # 31 bits
+        sampling = {"temperature": self.config.rollout.temperature, "sampling_seed": seed}
+        response, version = await self._respond(prompt.student_tokens, limit, sampling)
+        return trajectory_of(
+            prompt, sample, response, weight_version=version, folder=self._folder, last_id=self._last_id
+        )
+
+    async def _respond(self, prompt: Sequence[int], limit: int, sampling: dict) -> tuple[Response, int]:
+        """A whole response, and the version of the weights that began it; what was cut short is continued."""
+        response, version = Response(), None
+        while len(response.tokens) < limit and not response.finished:
+            left = {"max_new_tokens": limit - len(response.tokens), "stop_token_ids": self.stop_ids}
+            tokens = [*prompt, *response.tokens]
+            answer = await self._pool.ask(lambda client: client.generate(tokens, PLAIN | sampling | left))  # noqa: B023
+            version = version or answer.weight_version
+            response.tokens += answer.tokens
+            response.logprobs += answer.logprobs
+            response.finished = answer.finish == "stop"
+        return response, self._known(version)
+
+    def _known(self, version: str) -> int:
+        if not version.isdigit() or int(version) > self.weight_version:
+            raise UserError(
+                f"a rollout server sampled with weights {version!r}, but this run's are {self.weight_version}: "
+                f"somebody else updates that server; give each run servers of its own"
+            )
+        return int(version)
+
+    def _refuse_unknown_ids(self, prompts: list[Prompt]) -> None:
+        """An id that the embedding does not have would end the server."""
+        for prompt in prompts:
+            if max(prompt.student_tokens) >= self._vocab_size:
+                raise UserError(
+                    f"{prompt.source}: token id {max(prompt.student_tokens)} of prompt {prompt.id!r} is outside the "
+                    f"vocabulary of {self._folder} ({self._vocab_size})"
+                )
+
+    def _occupy(self) -> None:
+        """Colocated: the servers take back the memory they gave away."""
+        if self.config.rollout.sglang.colocated:
+            on_first(lambda: self._pool.occupy())
+
+    def _release(self) -> None:
+        if self.config.rollout.sglang.colocated:
+            on_first(lambda: self._pool.release())
+
+    def _start(self, logs: Path) -> None:
+        settings = self.config.rollout
+        self._pool = ServerPool(
+            settings.sglang,
+            name="rollout",
+            model=self._folder,
+            dtype=self.config.student.dtype,
+            logs=logs,
+            most_requests=settings.max_batch_size,
+            needs_weights=True,
+            options={"load-format": "dummy"},  # the first sync brings the weights
+        )

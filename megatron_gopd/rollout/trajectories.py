@@ -1,0 +1,34 @@
+"""What every engine makes of a sampled response, and refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from megatron_gopd.data import Prompt, Trajectory
+from megatron_gopd.errors import UserError
+from megatron_gopd.rollout.sampling import Response
+
+
+def trajectory_of(
+    prompt: Prompt, sample: int, response: Response, *, weight_version: int, folder: str, last_id: int
+) -> Trajectory:
+    """Raises UserError: a log-prob that is not finite, a token id past `last_id`, the tokenizer's."""
+    logprobs = np.array(response.logprobs, dtype=np.float32)
+    if not np.isfinite(logprobs).all():
+        raise UserError(
+            f"{folder}: a token sampled for prompt {prompt.id!r} has log-prob "
+            f"{logprobs[~np.isfinite(logprobs)][0]}; the weights hold NaN, or have diverged: lower optimizer.lr"
+        )
+    if max(response.tokens) > last_id:
+        raise UserError(
+            f"{folder}: sampled token id {max(response.tokens)}, past the tokenizer's last id "
+            f"({last_id}), for prompt {prompt.id!r}; the embedding's padding rows were never trained"
+        )
+    return Trajectory(
+        prompt=prompt,
+        sample=sample,
+        response_tokens=response.tokens,
+        behaviour_logprobs=logprobs,
+        finish_reason="stop" if response.finished else "length",
+        weight_version=weight_version,
+    )

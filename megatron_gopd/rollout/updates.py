@@ -1,0 +1,252 @@
+"""Ways to hand the policy's weights to servers. All run on rank 0, while every rank draws the same export."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import pickle
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from datetime import timedelta
+from itertools import chain
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
+from torch import Tensor
+
+from megatron_gopd.config import Config
+from megatron_gopd.errors import UserError
+from megatron_gopd.mcore.save import copy_side_files, write_weights
+from megatron_gopd.runs import atomic_folder
+from megatron_gopd.servers.client import LostRequestError, RefusedError
+from megatron_gopd.servers.pool import ServerPool
+from megatron_gopd.servers.process import free_port
+from megatron_gopd.servers.server import Server
+
+Tensors = Iterator[tuple[str, Tensor]]
+
+
+class UpdateError(Exception):
+    """Some servers were lost on the way: the update may be tried again with the others."""
+
+    def __init__(self, problems: dict[Server, str]):
+        super().__init__("; ".join(problems.values()))
+        self.problems = problems
+
+
+class Update:
+    """One way of updating weights; subclasses say how."""
+
+    def __init__(self, pool: ServerPool, config: Config):
+        self.pool, self.config, self.settings = pool, config, config.rollout.sglang
+
+    def send(self, tensors: Tensors, servers: list[Server], version: int) -> None:
+        """Give `servers` the weights and name them `version`.
+
+        Raises:
+            UpdateError: servers that were lost.
+            UserError: a server refuses the weights: it holds another model, or cannot read what was written.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
+
+    def post(self, servers: list[Server], path: str, body: dict | None = None) -> None:
+        """The same request to all of `servers`, within the timeout; raises what send() raises."""
+        self.wait(self.begin_post(servers, path, [body or {}] * len(servers)))
+
+    def begin_post(self, servers: list[Server], path: str, bodies: list[dict]) -> Future[dict[Server, Exception]]:
+        timeout = self.settings.sync_timeout_s
+
+        async def one(server: Server, body: dict) -> Exception | None:
+            try:
+                await server.client.post(path, body, timeout)
+            except (LostRequestError, RefusedError) as error:
+                return error
+            return None
+
+        async def all_of_them() -> dict[Server, Exception]:
+            answers = await asyncio.gather(*map(one, servers, bodies))
+            return {server: error for server, error in zip(servers, answers, strict=True) if error}
+
+        return self.pool.background.start(all_of_them())
+
+    @staticmethod
+    def wait(posted: Future[dict[Server, Exception]]) -> None:
+        problems = posted.result()
+        lost = {server: str(error) for server, error in problems.items() if isinstance(error, LostRequestError)}
+        if lost:
+            raise UpdateError(lost)
+        for server, error in problems.items():
+            raise UserError(f"the rollout server {server} does not take the student's weights: {error}")
+
+
+class FromDisk(Update):
+    """A folder that both sides see: in shared memory, or on a disk of the cluster."""
+
+    def send(self, tensors: Tensors, servers: list[Server], version: int) -> None:
+        folder = Path(self.settings.sync_folder, f"megatron-gopd-{self.config.run.name}-{secrets.token_hex(4)}")
+        try:
+            with atomic_folder(folder) as filling:
+                copy_side_files(self.config.student.model, filling)
+                write_weights(tensors, filling, self.config.student.dtype)
+            about = {"model_path": str(folder), "load_format": "auto", "weight_version": str(version)}
+            self.post(servers, "/update_weights_from_disk", about | {"flush_cache": True})
+        except OSError as error:
+            raise UserError(
+                f"the weights could not be written to {self.settings.sync_folder}: {error}; "
+                f"set rollout.sglang.sync_folder to a folder with room that the servers can read"
+            ) from None
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class InBuckets(Update):
+    """Begin, buckets of tensors, end: what the other two ways share."""
+
+    path: str
+
+    def send(self, tensors: Tensors, servers: list[Server], version: int) -> None:
+        self.prepare(servers)
+        self.post(servers, "/begin_weight_update")
+        try:
+            bucket: list[tuple[str, Tensor]] = []
+            for name, tensor in chain(tensors, [("", None)]):
+                if bucket and (tensor is None or sum(t.nbytes for _, t in bucket) + tensor.nbytes > self.bucket_bytes):
+                    last = {"flush_cache": tensor is None, "weight_version": str(version)}
+                    self.send_bucket(bucket, servers, last)
+                    bucket = []
+                if tensor is not None:
+                    bucket.append((name, tensor.detach().clone()))  # exports may hand out one buffer again and again
+        finally:  # also after a failure: a server with an open update takes no other
+            problems = self.begin_post(servers, "/end_weight_update", [{}] * len(servers))
+            problems.result()
+        self.wait(problems)
+
+    @property
+    def bucket_bytes(self) -> int:
+        return self.settings.bucket_bytes
+
+    def prepare(self, servers: list[Server]) -> None:
+        pass
+
+    def send_bucket(self, bucket: list[tuple[str, Tensor]], servers: list[Server], last: dict) -> None:
+        raise NotImplementedError
+
+
+class Distributed(InBuckets):
+    """A process group of rank 0 and every server: NCCL on GPUs, gloo elsewhere."""
+
+    def __init__(self, pool: ServerPool, config: Config):
+        super().__init__(pool, config)
+        self._members: list[str] = []
+        self._group: dist.ProcessGroup | None = None
+        self._name = ""
+
+    def prepare(self, servers: list[Server]) -> None:
+        """Join a group with `servers`, unless the last one was with the same."""
+        urls = [server.url for server in servers]
+        if urls == self._members:
+            return
+        self._leave()
+        sizes = [self._ranks_of(server) for server in servers]
+        self._name, port = f"megatron-gopd-{secrets.token_hex(4)}", free_port()
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        about = {"master_address": "127.0.0.1", "master_port": port, "world_size": 1 + sum(sizes)}
+        about |= {"group_name": self._name, "backend": backend}
+        bodies = [about | {"rank_offset": 1 + sum(sizes[:i])} for i in range(len(sizes))]
+        posted = self.begin_post(servers, "/init_weights_update_group", bodies)
+        try:
+            self._group = _join(backend, port, about["world_size"], self._name, self.settings.sync_timeout_s)
+        except (RuntimeError, TimeoutError) as error:
+            self.wait(posted)
+            raise UpdateError(dict.fromkeys(servers, f"no group with the servers: {error}")) from None
+        self.wait(posted)
+        self._members = urls
+
+    def send_bucket(self, bucket: list[tuple[str, Tensor]], servers: list[Server], last: dict) -> None:
+        body = {
+            "names": [name for name, _ in bucket],
+            "dtypes": [str(tensor.dtype).removeprefix("torch.") for _, tensor in bucket],
+            "shapes": [list(tensor.shape) for _, tensor in bucket],
+            "group_name": self._name,
+        }
+        posted = self.begin_post(servers, "/update_weights_from_distributed", [body | last] * len(servers))
+        try:
+            for _, tensor in bucket:
+                self._broadcast(tensor, posted)
+        except RuntimeError as error:  # gloo's and NCCL's, for a peer that is gone
+            self._leave()
+            self.wait(posted)
+            raise UpdateError(dict.fromkeys(servers, f"the broadcast to the servers broke off: {error}")) from None
+        except UpdateError:
+            self._leave()
+            raise
+        self.wait(posted)
+
+    def _broadcast(self, tensor: Tensor, posted: Future) -> None:
+        """Send, but stop waiting as soon as a server has answered that it does not take part."""
+        work = dist.broadcast(tensor.contiguous(), src=0, group=self._group, async_op=True)
+        deadline = time.monotonic() + self.settings.sync_timeout_s
+        while not work.is_completed():
+            if posted.done():
+                self.wait(posted)
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"no progress within {self.settings.sync_timeout_s:g} s (sync_timeout_s)")
+            time.sleep(0.0005)
+        work.wait()
+
+    def _ranks_of(self, server: Server) -> int:
+        async def parallelism() -> int:
+            about = await server.client.get("/server_info")
+            return about.get("tp_size", 1) * about.get("pp_size", 1)
+
+        try:
+            return self.pool.background.run(parallelism())
+        except LostRequestError as error:
+            raise UpdateError({server: str(error)}) from None
+
+    def _leave(self) -> None:
+        """Closing this side's connections is what frees a server that waits for a broadcast."""
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+        self._members, self._group = [], None
+
+    def close(self) -> None:
+        self._leave()
+
+
+class FromTensor(InBuckets):
+    """Tensors by reference on a GPU that trainer and server share (CUDA IPC); by value, in the request, elsewhere.
+
+    Sharing host memory between the two processes is not relied on: a server that dies would leave it behind.
+    """
+
+    def send_bucket(self, bucket: list[tuple[str, Tensor]], servers: list[Server], last: dict) -> None:
+        on_gpu = any(tensor.is_cuda for _, tensor in bucket)
+        packed = io.BytesIO()
+        (ForkingPickler if on_gpu else pickle.Pickler)(packed, pickle.HIGHEST_PROTOCOL).dump(bucket)
+        text = base64.b64encode(packed.getbuffer()).decode()
+        ranks = int(self.settings.options.get("tp-size", 1))
+        self.post(servers, "/update_weights_from_tensor", {"serialized_named_tensors": [text] * ranks} | last)
+
+
+WAYS: dict[str, type[Update]] = {"disk": FromDisk, "distributed": Distributed, "tensor": FromTensor}
+
+
+def _join(backend: str, port: int, size: int, name: str, timeout: float) -> dist.ProcessGroup:
+    """Rank 0 of a group beside the job's own; made as SGLang makes its side (init_custom_process_group)."""
+    limit = timedelta(seconds=timeout)
+    store = dist.TCPStore("127.0.0.1", port, size, is_master=True, timeout=limit, wait_for_workers=False)
+    keys = dist.PrefixStore(name, store)
+    group, _ = c10d._new_process_group_helper(size, 0, [], dist.Backend(backend), keys, group_name=name, timeout=limit)
+    c10d._world.pg_group_ranks[group] = {rank: rank for rank in range(size)}
+    return group

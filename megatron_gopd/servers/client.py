@@ -1,0 +1,120 @@
+"""HTTP to one SGLang server. Source of the API: sglang/srt/entrypoints/http_server.py, 0.5.23."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import httpx
+import numpy as np
+
+HEALTH_TIMEOUT_S = 30.0  # SGLang's own health check gives up after 20
+
+
+class LostRequestError(Exception):
+    """No usable answer: the same may be asked again, here or elsewhere."""
+
+
+class RefusedError(Exception):
+    """The server understood, and said no: asking again would not help."""
+
+
+@dataclass
+class Answer:
+    """A sampled response, as far as it came."""
+
+    tokens: list[int]
+    logprobs: list[float]  # nats, at the sampling temperature, before top-p and top-k
+    finish: str  # stop, length, or abort: cut short by the server
+    weight_version: str  # of the weights that sampled the first token
+
+
+class SGLangClient:
+    """One server by its URL. Every method raises LostRequestError or RefusedError."""
+
+    def __init__(self, url: str, token: str | None = None):
+        self.url = url.rstrip("/")
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        # trust_env: a proxy of the environment is not meant for servers of the job
+        self._http = httpx.AsyncClient(base_url=self.url, headers=headers, limits=limits, trust_env=False)
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def healthy(self) -> bool:
+        """Whether the server answers: SGLang generates a token for it, unless it is at work anyway."""
+        try:
+            return (await self._http.get("/health", timeout=HEALTH_TIMEOUT_S)).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    async def get(self, path: str, timeout: float = HEALTH_TIMEOUT_S) -> dict:
+        return await self._ask("GET", path, timeout)
+
+    async def post(self, path: str, body: dict, timeout: float | None = None) -> dict | list:
+        """`timeout` in seconds; None: as long as it takes."""
+        return await self._ask("POST", path, timeout, json=body)
+
+    async def generate(self, tokens: Sequence[int], sampling: dict) -> Answer:
+        """Sample one response; `sampling` are SGLang's sampling_params."""
+        reply = await self.post(
+            "/generate",
+            {"input_ids": list(tokens), "sampling_params": sampling, "return_logprob": True, "logprob_start_len": -1},
+        )
+        about = reply["meta_info"]
+        finish = about["finish_reason"]
+        if finish["type"] == "abort" and finish.get("status_code") == 400:
+            raise RefusedError(f"{self.url} refused a prompt of {len(tokens)} tokens: {finish.get('message')}")
+        rows, ids = about["output_token_logprobs"], reply["output_ids"]
+        if [row[1] for row in rows] != ids:
+            raise LostRequestError(f"{self.url} sent log-probs of other tokens than the response's")
+        versions = about.get("weight_versions") or [{"version": about["weight_version"]}]
+        return Answer(ids, [row[0] for row in rows], finish["type"], str(versions[0]["version"]))
+
+    async def score(self, prompt: Sequence[int], response: Sequence[int]) -> np.ndarray:
+        """Log-prob of every response token at temperature 1: [response] float32, nats."""
+        tokens = [*prompt, *response]
+        # one position before the response, which predicts its first token; from 0 on, nothing could be taken from
+        # the cache of prefixes, and every prompt token would get a row of the vocabulary's size
+        reply = await self.post(
+            "/generate",
+            {
+                "input_ids": tokens,
+                "sampling_params": {"max_new_tokens": 0, "temperature": 1.0},
+                "return_logprob": True,
+                "logprob_start_len": len(prompt) - 1,
+            },
+        )
+        rows = reply["meta_info"]["input_token_logprobs"]
+        if len(rows) != len(response) + 1 or any(row[0] is None for row in rows[1:]):
+            raise RefusedError(
+                f"{self.url} gave {sum(row[0] is not None for row in rows)} log-probs for {len(response)} response "
+                f"tokens after a prompt of {len(prompt)}; is its context long enough for {len(tokens)} tokens?"
+            )
+        return np.array([row[0] for row in rows[1:]], dtype=np.float32)
+
+    async def _ask(self, method: str, path: str, timeout: float | None, **body) -> dict | list:
+        try:
+            reply = await self._http.request(method, path, timeout=httpx.Timeout(timeout, connect=10), **body)
+        except httpx.TransportError as error:
+            raise LostRequestError(f"{self.url}{path}: {type(error).__name__} {error}".rstrip()) from None
+        if reply.status_code in (408, 429) or reply.status_code >= 500:
+            raise LostRequestError(f"{self.url}{path} answered {reply.status_code}: {_message(reply)}")
+        if reply.status_code >= 400:
+            raise RefusedError(f"{self.url}{path} answered {reply.status_code}: {_message(reply)}")
+        try:
+            return reply.json()
+        except ValueError:
+            raise LostRequestError(f"{self.url}{path} answered {_message(reply)!r}, which is not JSON") from None
+
+
+def _message(reply: httpx.Response) -> str:
+    """What a server says of a failure, in one line."""
+    try:
+        said = reply.json()
+        said = said.get("error", said.get("message", said)) if isinstance(said, dict) else said
+        said = said.get("message", said) if isinstance(said, dict) else said
+    except ValueError:
+        said = reply.text
+    return " ".join(str(said).split())[:300]

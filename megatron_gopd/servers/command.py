@@ -1,0 +1,69 @@
+"""How a SGLang server is started: command line and environment."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from megatron_gopd.errors import UserError
+
+STUBS = Path(__file__).parent / "stubs"
+# what tells a process that it is a rank or a SLURM task: a server would take itself for one
+OF_RANKS = ("TORCHELASTIC_", "SLURM_", "SLURMD_", "PMI_", "PMIX_", "OMPI_", "GROUP_", "ROLE_")
+OF_A_RANK = (
+    "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT NODE_RANK TORCH_NCCL_ASYNC_ERROR_HANDLING"
+).split()
+ON_CPU = {
+    "device": "cpu",
+    "attention-backend": "torch_native",
+    "sampling-backend": "pytorch",
+    "grammar-backend": "none",
+    "disable-overlap-schedule": True,
+    "disable-cuda-graph": True,
+    "max-total-tokens": 65536,
+    "max-running-requests": 64,
+    "mem-fraction-static": 0.5,
+}
+
+
+def command(model: str | Path, port: int, dtype: str, options: Mapping[str, object]) -> list[str]:
+    """`python -m sglang.launch_server ...` on the loopback; `options` are its own, and replace those given here.
+
+    Raises:
+        UserError: SGLang is not installed.
+    """
+    if importlib.util.find_spec("sglang") is None:
+        raise UserError("SGLang is not installed in this environment; run make install")
+    chosen = {
+        "model-path": str(model),
+        "dtype": dtype,
+        "host": "127.0.0.1",
+        "port": port,
+        "skip-tokenizer-init": True,  # token ids in, token ids out
+        "log-level": "info",
+        **({} if torch.cuda.is_available() else ON_CPU),
+        **{name.replace("_", "-"): value for name, value in options.items()},
+    }
+    words = []
+    for name, value in chosen.items():
+        if value is not False:
+            words += [f"--{name}", *([] if value is True else [str(value)])]
+    return [sys.executable, "-m", "sglang.launch_server", *words]
+
+
+def environment(gpus: list[int] | None = None) -> dict[str, str]:
+    """This process's, without what makes a rank of it; on a CPU, with the stand-ins for GPU packages in front."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(OF_RANKS) and name not in OF_A_RANK}
+    kept |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if gpus is not None:
+        kept["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+    if not torch.cuda.is_available():
+        path = os.pathsep.join(filter(None, [str(STUBS), kept.get("PYTHONPATH")]))
+        # one thread: several of a tiny model's wait for each other most of the time
+        kept |= {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    return kept

@@ -1,0 +1,58 @@
+"""A server that this process starts, and that ends with it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from megatron_gopd.servers import guard
+
+SHOWN_LINES = 8
+
+
+class ServerProcess:
+    """A command in a session of its own, what it prints in `log`."""
+
+    def __init__(self, command: list[str], environment: Mapping[str, str], log: Path):
+        self.log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as file:
+            self._guard = subprocess.Popen(
+                [sys.executable, guard.__file__, *command],
+                env=dict(environment),
+                stdin=subprocess.PIPE,  # held open: the guard ends everything when it closes
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return self._guard.poll()
+
+    def stop(self) -> None:
+        """End every process of the session. SIGKILL: a server holds nothing that it would have to save."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._guard.pid, signal.SIGKILL)  # also what a dead leader left behind
+        self._guard.wait()
+        self._guard.stdin.close()
+
+    def last_words(self) -> str:
+        """The end of its log, for a message."""
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        lines = [line[:300] for line in text.splitlines() if line.strip()]
+        return "\n  ".join([f"the end of {self.log}:", *lines[-SHOWN_LINES:]])
+
+
+def free_port() -> int:
+    """A port of the loopback that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

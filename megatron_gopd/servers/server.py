@@ -1,0 +1,90 @@
+"""One server of a pool: where it is, how it does, and how to start it anew."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+
+from megatron_gopd.errors import UserError
+from megatron_gopd.servers.client import SGLangClient
+from megatron_gopd.servers.process import ServerProcess, free_port
+
+POLL_S = 0.5
+STARTS = 3  # in a row, without a good answer in between
+
+
+class State(Enum):
+    DOWN = "does not answer"
+    STALE = "answers, but has not the current weights"
+    READY = "takes requests"
+
+
+class Server:
+    """Its client, and its process where the run starts it."""
+
+    def __init__(self, name: str, log: Path, url: str | None = None, token: str | None = None):
+        """`url`: of an external server; without one, start() makes a process."""
+        self.name, self.log, self.url, self.token = name, log, url, token
+        self.managed = url is None
+        self.state = State.DOWN
+        self.process: ServerProcess | None = None
+        self.client = SGLangClient(url, token) if url else None
+        self.requests: set[asyncio.Task] = set()
+        self.failing_since: float | None = None  # requests
+        self.mute_since: float | None = None  # its health
+        self.rests_until = 0.0
+        self.starts = 0  # since the last good answer
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.url})"
+
+    def answered(self) -> None:
+        self.failing_since, self.rests_until, self.starts = None, 0.0, 0
+
+    def failed(self) -> None:
+        """A request was lost: others are asked first for a while, longer as it goes on."""
+        now = time.monotonic()
+        self.failing_since = self.failing_since or now
+        self.rests_until = now + min(5.0, 0.1 + (now - self.failing_since) / 2)
+
+    def silent_for(self) -> float:
+        """Seconds since it last did well."""
+        return time.monotonic() - min(since for since in (self.failing_since, self.mute_since, time.monotonic()) if since)
+
+    def drop_requests(self) -> None:
+        """End what waits for its answers; the pool asks again elsewhere."""
+        self.state = State.DOWN
+        for task in self.requests:
+            task.cancel()
+
+    async def start(self, launch: Callable[[int], tuple[list[str], dict[str, str]]], timeout: float) -> None:
+        """Start the process, whatever ran before, and wait until it answers.
+
+        Raises:
+            UserError: it ended, or did not answer in time; with the end of its log.
+        """
+        self.stop()
+        if self.client:
+            await self.client.close()
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self.client = SGLangClient(self.url)
+        self.process = ServerProcess(*launch(port), self.log)
+        self.starts += 1
+        deadline = time.monotonic() + timeout
+        while not await self.client.healthy():
+            code = self.process.exit_code
+            if code is not None or time.monotonic() > deadline:
+                what = f"did not answer within {timeout:g} s" if code is None else f"ended with exit code {code}"
+                raise UserError(f"the server {self} {what}; {self.process.last_words()}")
+            await asyncio.sleep(POLL_S)
+        self.failing_since = self.mute_since = None
+        self.rests_until = 0.0
+
+    def stop(self) -> None:
+        if self.process:
+            self.process.stop()
+            self.process = None
