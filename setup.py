@@ -51,8 +51,10 @@ setup(
         "dev": ["pytest", "pytest-timeout", "ruff", "pre-commit", "gguf"],
         "gpu": ["sglang", "transformer-engine[pytorch]"],
         # what SGLang's server imports on a CPU; its own requirements name GPU packages (see scripts/install.sh)
-        "sglang-cpu": """aiohttp apache-tvm-ffi dill fastapi gguf interegular ipython jsonschema loguru msgspec numba openai
-            orjson partial_json_parser pillow prometheus_client pybase64 python-multipart pyzmq requests scipy setproctitle
-            soundfile uvicorn uvloop xxhash zstandard""".split(),
+        "sglang-cpu": """
+            aiohttp apache-tvm-ffi dill fastapi gguf interegular ipython jsonschema loguru msgspec numba openai orjson
+            partial_json_parser pillow prometheus_client pybase64 python-multipart pyzmq requests scipy setproctitle
+            soundfile uvicorn uvloop xxhash zstandard
+        """.split(),
     },
 )

@@ -65,7 +65,7 @@ class Servers(Section):
         "MEGATRON_GOPD_TOKEN", description="environment variable with the token that external servers ask for"
     )
     count: int = Field(1, ge=1, description="servers the run starts")
-    gpus: list[list[int]] | None = Field(None, description="the GPUs of each server the run starts; default: all of each")
+    gpus: list[list[int]] | None = Field(None, description="the GPUs of each server the run starts; default: all")
     options: dict[str, bool | int | float | str] = Field(
         default_factory=dict, description="of sglang.launch_server, such as {tp-size: 2, quantization: fp8}"
     )

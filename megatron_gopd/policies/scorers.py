@@ -17,6 +17,7 @@ from megatron_gopd.mcore.levers import settle
 from megatron_gopd.mcore.model import Model, build_model
 from megatron_gopd.mcore.offload import Offloader
 from megatron_gopd.policies import scoring
+from megatron_gopd.policies.served import ServedScorer
 
 
 class Scorers:
@@ -30,10 +31,13 @@ class Scorers:
         self.config = config
         self._models: dict[str, Model | None] = {}  # None where this rank holds no part
         self._offloaders: dict[str, Offloader] = {}
-        for name, teacher in config.teachers.items():
-            self._hold(teacher)
-            if config.algorithm.lambda_ != 1:
-                self._hold(config.reference_of(name))
+        self._served: dict[str, ServedScorer] = {}
+        try:
+            for who, settings in config.scorers().items():
+                self._hold(settings, who, logs)
+        except BaseException:
+            self.close()
+            raise
 
     def score(self, chunk: list[Trajectory]) -> None:
         """Fill in teacher_logprobs and reference_logprobs. Collective; every rank passes the same chunk."""
@@ -54,6 +58,8 @@ class Scorers:
 
     def close(self) -> None:
         """End the servers that were started here."""
+        for served in self._served.values():
+            served.close()
 
     @contextlib.contextmanager
     def teacher(self, name: str) -> Iterator[Model | None]:
@@ -62,14 +68,17 @@ class Scorers:
             yield model
 
     @contextlib.contextmanager
-    def _resident(self, settings: schema.Model) -> Iterator[Model | None]:
+    def _resident(self, settings: schema.Scorer) -> Iterator[Model | None]:
         identity = _identity(settings)
         with self._offloaders[identity].resident() if identity in self._offloaders else contextlib.nullcontext():
             yield self._models[identity]
 
-    def _hold(self, settings: schema.Model) -> None:
-        """Load a model unless the same one, in the same layout and dtype, is held already."""
-        if _identity(settings) not in self._models:
+    def _hold(self, settings: schema.Scorer, who: str, logs: Path) -> None:
+        """Load a model, or find its servers, unless the same one, in the same layout and dtype, is held already."""
+        if settings.engine != "megatron":
+            if _identity(settings) not in self._served:
+                self._served[_identity(settings)] = ServedScorer(settings, who, logs)
+        elif _identity(settings) not in self._models:
             model = build_model(settings.model, settings.layout, settings.dtype, fp8=settings.fp8)
             if model is not None:
                 weights.load(model, settings.model)
@@ -79,14 +88,17 @@ class Scorers:
                     self._offloaders[_identity(settings)].release()
             self._models[_identity(settings)] = model
 
-    def _ask(self, settings: schema.Model, who: str, rows: list[Row], taught: list[Trajectory]) -> list[np.ndarray]:
-        with self._resident(settings) as model:
-            logprobs, _ = scoring.score(
-                model,
-                rows,
-                temperature=self.config.rollout.temperature,
-                max_tokens=self.config.training.max_tokens_per_micro_batch,
-            )
+    def _ask(self, settings: schema.Scorer, who: str, rows: list[Row], taught: list[Trajectory]) -> list[np.ndarray]:
+        if served := self._served.get(_identity(settings)):
+            logprobs = served.score(rows)
+        else:
+            with self._resident(settings) as model:
+                logprobs, _ = scoring.score(
+                    model,
+                    rows,
+                    temperature=self.config.rollout.temperature,
+                    max_tokens=self.config.training.max_tokens_per_micro_batch,
+                )
         for values, trajectory in zip(logprobs, taught, strict=True):
             if not np.isfinite(values).all():
                 token = int(np.flatnonzero(~np.isfinite(values))[0])
@@ -97,5 +109,5 @@ class Scorers:
         return logprobs
 
 
-def _identity(settings: schema.Model) -> str:
-    return schema.Model(**settings.model_dump(include=set(schema.Model.model_fields))).model_dump_json()
+def _identity(settings: schema.Scorer) -> str:
+    return schema.Scorer(**settings.model_dump(include=set(schema.Scorer.model_fields))).model_dump_json()

@@ -26,9 +26,7 @@ class Turn(Enum):
 class Batch:
     """Requests that run in the background from the constructor on, and what came of them."""
 
-    def __init__(
-        self, pool: ServerPool, requests: Sequence[Callable[[], Awaitable[Trajectory]]], most_at_a_time: int
-    ):
+    def __init__(self, pool: ServerPool, requests: Sequence[Callable[[], Awaitable[Trajectory]]], most_at_a_time: int):
         self._pool, self._total, self._handed_out = pool, len(requests), 0
         self._finished: queue.SimpleQueue[Trajectory] = queue.SimpleQueue()
         self._task = pool.background.start(self._run(requests, most_at_a_time))

@@ -11,10 +11,10 @@ from torch import Tensor
 from megatron_gopd.config import Config
 from megatron_gopd.errors import UserError
 from megatron_gopd.ranks import is_first, on_first
-from megatron_gopd.rollout.fingerprints import Fingerprints, refuse_differences
 from megatron_gopd.rollout.protocol import Exports
 from megatron_gopd.rollout.updates import WAYS, Update, UpdateError
 from megatron_gopd.servers.client import LostRequestError
+from megatron_gopd.servers.fingerprints import Fingerprints, checksums_of, told
 from megatron_gopd.servers.pool import LostServersError, ServerPool
 from megatron_gopd.servers.server import Server, State
 
@@ -26,7 +26,7 @@ class ServerWeights:
     """Updates the servers of a pool; `pool` is None on every rank but the first."""
 
     def __init__(self, config: Config, pool: ServerPool | None):
-        self.settings, self.pool = config.rollout.sglang, pool
+        self.settings, self.pool, self._model = config.rollout.sglang, pool, config.student.model
         self._way: Update | None = WAYS[self.settings.sync](pool, config) if pool else None
         self._updates = 0
 
@@ -73,24 +73,18 @@ class ServerWeights:
         lost: dict[Server, str] = {}
         for server in servers:
             try:
-                theirs = self.pool.background.run(_checksums(server, self.settings.sync_timeout_s))
+                theirs = self.pool.background.run(checksums_of(server.client, self.settings.sync_timeout_s))
             except LostRequestError as error:
                 lost[server] = str(error)
                 continue
             if theirs is None:
                 LOGGER.info("%s: its checksums cannot be compared with the student's weights", server)
-            else:
-                refuse_differences(fingerprints.differences(theirs), server)
+            elif differing := fingerprints.differences(theirs):
+                raise UserError(
+                    f"after an update, {server} does not hold the student's weights: {told(differing)} differ. "
+                    f"Is it a server of student.model ({self._model}), in its dtype, that nobody else updates?"
+                )
         return lost
-
-
-async def _checksums(server: Server, timeout: float) -> dict[str, str] | None:
-    """By parameter; None where they are of shards, of quantized weights, or made on a GPU, which hashes otherwise."""
-    about = await server.client.get("/server_info")
-    if about["device"] != "cpu" or about["tp_size"] * about["pp_size"] > 1 or about["quantization"]:
-        return None
-    (rank,) = (await server.client.post("/weights_checker", {"action": "checksum"}, timeout))["ranks"]
-    return rank["checksums"]
 
 
 def on_first_with(tensors: Iterator[tuple[str, Tensor]], function) -> str:

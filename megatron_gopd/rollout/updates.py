@@ -233,10 +233,26 @@ class FromTensor(InBuckets):
     def send_bucket(self, bucket: list[tuple[str, Tensor]], servers: list[Server], last: dict) -> None:
         on_gpu = any(tensor.is_cuda for _, tensor in bucket)
         packed = io.BytesIO()
-        (ForkingPickler if on_gpu else pickle.Pickler)(packed, pickle.HIGHEST_PROTOCOL).dump(bucket)
+        (ForkingPickler if on_gpu else _ByValue)(packed, 4).dump(bucket)
         text = base64.b64encode(packed.getbuffer()).decode()
         ranks = int(self.settings.options.get("tp-size", 1))
         self.post(servers, "/update_weights_from_tensor", {"serialized_named_tensors": [text] * ranks} | last)
+
+
+class _ByValue(pickle._Pickler):
+    """Tensors with their bytes. Megatron replaces torch's loader of them by its own, which SGLang does not admit."""
+
+    def reducer_override(self, value):
+        return "_load_from_bytes" if value is torch.storage._load_from_bytes else NotImplemented
+
+    def save_global(self, value, name=None):
+        if name != "_load_from_bytes":
+            super().save_global(value, name)
+            return
+        self.save("torch.storage")
+        self.save(name)
+        self.write(pickle.STACK_GLOBAL)
+        self.memoize(value)
 
 
 WAYS: dict[str, type[Update]] = {"disk": FromDisk, "distributed": Distributed, "tensor": FromTensor}

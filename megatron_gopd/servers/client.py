@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import httpx
 import numpy as np
 
+SCORED_AT_A_TIME = 4096  # response tokens of one request
 HEALTH_TIMEOUT_S = 30.0  # SGLang's own health check gives up after 20
 
 
@@ -70,29 +72,39 @@ class SGLangClient:
         if [row[1] for row in rows] != ids:
             raise LostRequestError(f"{self.url} sent log-probs of other tokens than the response's")
         versions = about.get("weight_versions") or [{"version": about["weight_version"]}]
-        return Answer(ids, [row[0] for row in rows], finish["type"], str(versions[0]["version"]))
+        if finish["type"] == "abort" and not ids:
+            raise LostRequestError(f"{self.url} gave a request up: {finish.get('message')}")
+        logprobs = [math.nan if row[0] is None else row[0] for row in rows]  # JSON has no NaN
+        return Answer(ids, logprobs, finish["type"], str(versions[0]["version"]))
 
     async def score(self, prompt: Sequence[int], response: Sequence[int]) -> np.ndarray:
-        """Log-prob of every response token at temperature 1: [response] float32, nats."""
-        tokens = [*prompt, *response]
-        # one position before the response, which predicts its first token; from 0 on, nothing could be taken from
-        # the cache of prefixes, and every prompt token would get a row of the vocabulary's size
-        reply = await self.post(
-            "/generate",
-            {
-                "input_ids": tokens,
-                "sampling_params": {"max_new_tokens": 0, "temperature": 1.0},
-                "return_logprob": True,
-                "logprob_start_len": len(prompt) - 1,
-            },
-        )
-        rows = reply["meta_info"]["input_token_logprobs"]
-        if len(rows) != len(response) + 1 or any(row[0] is None for row in rows[1:]):
+        """Log-prob of every response token at temperature 1: [response] float32, nats.
+
+        A long response is asked for in pieces, each of which finds what comes before it in the server's cache.
+        """
+        pieces = []
+        for first in range(0, len(response), SCORED_AT_A_TIME):
+            piece = response[first : first + SCORED_AT_A_TIME]
+            pieces.append(await self._score_piece([*prompt, *response[:first]], piece))
+        return np.concatenate(pieces)
+
+    async def _score_piece(self, before: Sequence[int], piece: Sequence[int]) -> np.ndarray:
+        # from one position before the piece, which predicts its first token; from 0 on, nothing could be taken from
+        # the cache, and every token before it would cost a row of the vocabulary's size
+        body = {
+            "input_ids": [*before, *piece],
+            "sampling_params": {"max_new_tokens": 0, "temperature": 1.0},
+            "return_logprob": True,
+            "logprob_start_len": len(before) - 1,
+        }
+        rows = (await self.post("/generate", body))["meta_info"]["input_token_logprobs"]
+        given = [row[0] for row in rows[1:]]
+        if len(given) != len(piece) or None in given:
             raise RefusedError(
-                f"{self.url} gave {sum(row[0] is not None for row in rows)} log-probs for {len(response)} response "
-                f"tokens after a prompt of {len(prompt)}; is its context long enough for {len(tokens)} tokens?"
+                f"{self.url} gave {len(given) - given.count(None)} log-probs for {len(piece)} tokens after "
+                f"{len(before)} others; none can be made up"
             )
-        return np.array([row[0] for row in rows[1:]], dtype=np.float32)
+        return np.array(given, dtype=np.float32)
 
     async def _ask(self, method: str, path: str, timeout: float | None, **body) -> dict | list:
         try:

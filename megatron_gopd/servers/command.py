@@ -58,7 +58,9 @@ def command(model: str | Path, port: int, dtype: str, options: Mapping[str, obje
 
 def environment(gpus: list[int] | None = None) -> dict[str, str]:
     """This process's, without what makes a rank of it; on a CPU, with the stand-ins for GPU packages in front."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(OF_RANKS) and name not in OF_A_RANK}
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(OF_RANKS) and name not in OF_A_RANK
+    }
     kept |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if gpus is not None:
         kept["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))

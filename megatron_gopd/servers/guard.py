@@ -15,9 +15,10 @@ import threading
 
 def main() -> int:
     child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+    signal.signal(signal.SIGTERM, lambda *_: child.terminate())  # the command's own way to end comes first
 
     def until_abandoned():
-        sys.stdin.buffer.read()
+        os.read(0, 1)
         os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=until_abandoned, daemon=True).start()

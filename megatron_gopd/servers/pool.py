@@ -217,7 +217,8 @@ class ServerPool:
         await self._notify()
         try:
             if server.managed and server.starts >= STARTS:
-                raise LostServersError(f"the server {server} failed {STARTS} times in a row; {server.process.last_words()}")
+                words = server.process.last_words()
+                raise LostServersError(f"the server {server} failed {STARTS} times in a row; {words}")
             await self._bring_up(server)
         except UserError as error:
             self.fatal = error

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from megatron_gopd.servers import guard
 
-SHOWN_LINES = 8
+SHOWN_LINES, STOP_S = 8, 5.0
 
 
 class ServerProcess:
@@ -38,7 +38,10 @@ class ServerProcess:
         return self._guard.poll()
 
     def stop(self) -> None:
-        """End every process of the session. SIGKILL: a server holds nothing that it would have to save."""
+        """End every process of the session: politely first, so that SGLang removes its shared memory."""
+        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            self._guard.terminate()
+            self._guard.wait(STOP_S)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._guard.pid, signal.SIGKILL)  # also what a dead leader left behind
         self._guard.wait()

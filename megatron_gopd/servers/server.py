@@ -52,7 +52,8 @@ class Server:
 
     def silent_for(self) -> float:
         """Seconds since it last did well."""
-        return time.monotonic() - min(since for since in (self.failing_since, self.mute_since, time.monotonic()) if since)
+        now = time.monotonic()
+        return now - min(self.failing_since or now, self.mute_since or now)
 
     def drop_requests(self) -> None:
         """End what waits for its answers; the pool asks again elsewhere."""

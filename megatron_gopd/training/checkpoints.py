@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from megatron_gopd.ranks import is_first, on_first
 from megatron_gopd.runs.atomic import publish
 from megatron_gopd.runs.checkpoints import PREFIX, Checkpoint, folder_of, prune
 from megatron_gopd.runs.manifest import write_manifest
+from megatron_gopd.servers.pool import LostServersError
 from megatron_gopd.training.job import Job
 
 
@@ -64,6 +66,25 @@ class Checkpoints:
         if self.settings.every and step % self.settings.every == 0:
             self._begin(step)
 
+    @contextlib.contextmanager
+    def saved_without_servers(self) -> Iterator[None]:
+        """What is raised for want of servers leaves a checkpoint of the steps done, if they are to be written at all.
+
+        A step whose update was the last thing done is not among them: its metrics are not recorded, so it is repeated.
+        """
+        done = self.job.student.steps_done
+        try:
+            yield
+        except LostServersError as error:
+            self.finish()
+            if not self.settings.every or self.job.student.steps_done != done:
+                raise
+            if done and done % self.settings.every:
+                self._begin(done)
+                self.finish()
+            newest = f"the checkpoint of step {done} is there" if done else "no step was done"
+            raise LostServersError(f"{error}\n{newest}: when the servers are back, the same command goes on") from None
+
     def finish(self) -> None:
         """Wait until what was begun is there."""
         with self._errors():
@@ -95,7 +116,7 @@ class Checkpoints:
         job = self.job
         return about(Architecture.read(job.config.student.model), step) | {
             "ranks": dist.get_world_size(),
-            "data": job.loader.state_dict(),
+            "data": job.batches.position_after(step),
             "weight_version": job.rollout.weight_version,
             "config": job.config.model_dump(mode="json", by_alias=True),
         }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch.distributed as dist
 
 from megatron_gopd.config import Config
@@ -9,6 +11,7 @@ from megatron_gopd.evaluation.probe import Probe
 from megatron_gopd.mcore.save import save
 from megatron_gopd.objective import gopd_loss
 from megatron_gopd.runs import Spans, log_to
+from megatron_gopd.training.agreement import refuse_disagreement
 from megatron_gopd.training.checkpoints import Checkpoints
 from megatron_gopd.training.grading import Grader
 from megatron_gopd.training.job import build_job, prepare
@@ -21,22 +24,26 @@ def distill(config: Config) -> None:
     recorder = Recorder(config, material.tokenizers.student)
     correction = config.algorithm.rollout_correction
     token_loss = gopd_loss(config.algorithm.lambda_, correction.cap if correction else None)
-    with recorder, log_to(recorder.logs, dist.get_rank()), Grader(config.rewards) as grader:
-        job = build_job(config, material, recorder.logs)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(recorder)
+        stack.enter_context(log_to(recorder.logs, dist.get_rank()))
+        grader = stack.enter_context(Grader(config.rewards))
+        job = stack.enter_context(build_job(config, material, recorder.logs))
         checkpoints = Checkpoints(job, recorder.checkpoints)
         probe = Probe(config, job.tokenizers, job.student, job.scorers) if config.evaluation else None
         if probe:
             recorder.measured("before", probe.measure(job.rollout))
         spans = Spans(on_enter=recorder.phase)
         for step in range(checkpoints.resume(recorder.resumed) + 1, config.run.steps + 1):
-            with spans("step"):
+            with spans("step"), checkpoints.saved_without_servers():
                 batch = []
-                for chunk in spans.over("rollout", job.rollout.generate(job.loader.next_batch(), step)):
+                for chunk in spans.over("rollout", job.batches.of(step)):
                     with spans("score"):
                         job.scorers.score(chunk)
                     batch += chunk
                 with spans("train"):
                     update = job.student.update(batch, token_loss)
+                refuse_disagreement(batch, update, config.rollout.max_logprob_abs_diff, job.tokenizers.student)
                 with spans("sync"):
                     job.rollout.sync(job.student)
                 grader.grade(batch, job.tokenizers.student)

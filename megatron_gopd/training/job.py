@@ -16,6 +16,7 @@ from megatron_gopd.policies.scorers import Scorers
 from megatron_gopd.policies.student import Student
 from megatron_gopd.ranks import is_first
 from megatron_gopd.rollout import EmbeddedEngine, RolloutEngine, SGLangEngine
+from megatron_gopd.training.batches import Batches
 
 
 @dataclass
@@ -28,8 +29,12 @@ class Job:
     student: Student
     scorers: Scorers
     rollout: RolloutEngine
+    batches: Batches
 
-    def close(self) -> None:
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(self, *_) -> None:
         """End what the job started besides its own ranks."""
         self.rollout.close()
         self.scorers.close()
@@ -62,7 +67,8 @@ def build_job(config: Config, material: Material, logs: Path) -> Job:
     scorers = Scorers(config, logs)
     sampled_by_servers = config.rollout.engine == "sglang"
     engine = SGLangEngine(config, student, logs) if sampled_by_servers else EmbeddedEngine.of_student(config)
-    return Job(config, material.tokenizers, material.loader, student, scorers, engine)
+    batches = Batches(config, material.loader, engine)
+    return Job(config, material.tokenizers, material.loader, student, scorers, engine, batches)
 
 
 def _check_models(config: Config) -> None:

@@ -8,7 +8,7 @@ from megatron_gopd.data.trajectory import Trajectory
 from megatron_gopd.policies.student import Update
 
 
-def step_metrics(batch: list[Trajectory], update: Update, seconds: dict[str, float]) -> dict[str, float]:
+def step_metrics(step: int, batch: list[Trajectory], update: Update, seconds: dict[str, float]) -> dict[str, float]:
     """Means over the batch's response tokens, nats, of the weights before the update; seconds of each phase."""
     gaps = [ours - trajectory.teacher_logprobs for ours, trajectory in zip(update.logprobs, batch, strict=True)]
     drift = np.abs(_flat(update.logprobs) - _flat(trajectory.behaviour_logprobs for trajectory in batch))
@@ -24,6 +24,7 @@ def step_metrics(batch: list[Trajectory], update: Update, seconds: dict[str, flo
         "truncated_fraction": sum(trajectory.finish_reason == "length" for trajectory in batch) / len(batch),
         "train_rollout_logprob_abs_diff": float(drift.mean()),
         "train_rollout_logprob_abs_diff_max": float(drift.max()),
+        "staleness": step - 1 - sum(trajectory.weight_version for trajectory in batch) / len(batch),
     }
     if update.router_drift is not None:
         metrics["router_drift"] = update.router_drift

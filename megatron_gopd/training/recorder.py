@@ -44,7 +44,7 @@ class Recorder:
     def step(self, step: int, batch: list[Trajectory], update: Update, seconds: dict[str, float]) -> None:
         if not is_first():
             return
-        metrics = step_metrics(batch, update, seconds)
+        metrics = step_metrics(step, batch, update, seconds)
         self._sinks.log(step, metrics)
         with self.folder.samples.open("a") as samples:
             samples.write(json.dumps(self._sample(step, batch[0])) + "\n")

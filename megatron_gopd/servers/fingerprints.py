@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from megatron_gopd.errors import UserError
+from megatron_gopd.servers.client import SGLangClient
 
 VOCABULARY_MULTIPLE = 64  # rows SGLang pads an embedding to: DEFAULT_VOCAB_PADDING_SIZE
 SHOWN = 3
@@ -63,14 +63,18 @@ class Fingerprints:
             self._whole[held] = _hash(_joined(self._parts.pop(held)))
 
 
-def refuse_differences(differing: list[str], server: object) -> None:
-    """Raises UserError: parameters of a server that are not the student's."""
-    if differing:
-        more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
-        raise UserError(
-            f"after an update, {server} does not hold the student's weights: {', '.join(differing[:SHOWN])}{more} "
-            f"differ. Is it a server of student.model, and does nobody else update it?"
-        )
+async def checksums_of(client: SGLangClient, timeout: float) -> dict[str, str] | None:
+    """By parameter; None where they are of shards, of quantized weights, or made on a GPU, which hashes otherwise."""
+    about = await client.get("/server_info")
+    if about["device"] != "cpu" or about["tp_size"] * about["pp_size"] > 1 or about["quantization"]:
+        return None
+    (rank,) = (await client.post("/weights_checker", {"action": "checksum"}, timeout))["ranks"]
+    return rank["checksums"]
+
+
+def told(differing: list[str]) -> str:
+    """The first few names, for a message."""
+    return ", ".join(differing[:SHOWN]) + (f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else "")
 
 
 def _joined(parts: dict[tuple, Tensor]) -> Tensor:
