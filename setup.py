@@ -19,6 +19,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
+    package_data={"megatron_gopd": ["servers/stubs/**/*.py"]},
     packages=find_packages(include=["megatron_gopd", "megatron_gopd.*"]),
     entry_points={"console_scripts": ["megatron-gopd = megatron_gopd.cli:app"]},
     install_requires=[
@@ -34,6 +35,8 @@ setup(
         "packaging",
         "psutil",
         "httpx",
+        "starlette",
+        "uvicorn",
         "pydantic",
         "PyYAML",
         "typer",
@@ -54,7 +57,7 @@ setup(
         "sglang-cpu": """
             aiohttp apache-tvm-ffi dill fastapi gguf interegular ipython jsonschema loguru msgspec numba openai orjson
             partial_json_parser pillow prometheus_client pybase64 python-multipart pyzmq requests scipy setproctitle
-            soundfile uvicorn uvloop xxhash zstandard
+            soundfile uvloop xxhash zstandard
         """.split(),
     },
 )

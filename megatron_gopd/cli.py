@@ -87,6 +87,28 @@ def score(
 
 
 @verb
+def serve_scorer(
+    model: Annotated[Path, typer.Option(help="Hugging Face directory")],
+    layout: Annotated[str, typer.Option(help="tp=2,pp=2,sequence_parallel=true; omitted keys are 1 / false")] = "",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "bfloat16",
+    host: Annotated[
+        str, typer.Option(help="address to listen on; another than the loopback needs a token")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one")] = 8765,
+    max_tokens: Annotated[int, typer.Option(min=1, help="packed tokens of one forward pass")] = 16384,
+) -> None:
+    """Answer other jobs that ask for log-probs: their teachers' engine: served."""
+    from megatron_gopd.config import Layout
+    from megatron_gopd.ranks import ranks
+
+    settings = Layout.parse(layout)
+    with ranks():
+        from megatron_gopd.policies import serve
+
+        serve.serve_scorer(model, layout=settings, dtype=dtype, host=host, port=port, max_tokens=max_tokens)
+
+
+@verb
 def evaluate(
     model: Annotated[Path, typer.Option(help="Hugging Face directory")],
     data: Annotated[Path, typer.Option(help="jsonl or parquet with prompts and labels")],

@@ -31,3 +31,12 @@ def one_rank(chat_models):
 
     with ranks():
         yield
+
+
+@pytest.fixture(scope="session")
+def sglang_server(chat_models, tmp_path_factory):
+    """The URL of a real SGLang server of the student's architecture: one for the whole test run."""
+    from tests.servers.real_server import real_server
+
+    with real_server(chat_models["student"], tmp_path_factory.mktemp("sglang") / "server.log") as url:
+        yield url

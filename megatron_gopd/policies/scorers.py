@@ -77,7 +77,7 @@ class Scorers:
         """Load a model, or find its servers, unless the same one, in the same layout and dtype, is held already."""
         if settings.engine != "megatron":
             if _identity(settings) not in self._served:
-                self._served[_identity(settings)] = ServedScorer(settings, who, logs)
+                self._served[_identity(settings)] = ServedScorer(settings, who, logs, self.config.rollout.temperature)
         elif _identity(settings) not in self._models:
             model = build_model(settings.model, settings.layout, settings.dtype, fp8=settings.fp8)
             if model is not None:

@@ -1,9 +1,10 @@
-"""A frozen model behind servers: token ids go out, log-probs come back."""
+"""A frozen model behind servers, SGLang's or our own: token ids go out, log-probs come back."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from megatron_gopd.config import schema
 from megatron_gopd.data.packing import Row
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.hf_folder import HFFolder
+from megatron_gopd.policies.serve import describe
 from megatron_gopd.ranks import on_first
-from megatron_gopd.servers.client import SGLangClient
+from megatron_gopd.servers.client import LostRequestError, RefusedError, SGLangClient
 from megatron_gopd.servers.fingerprints import Fingerprints, checksums_of, told
 from megatron_gopd.servers.pool import ServerPool
 
@@ -22,23 +24,24 @@ REQUESTS = 64  # in flight at a server
 
 
 class ServedScorer:
-    """SGLang servers of one teacher or reference. Rank 0 talks to them; every method is collective."""
+    """Servers of one teacher or reference. Rank 0 talks to them; every method is collective."""
 
-    def __init__(self, settings: schema.Scorer, who: str, logs: Path):
+    def __init__(self, settings: schema.Scorer, who: str, logs: Path, temperature: float):
         """Start or find the servers.
 
         Raises:
             UserError: a server does not start, or holds another model than `settings.model`.
         """
-        self.settings, self.who = settings, who
+        self.settings, self.who, self.temperature = settings, who, temperature
         self._pool: ServerPool | None = None
         on_first(lambda: self._start(logs))
 
     def score(self, rows: list[Row]) -> list[np.ndarray]:
-        """Log-prob of every response token of each row, at temperature 1: [response] float32, nats."""
+        """Log-prob of every response token of each row: [response] float32, nats."""
+        ask = _of_sglang if self.settings.engine == "sglang" else _of_our_scorer
 
         async def every() -> list[np.ndarray]:
-            return await asyncio.gather(*(self._pool.ask(_scoring(row)) for row in rows))
+            return await asyncio.gather(*(self._pool.ask(partial(ask, row, self.temperature)) for row in rows))
 
         return on_first(lambda: self._pool.background.run(every()))
 
@@ -53,8 +56,12 @@ class ServedScorer:
             settings.server, name=name, model=settings.model, dtype=settings.dtype, logs=logs, most_requests=REQUESTS
         )
         try:
+            refuse = self._refuse_another_model if settings.engine == "sglang" else self._refuse_another_scorer
             for server in self._pool.servers if settings.server.urls else ():
-                self._pool.background.run(self._refuse_another_model(server.client))
+                self._pool.background.run(refuse(server.client))
+        except (LostRequestError, RefusedError) as error:
+            self._pool.close()
+            raise UserError(f"{self.who}: {error}") from None
         except BaseException:
             self._pool.close()
             raise
@@ -82,6 +89,27 @@ class ServedScorer:
                 f"{self.settings.dtype}: {told(differing)} differ; name the right server, or the right model"
             )
 
+    async def _refuse_another_scorer(self, client: SGLangClient) -> None:
+        about, wanted = await client.get("/model_info"), describe(self.settings.model)
+        ours, theirs = wanted["architecture"], about.get("architecture", {})
+        wrong = [f"{key}: {ours[key]} here, {theirs.get(key)} there" for key in ours if theirs.get(key) != ours[key]]
+        if about.get("tokenizer") != wanted["tokenizer"]:
+            wrong.append("another tokenizer")
+        if wrong:
+            raise UserError(
+                f"{self.who}: {client.url} serves {about.get('model_path')}, which is not like {self.settings.model}: "
+                f"{'; '.join(wrong[:3])}; name the right server, or the right model"
+            )
 
-def _scoring(row: Row):
-    return lambda client: client.score(row.prompt_tokens, row.response_tokens)
+
+async def _of_sglang(row: Row, temperature: float, client: SGLangClient) -> np.ndarray:
+    assert temperature == 1  # the configuration sees to it
+    return await client.score(row.prompt_tokens, row.response_tokens)
+
+
+async def _of_our_scorer(row: Row, temperature: float, client: SGLangClient) -> np.ndarray:
+    tokens = {"prompt_tokens": list(row.prompt_tokens), "response_tokens": list(row.response_tokens)}
+    logprobs = (await client.post("/score", tokens | {"temperature": temperature}))["logprobs"]
+    if len(logprobs) != len(row.response_tokens):
+        raise RefusedError(f"{client.url} gave {len(logprobs)} log-probs for {len(row.response_tokens)} tokens")
+    return np.array(logprobs, dtype=np.float32)

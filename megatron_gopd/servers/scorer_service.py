@@ -1,0 +1,112 @@
+"""Log-probs over HTTP: the front of `megatron-gopd serve-scorer`. It knows no model; rows wait in a queue for one.
+
+POST /score {"prompt_tokens": [...], "response_tokens": [...], "temperature": 1.0} -> {"logprobs": [...]}
+GET  /model_info                                                                    -> what is served
+GET  /health
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import secrets
+import threading
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+import uvicorn
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from megatron_gopd.errors import UserError
+
+Tokens = list[int]
+
+
+class Asked(BaseModel):
+    """The body of a request."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt_tokens: Tokens = Field(min_length=1)
+    response_tokens: Tokens = Field(min_length=1)
+    temperature: float = Field(1.0, gt=0)
+
+
+@dataclass
+class Waiting:
+    """A row, and where its log-probs go."""
+
+    asked: Asked
+    answer: Future = field(default_factory=Future)
+
+
+class ScorerService:
+    """Listens in a thread until close(); `waiting` is what to score next."""
+
+    def __init__(self, host: str, port: int, *, about: dict, vocab_size: int, token: str | None):
+        """Raises UserError: the port is taken, or the service would be open to others without a token."""
+        if token is None and host not in ("127.0.0.1", "localhost", "::1"):
+            raise UserError(
+                f"--host {host} lets other machines in; set the environment variable MEGATRON_GOPD_TOKEN, here and "
+                f"for those who ask, or leave --host out"
+            )
+        self.waiting: queue.SimpleQueue[Waiting] = queue.SimpleQueue()
+        self._about, self._vocab_size, self._token = about, vocab_size, token
+        routes = [
+            Route("/score", self._score, methods=["POST"]),
+            Route("/model_info", self._model_info),
+            Route("/health", self._health),
+        ]
+        settings = uvicorn.Config(Starlette(routes=routes), host=host, port=port, log_level="warning", lifespan="off")
+        self._server = uvicorn.Server(settings)
+        try:
+            self._socket = settings.bind_socket()
+        except SystemExit:  # uvicorn's, after it has logged why
+            raise UserError(f"cannot listen on {host}:{port}; choose another --port") from None
+        self.port = self._socket.getsockname()[1]
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+
+    async def _health(self, request: Request) -> JSONResponse:
+        return JSONResponse({"status": "ok"})
+
+    async def _model_info(self, request: Request) -> JSONResponse:
+        return self._refusal(request) or JSONResponse(self._about)
+
+    async def _score(self, request: Request) -> JSONResponse:
+        if refusal := self._refusal(request):
+            return refusal
+        try:
+            asked = Asked.model_validate_json(await request.body())
+        except ValidationError as error:
+            first = error.errors()[0]
+            return _error(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+        outside = [t for t in (*asked.prompt_tokens, *asked.response_tokens) if not 0 <= t < self._vocab_size]
+        if outside:
+            return _error(400, f"token id {outside[0]} is outside the model's vocabulary of {self._vocab_size}")
+        waiting = Waiting(asked)
+        self.waiting.put(waiting)
+        logprobs: np.ndarray = await asyncio.wrap_future(waiting.answer)
+        if not np.isfinite(logprobs).all():  # never a fill value
+            token = int(np.flatnonzero(~np.isfinite(logprobs))[0])
+            return _error(422, f"the log-prob of response token {token} is {logprobs[token]}")
+        return JSONResponse({"logprobs": logprobs.tolist()})
+
+    def _refusal(self, request: Request) -> JSONResponse | None:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if self._token is None or secrets.compare_digest(given.encode(), self._token.encode()):
+            return None
+        return _error(401, "a token is asked for: set MEGATRON_GOPD_TOKEN to the one this scorer was started with")
+
+
+def _error(status: int, message: str) -> JSONResponse:
+    return JSONResponse({"error": {"message": message}}, status_code=status)

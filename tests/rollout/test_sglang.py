@@ -1,0 +1,182 @@
+"""The engine of servers, on the real SGLang."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import httpx
+import numpy as np
+import pytest
+
+from megatron_gopd.config import Config
+from megatron_gopd.errors import UserError
+from tests.rollout.sample_on_ranks import prompts, sample
+from tests.servers.real_server import Proxy
+from tests.servers.test_client import logprobs_of
+from tests.tiny_models import load_plain
+
+TEN = {"max_response_tokens": 10, "samples_per_prompt": 2}
+
+
+@pytest.fixture(scope="module")
+def plain(chat_models):
+    """{name: the model in transformers}."""
+    return {name: load_plain(chat_models[name]) for name in ("student", "other", "teacher")}
+
+
+@pytest.fixture
+def make_engine(plain, sglang_server, chat_models, tmp_path, one_rank):
+    """make_engine(url=..., policy=model, **servers) -> an engine that is closed after the test."""
+    from megatron_gopd.rollout import SGLangEngine
+
+    made = []
+
+    def make(*, url=None, policy="student", **servers):
+        tree = {
+            "run": {"name": "engine", "steps": 1, "seed": 7},
+            "student": {"model": str(chat_models["student"]), "dtype": "float32"},
+            "teachers": {"other": {"model": str(chat_models["other"])}},
+            "data": {"train": "none.jsonl", "batch_size": 1},
+            "rollout": {"engine": "sglang", "sglang": {"urls": [url or sglang_server], **servers}, **TEN},
+        }
+        made.append(SGLangEngine(Config.model_validate(tree), exports(plain[policy]), tmp_path))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        engine.close()
+
+
+def exports(model) -> SimpleNamespace:
+    return SimpleNamespace(export=lambda: ((name, tensor.detach()) for name, tensor in model.named_parameters()))
+
+
+def assert_sampled_by(model, trajectories) -> None:
+    for each in trajectories:
+        expected = logprobs_of(model, each.prompt.student_tokens, each.response_tokens)
+        np.testing.assert_allclose(each.behaviour_logprobs, expected, rtol=0, atol=2e-5)
+
+
+def test_every_sample_of_every_prompt_comes_once(make_engine, plain):
+    chunks = list(make_engine().generate(prompts(8), 1))
+    answers = [each for chunk in chunks for each in chunk]
+    assert sorted((a.prompt.id, a.sample) for a in answers) == [(f"p{n}", s) for n in range(8) for s in range(2)]
+    assert min(map(len, chunks[:-1])) >= 4  # a quarter
+    assert max(map(len, answers)) == 10
+    assert_sampled_by(plain["student"], answers)
+
+
+def test_samples_of_a_prompt_differ(make_engine):
+    first, second = sample(make_engine(), prompts(1))
+    assert first.response_tokens != second.response_tokens
+
+
+def test_decoding_is_that_of_the_engine_in_process(make_engine, chat_models):
+    from tests.rollout.sample_on_ranks import build_engine
+
+    asked = [prompt.student_tokens for prompt in prompts(3)]
+    embedded = build_engine(chat_models["student"])
+    expected = [answer.tokens for answer in embedded.decode(asked, 12)]
+    assert [answer.tokens for answer in make_engine().decode(asked, 12)] == expected
+
+
+@pytest.mark.parametrize("way", ["disk", "distributed", "tensor"])
+def test_each_way_of_updating_brings_the_policy_s_weights(make_engine, plain, way):
+    engine = make_engine(sync=way, verify_every=1, bucket_bytes=40_000)
+    engine.sync(exports(plain["other"]))
+    answers = sample(engine, prompts(4))
+    assert {answer.weight_version for answer in answers} == {1}
+    assert_sampled_by(plain["other"], answers)
+
+
+def test_nothing_is_left_in_the_folder_of_updates(make_engine, tmp_path):
+    make_engine(sync_folder=str(tmp_path))
+    assert list(tmp_path.glob("*gopd*")) == []
+
+
+def test_another_model_than_the_server_s_is_refused(make_engine):
+    with pytest.raises(UserError, match=r"does not hold the student's weights: .* and \d+ more differ"):
+        make_engine(policy="teacher")
+
+
+def test_a_tensor_that_is_not_the_policy_s_is_named(make_engine, plain, monkeypatch):
+    from megatron_gopd.rollout.updates import FromDisk
+
+    original = FromDisk.send
+
+    def damaged(self, tensors, servers, version):
+        spoilt = ((n, t + 1e-7 if n == "model.layers.1.mlp.up_proj.weight" else t) for n, t in tensors)
+        original(self, spoilt, servers, version)
+
+    monkeypatch.setattr(FromDisk, "send", damaged)
+    with pytest.raises(UserError, match="student's weights: model.layers.1.mlp.gate_up_proj.weight differ"):
+        make_engine()
+
+
+def test_a_server_that_others_update_is_told_of(make_engine, sglang_server, chat_models):
+    engine = make_engine()
+    body = {"model_path": str(chat_models["student"]), "load_format": "auto", "weight_version": "elsewhere"}
+    httpx.post(f"{sglang_server}/update_weights_from_disk", json=body, timeout=60, trust_env=False)
+    with pytest.raises(UserError, match="sampled with weights 'elsewhere'.* somebody else updates"):
+        sample(engine, prompts(1))
+
+
+def test_an_id_outside_the_vocabulary_is_refused_before_it_ends_the_server(make_engine):
+    asked = prompts(1)
+    asked[0].student_tokens.append(296)
+    with pytest.raises(UserError, match=r"train.jsonl:1: token id 296 of prompt 'p0' is outside the vocabulary"):
+        make_engine().generate(asked, 1)
+
+
+def test_answers_500_and_lost_connections_are_asked_again(make_engine, sglang_server, plain):
+    from starlette.responses import JSONResponse
+
+    def every_other(path, count):
+        failing = path == "/generate" and count % 2
+        return JSONResponse({"error": "out of luck"}, 500) if failing else None
+
+    proxy = Proxy(sglang_server, every_other)
+    answers = sample(make_engine(url=proxy.url), prompts(6))
+    assert sorted((a.prompt.id, a.sample) for a in answers) == [(f"p{n}", s) for n in range(6) for s in range(2)]
+    assert proxy.paths.count("/generate") >= 24
+    assert_sampled_by(plain["student"], answers)
+    proxy.close()
+
+
+def test_a_response_cut_short_is_continued(make_engine, sglang_server, plain):
+    import threading
+
+    engine = make_engine()
+
+    def cut():
+        httpx.post(f"{sglang_server}/abort_request", json={"abort_all": True}, timeout=30, trust_env=False)
+
+    timers = [threading.Timer(0.02 * n, cut) for n in range(1, 8)]
+    for timer in timers:
+        timer.start()
+    answers = sample(engine, prompts(4), max_tokens=60)
+    assert {(len(a) == 60) == (a.finish_reason == "length") for a in answers} == {True}
+    assert_sampled_by(plain["student"], answers)
+    for timer in timers:
+        timer.join()
+
+
+def test_a_server_that_stays_away_ends_the_run_with_its_url(make_engine, sglang_server):
+    from starlette.responses import JSONResponse
+
+    from megatron_gopd.servers.pool import LostServersError
+
+    proxy = Proxy(sglang_server)
+    engine = make_engine(url=proxy.url, patience_s=2)
+    proxy.fault = lambda path, count: JSONResponse({"error": "gone"}, 500)
+    with pytest.raises(LostServersError, match=f"{proxy.url} has not answered for 2 s"):
+        sample(engine, prompts(1))
+    proxy.close()
+
+
+def test_memory_is_given_away_and_taken_back(make_engine, plain):
+    engine = make_engine(colocated=True)
+    for _ in range(2):
+        assert_sampled_by(plain["student"], sample(engine, prompts(2)))
+    engine.sync(exports(plain["other"]))
+    assert_sampled_by(plain["other"], sample(engine, prompts(2)))

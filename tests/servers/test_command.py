@@ -1,0 +1,50 @@
+"""How a server is started."""
+
+from __future__ import annotations
+
+import pytest
+
+from megatron_gopd.servers import command as commands
+
+
+@pytest.fixture
+def in_a_job(monkeypatch):
+    """The variables that torchrun and SLURM set."""
+    for name in (
+        "RANK",
+        "WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "TORCHELASTIC_RUN_ID",
+        "SLURM_PROCID",
+        "SLURM_NTASKS",
+    ):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("KEPT", "yes")
+
+
+def test_a_server_is_told_nothing_of_ranks_and_tasks(in_a_job):
+    told = commands.environment()
+    assert not [name for name in told if name.startswith(("TORCHELASTIC", "SLURM", "MASTER", "RANK", "WORLD"))]
+    assert told["KEPT"] == "yes"
+
+
+def test_only_the_server_sees_the_stand_ins():
+    import sys
+
+    assert commands.environment()["PYTHONPATH"].split(":")[0] == str(commands.STUBS)
+    assert str(commands.STUBS) not in sys.path
+
+
+def test_a_server_gets_its_own_gpus():
+    assert commands.environment([2, 3])["CUDA_VISIBLE_DEVICES"] == "2,3"
+
+
+def test_options_are_handed_on_and_replace_ours():
+    words = commands.command(
+        "DIR", 1234, "bfloat16", {"quantization": "fp8", "max_running_requests": 8, "disable-cuda-graph": False}
+    )
+    assert words[words.index("--quantization") + 1] == "fp8"
+    assert words[words.index("--max-running-requests") + 1] == "8"
+    assert words.count("--max-running-requests") == 1
+    assert "--disable-cuda-graph" not in words
