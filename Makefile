@@ -1,5 +1,5 @@
 # The verbs of this repository. Each installs what it needs into .venv first.
-.PHONY: help install quickstart heal-pruned assets test test-all lint bench bench-convert parity chaos-resume clean check-gpu-constraints
+.PHONY: help install quickstart heal-pruned assets test test-all lint bench bench-convert bench-sglang parity chaos-resume chaos-sglang clean check-gpu-constraints
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 SMOLLM2 := assets/SmolLM2-135M-Instruct
@@ -38,11 +38,17 @@ bench: assets  ## exactness on one and two ranks, and the quickstart's seconds b
 bench-convert: install  ## conversion both ways against safetensors alone: time and memory
 	$(PY) scripts/bench_convert.py $(ARGS)
 
+bench-sglang: install  ## the SGLang engine: agreement, weight updates, throughput, overlap
+	$(PY) scripts/bench_sglang.py
+
 parity: install  ## every layout on one, two and four ranks against transformers
 	$(PY) scripts/parity.py $(ARGS)
 
 chaos-resume: install  ## kill -9 at random moments of a step and of a save, 20 times, then resume
 	$(PY) scripts/chaos_resume.py $(ARGS)
+
+chaos-sglang: install  ## kill and stop rollout servers in the middle of generation and of weight updates
+	$(PY) scripts/chaos_sglang.py $(ARGS)
 
 clean:  ## remove .venv and assets; runs/ stays
 	rm -rf .venv assets

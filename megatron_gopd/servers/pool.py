@@ -179,7 +179,8 @@ class ServerPool:
             await server.start(lambda port: self._launch(server, port), self.settings.start_timeout_s)
         else:
             deadline = time.monotonic() + self.settings.patience_s
-            while not await server.client.healthy():
+            # one that was lost in the middle of an update is still paused, and then not healthy
+            while not (await self._went_on(server) and await server.client.healthy()):
                 if time.monotonic() > deadline:
                     raise LostServersError(
                         f"{server.url} has not answered for {self.settings.patience_s:g} s (patience_s); "
@@ -189,6 +190,15 @@ class ServerPool:
         server.failing_since = server.mute_since = None
         server.state = State.STALE if self.needs_weights else State.READY
         await self._notify()
+
+    async def _went_on(self, server: Server) -> bool:
+        if not self.needs_weights:
+            return True
+        try:
+            await server.client.post("/continue_generation", {}, HEALTH_S)
+        except (LostRequestError, RefusedError):
+            return False
+        return True
 
     def _launch(self, server: Server, port: int) -> tuple[list[str], dict[str, str]]:
         gpus = self.settings.gpus[self.servers.index(server)] if self.settings.gpus else None

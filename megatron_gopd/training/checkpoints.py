@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import secrets
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -66,24 +65,16 @@ class Checkpoints:
         if self.settings.every and step % self.settings.every == 0:
             self._begin(step)
 
-    @contextlib.contextmanager
-    def saved_without_servers(self) -> Iterator[None]:
-        """What is raised for want of servers leaves a checkpoint of the steps done, if they are to be written at all.
-
-        A step whose update was the last thing done is not among them: its metrics are not recorded, so it is repeated.
-        """
+    def stopped(self, error: LostServersError) -> LostServersError:
+        """What to raise in the place of `error`: for want of servers a run stops, with a checkpoint of the steps done."""
+        self.finish()
         done = self.job.student.steps_done
-        try:
-            yield
-        except LostServersError as error:
+        if not self.settings.every or not done:
+            return error
+        if not folder_of(self.root, done).exists():
+            self._begin(done)
             self.finish()
-            if not self.settings.every or self.job.student.steps_done != done:
-                raise
-            if done and done % self.settings.every:
-                self._begin(done)
-                self.finish()
-            newest = f"the checkpoint of step {done} is there" if done else "no step was done"
-            raise LostServersError(f"{error}\n{newest}: when the servers are back, the same command goes on") from None
+        return LostServersError(f"{error}\nA checkpoint of step {done} is there: the same command goes on from it")
 
     def finish(self) -> None:
         """Wait until what was begun is there."""

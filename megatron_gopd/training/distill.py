@@ -11,6 +11,7 @@ from megatron_gopd.evaluation.probe import Probe
 from megatron_gopd.mcore.save import save
 from megatron_gopd.objective import gopd_loss
 from megatron_gopd.runs import Spans, log_to
+from megatron_gopd.servers.pool import LostServersError
 from megatron_gopd.training.agreement import refuse_disagreement
 from megatron_gopd.training.checkpoints import Checkpoints
 from megatron_gopd.training.grading import Grader
@@ -35,18 +36,23 @@ def distill(config: Config) -> None:
             recorder.measured("before", probe.measure(job.rollout))
         spans = Spans(on_enter=recorder.phase)
         for step in range(checkpoints.resume(recorder.resumed) + 1, config.run.steps + 1):
-            with spans("step"), checkpoints.saved_without_servers():
-                batch = []
-                for chunk in spans.over("rollout", job.batches.of(step)):
-                    with spans("score"):
-                        job.scorers.score(chunk)
-                    batch += chunk
-                with spans("train"):
-                    update = job.student.update(batch, token_loss)
-                refuse_disagreement(batch, update, config.rollout.max_logprob_abs_diff, job.tokenizers.student)
-                with spans("sync"):
-                    job.rollout.sync(job.student)
-                grader.grade(batch, job.tokenizers.student)
+            try:
+                with spans("step"):
+                    batch = []
+                    for chunk in spans.over("rollout", job.batches.of(step)):
+                        with spans("score"):
+                            job.scorers.score(chunk)
+                        batch += chunk
+                    with spans("train"):
+                        update = job.student.update(batch, token_loss)
+                    refuse_disagreement(batch, update, config.rollout.max_logprob_abs_diff, job.tokenizers.student)
+                    with spans("sync"):
+                        job.rollout.sync(job.student)
+                    grader.grade(batch, job.tokenizers.student)
+            except LostServersError as error:
+                if job.student.steps_done == step:  # lost after the update: the step counts
+                    recorder.step(step, batch, update, spans.take())
+                raise checkpoints.stopped(error) from None
             with spans("checkpoint"):
                 checkpoints.after(step)
             recorder.step(step, batch, update, spans.take())

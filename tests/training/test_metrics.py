@@ -32,7 +32,7 @@ def row() -> dict[str, float]:
         trajectory("a", [-1.5], [-4.0], reward=0.0),
         trajectory("b", [-2.0], [-1.0]),
     ]
-    return step_metrics(batch, update_of([[-1.0, -2.0, -3.0], [-1.0], [-2.25]]), SECONDS)
+    return step_metrics(3, batch, update_of([[-1.0, -2.0, -3.0], [-1.0], [-2.25]]), SECONDS)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,7 @@ def row() -> dict[str, float]:
         ("truncated_fraction", 1 / 3),
         ("train_rollout_logprob_abs_diff", (0.5 + 0.25) / 5),
         ("train_rollout_logprob_abs_diff_max", 0.5),
+        ("staleness", 2 - 0),  # in step 3, by the weights before step 1
         ("reward/a", 0.5),
         ("timing/step_s", 4.0),
         ("timing/rollout_s", 1.5),

@@ -16,7 +16,7 @@ from tests.training.runs_on_ranks import TEACHERS, metrics_of
 
 METRICS = {
     *"step loss reverse_kl advantage_mean entropy grad_norm lr response_tokens_mean truncated_fraction".split(),
-    *"train_rollout_logprob_abs_diff train_rollout_logprob_abs_diff_max tokens_per_s".split(),
+    *"train_rollout_logprob_abs_diff train_rollout_logprob_abs_diff_max staleness tokens_per_s".split(),
     *(f"{name}/{teacher}" for name in ("reverse_kl", "reward") for teacher in TEACHERS),
     *(f"timing/{phase}_s" for phase in ("rollout", "score", "train", "sync", "step")),
 }

@@ -1,0 +1,133 @@
+"""Teachers behind servers, SGLang's and our own, against transformers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import httpx
+import numpy as np
+import pytest
+
+from megatron_gopd.config import schema
+from megatron_gopd.data.packing import Row
+from megatron_gopd.errors import UserError
+from tests.chat_models import prompt_tokens
+from tests.ranks import ROOT
+from tests.servers.real_server import healthy, load, wait_for
+from tests.servers.test_client import logprobs_of
+from tests.tiny_models import load_plain
+
+TOKEN = "a secret"
+ROWS = [Row(prompt_tokens(f"What is {n} plus 1?"), [7, 295, 11 + n, 3][: 1 + n % 4]) for n in range(9)]
+
+
+@pytest.fixture(scope="module")
+def plain(chat_models):
+    return {name: load_plain(chat_models[name]) for name in ("other", "teacher")}
+
+
+@pytest.fixture(scope="module")
+def our_scorer(chat_models):
+    """megatron-gopd serve-scorer of the Llama teacher on two tensor-parallel ranks."""
+    from megatron_gopd.servers.process import free_port
+
+    port = free_port()
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    verb = ["--nproc-per-node", "2", "-m", "megatron_gopd", "serve-scorer", "--model", str(chat_models["teacher"])]
+    options = ["--layout", "tp=2", "--dtype", "float32", "--port", str(port)]
+    environment = os.environ | {"MEGATRON_GOPD_TOKEN": TOKEN, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([*launcher, *verb, *options], env=environment | {"GLOO_SOCKET_IFNAME": "lo"})
+    try:
+        wait_for(lambda: process.poll() is None and healthy(f"http://127.0.0.1:{port}"), 120)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture
+def served(plain, one_rank, tmp_path):
+    """served(engine, model, url) -> a ServedScorer that is closed after the test."""
+    from megatron_gopd.policies.served import ServedScorer
+
+    made = []
+
+    def make(engine, model, url, temperature=1.0, **server):
+        tree = {"engine": engine, "model": str(model), "dtype": "float32", "server": {"urls": [url], **server}}
+        made.append(ServedScorer(schema.Scorer(**tree), "teachers.one", tmp_path, temperature))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def with_token(monkeypatch):
+    monkeypatch.setenv("MEGATRON_GOPD_TOKEN", TOKEN)
+
+
+def assert_scored_by(model, logprobs, temperature=1.0) -> None:
+    for row, values in zip(ROWS, logprobs, strict=True):
+        expected = logprobs_of(model, row.prompt_tokens, row.response_tokens, temperature)
+        np.testing.assert_allclose(values, expected, rtol=0, atol=2e-5)
+
+
+def test_sglang_scores_every_token_of_every_row(our_scorer, served, sglang_server, chat_models, plain):
+    load(sglang_server, chat_models["other"])
+    assert_scored_by(plain["other"], served("sglang", chat_models["other"], sglang_server).score(ROWS))
+
+
+def test_a_server_of_another_teacher_of_the_same_shape_is_refused(served, sglang_server, chat_models):
+    load(sglang_server, chat_models["other"])
+    with pytest.raises(UserError, match="teachers.one: .* does not hold the weights of .*student.* differ"):
+        served("sglang", chat_models["student"], sglang_server)
+
+
+def test_a_server_of_another_architecture_is_refused(served, sglang_server, chat_models):
+    with pytest.raises(UserError, match="serves a qwen3 .* but .*teacher is a llama"):
+        served("sglang", chat_models["teacher"], sglang_server)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_our_scorer_on_two_ranks_scores_at_any_temperature(
+    our_scorer, served, chat_models, plain, with_token, temperature
+):
+    scorer = served("served", chat_models["teacher"], our_scorer, temperature)
+    assert_scored_by(plain["teacher"], scorer.score(ROWS), temperature)
+
+
+def test_our_scorer_asks_for_its_token(our_scorer, served, chat_models, monkeypatch):
+    monkeypatch.setenv("MEGATRON_GOPD_TOKEN", "another")
+    with pytest.raises(UserError, match="401: a token is asked for: set MEGATRON_GOPD_TOKEN"):
+        served("served", chat_models["teacher"], our_scorer)
+
+
+def test_our_scorer_of_another_model_is_refused(our_scorer, served, chat_models, with_token):
+    with pytest.raises(UserError, match="not like .*student: model_type: qwen3 here, llama there"):
+        served("served", chat_models["student"], our_scorer)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"prompt_tokens": [1], "response_tokens": [296]}, "token id 296 is outside the model's vocabulary of 296"),
+        ({"prompt_tokens": [], "response_tokens": [1]}, "prompt_tokens: List should have at least 1 item"),
+        ({"prompt_tokens": [1], "response_tokens": [1], "temperature": 0}, "temperature: Input should be greater"),
+    ],
+    ids=["vocabulary", "empty", "temperature"],
+)
+def test_our_scorer_refuses_what_it_cannot_score(our_scorer, body, message):
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    reply = httpx.post(f"{our_scorer}/score", json=body, headers=headers, timeout=30, trust_env=False)
+    assert reply.status_code == 400
+    assert message in reply.json()["error"]["message"]
+
+
+def test_our_scorer_is_not_opened_to_others_without_a_token():
+    from megatron_gopd.servers.scorer_service import ScorerService
+
+    with pytest.raises(UserError, match="--host 0.0.0.0 lets other machines in; set .* MEGATRON_GOPD_TOKEN"):
+        ScorerService("0.0.0.0", 0, about={}, vocab_size=1, token=None)

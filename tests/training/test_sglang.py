@@ -1,0 +1,84 @@
+"""Whole runs whose rollouts come from the real SGLang."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megatron_gopd.config import Config
+from megatron_gopd.errors import UserError
+from tests.ranks import torchrun
+from tests.servers.real_server import Proxy
+from tests.training.runs_on_ranks import two_teachers
+
+
+@pytest.fixture
+def tree(chat_models, questions, tmp_path, sglang_server):
+    """tree(**rollout) -> the configuration of a run of three steps."""
+
+    def make(url=None, **rollout):
+        sections = two_teachers(chat_models, questions, tmp_path, "served")
+        sections["run"]["steps"] = 3
+        servers = {"urls": [url or sglang_server]} | rollout.pop("sglang", {})
+        sections["rollout"] |= {"engine": "sglang", "sglang": servers} | rollout
+        return sections
+
+    return make
+
+
+def rows(tree) -> list[dict]:
+    folder = Path(tree["run"]["folder"], tree["run"]["name"])
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_engine_agrees_with_two_tensor_parallel_ranks(tree, tmp_path):
+    given = tree(sglang={"sync": "distributed", "verify_every": 1})
+    given["student"]["layout"] = {"tp": 2}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(given))
+    torchrun(2, "-m", "megatron_gopd", "train", tmp_path / "run.yaml")
+    assert [row["step"] for row in rows(given)] == [1, 2, 3]
+    assert max(row["train_rollout_logprob_abs_diff_max"] for row in rows(given)) <= 2e-5
+    assert {row["staleness"] for row in rows(given)} == {0.0}
+
+
+def test_one_step_off_the_policy_is_one_update_behind(tree, distill):
+    given = tree(max_staleness=1)
+    distill(Config.model_validate(given))
+    assert [row["staleness"] for row in rows(given)] == [0.0, 1.0, 1.0]
+
+
+def test_a_run_one_step_off_resumes_with_the_prompts_it_had_drawn_ahead(tree, distill):
+    given = tree(max_staleness=1) | {"checkpoint": {"every": 1}}
+    given["run"]["steps"] = 2
+    distill(Config.model_validate(given))
+    given["run"]["steps"] = 4
+    job = distill(Config.model_validate(given))
+    assert [row["step"] for row in rows(given)] == [1, 2, 3, 4]
+    assert job.loader.state_dict()["epoch"] * 8 + job.loader.state_dict()["position"] == 4 * 8
+
+
+def test_a_disagreement_above_the_ceiling_names_the_worst_token(tree, distill):
+    given = tree(max_staleness=1, max_logprob_abs_diff=1e-4)
+    with pytest.raises(UserError, match=r"disagree by .* on response token \d+ \('.*', id \d+\) of prompt 'train-\d'"):
+        distill(Config.model_validate(given))
+
+
+def test_without_servers_the_run_stops_with_a_checkpoint_and_goes_on_later(tree, distill, sglang_server):
+    from starlette.responses import JSONResponse
+
+    from megatron_gopd.servers.pool import LostServersError
+
+    proxy = Proxy(sglang_server)
+    proxy.fault = lambda path, n: (
+        JSONResponse({}, 500) if proxy.paths.count("/update_weights_from_disk") > 2 and path != "/server_info" else None
+    )
+    given = tree(url=proxy.url, sglang={"patience_s": 4}) | {"checkpoint": {"every": 20}}
+    with pytest.raises(LostServersError, match="A checkpoint of step 2 is there: the same command goes on"):
+        distill(Config.model_validate(given))
+    proxy.fault = lambda path, n: None
+    distill(Config.model_validate(given))
+    assert [row["step"] for row in rows(given)] == [1, 2, 3]
+    proxy.close()
