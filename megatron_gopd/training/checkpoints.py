@@ -66,7 +66,7 @@ class Checkpoints:
             self._begin(step)
 
     def stopped(self, error: LostServersError) -> LostServersError:
-        """What to raise in the place of `error`: for want of servers a run stops, with a checkpoint of the steps done."""
+        """What to raise in the place of `error`: a run without servers stops with a checkpoint of the steps done."""
         self.finish()
         done = self.job.student.steps_done
         if not self.settings.every or not done:
