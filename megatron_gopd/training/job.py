@@ -47,8 +47,9 @@ def prepare(config: Config) -> Material:
     return Material(tokenizers, PromptLoader(prompts.prompts, config.data.batch_size, config.run.seed))
 
 
-def build_job(config: Config, material: Material) -> Job:
-    """Load the models. Collective. Raises UserError for whatever the user can mend."""
+def build_job(config: Config, material: Material | None = None) -> Job:
+    """Load the models, for what prepare() gave. Collective. Raises UserError for whatever the user can mend."""
+    material = material or prepare(config)
     student = Student(config)
     scorers = Scorers(config)
     engine = EmbeddedEngine.of_student(config)
