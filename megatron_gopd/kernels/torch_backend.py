@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from megatron_gopd.kernels.backend import Statistics, Upstream
+from megatron_gopd.kernels.tree import merge
 
 BLOCK = 8192  # vocabulary rows at a time
 
@@ -51,18 +52,6 @@ class TorchBackend:
                 block = grad_weight[start : start + BLOCK]
                 block.add_(grad.T @ x) if add else block.copy_(grad.T @ x)
         return grad_x
-
-
-def merge(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """(peak, total, weighted) of the union of two parts of the vocabulary; a part may be empty (peak -inf)."""
-    peak = torch.maximum(one[0], other[0])
-    total, weighted = torch.zeros_like(peak), torch.zeros_like(peak)
-    for part_peak, part_total, part_weighted in (one, other):
-        lower = torch.where(part_peak == -torch.inf, 0.0, part_peak - peak)  # -inf - -inf is NaN
-        shrink = torch.where(part_peak == -torch.inf, 0.0, lower.exp())
-        total = total + part_total * shrink
-        weighted = weighted + (part_weighted + part_total * lower) * shrink
-    return peak, total, weighted
 
 
 def _wide(tensor: Tensor) -> Tensor:
