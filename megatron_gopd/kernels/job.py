@@ -83,9 +83,9 @@ class Job:
             share = _whole_on_first_rank(share, self.head.group)
         chunk.scatter(share, grad_hidden, exact=self.exact is not None)
 
-    def check(self, targets: Tensor, target_logit: Tensor, log_sum: Tensor, finite: bool) -> None:
+    def check(self, targets: Tensor, target_logit: Tensor, log_sum: Tensor, entropy: Tensor, finite: bool) -> None:
         """Raises ValueError for a target in no shard, and, if asked, for a log-prob that is not finite."""
-        broken = ~torch.isfinite(target_logit - log_sum)
+        broken = ~torch.isfinite(target_logit - log_sum + entropy)
         if not broken.any():
             return
         outside = (target_logit == -torch.inf) & torch.isfinite(log_sum)

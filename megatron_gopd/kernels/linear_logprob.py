@@ -59,7 +59,7 @@ def linear_logprob(
     job = Job.of(hidden, weight, targets, temperature, vocab_range, group, rows_per_rank, exact, main_grad)
     hidden, weight = hidden.contiguous(), weight.contiguous()
     logprobs, entropy, target_logit, log_sum = _LinearLogprob.apply(hidden, weight, targets, job)
-    job.check(targets, target_logit, log_sum, check_finite)
+    job.check(targets, target_logit, log_sum, entropy, check_finite)
     return logprobs, entropy
 
 
@@ -94,20 +94,21 @@ class _LinearLogprob(torch.autograd.Function):
             columns["entropy"][chunk.rows] = log_total - statistics.weighted / statistics.total
             columns["target_logit"][chunk.rows] = statistics.target_logit
         log_sum, entropy, target_logit = columns.values()
-        ctx.save_for_backward(hidden, weight, targets, log_sum, entropy)
+        logprobs = target_logit - log_sum
+        ctx.save_for_backward(hidden, weight, targets, log_sum, logprobs, entropy)
         ctx.job = job
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(target_logit, log_sum)
-        return target_logit - log_sum, entropy, target_logit, log_sum
+        return logprobs, entropy, target_logit, log_sum
 
     @staticmethod
     def backward(ctx, grad_logprobs, grad_entropy, *_):
-        hidden, weight, targets, log_sum, entropy = ctx.saved_tensors
+        hidden, weight, targets, log_sum, logprobs, entropy = ctx.saved_tensors
         job, cut = ctx.job, list(ctx.job.cut(chunks.TOKENS))
         grad_hidden = torch.empty_like(hidden)
         grad_weight = WeightGradient(weight, job, ctx.needs_input_grad[1], len(cut))
         grad_logprobs = torch.zeros_like(log_sum) if grad_logprobs is None else grad_logprobs
-        columns = log_sum, entropy, grad_logprobs, grad_entropy
+        columns = log_sum, logprobs, entropy, grad_logprobs, grad_entropy
         for chunk in cut:
             upstream = Upstream(*(None if column is None else column[chunk.rows] for column in columns))
             job.backward(chunk, None, chunk.gather(hidden), weight, targets, upstream, grad_weight, grad_hidden)

@@ -81,7 +81,7 @@ def linear_token_loss(
     one_pass = _Pass(job, token_loss, rows, main_grad_scale)
     loss = _OnePass.apply(hidden.contiguous(), weight.contiguous(), targets, one_pass)
     columns = one_pass.columns
-    job.check(targets, columns["target_logit"], columns["log_sum"], check_finite)
+    job.check(targets, columns["target_logit"], columns["log_sum"], columns["entropy"], check_finite)
     logprobs = columns["target_logit"] - columns["log_sum"]
     return LinearTokenLoss(loss, logprobs, columns["entropy"], one_pass.metrics)
 
@@ -127,7 +127,8 @@ class _Pass:
         log_total = statistics.total.log()
         log_sum = statistics.peak + log_total
         entropy = log_total - statistics.weighted / statistics.total
-        result = self.token_loss(statistics.target_logit - log_sum, entropy, self.rows.select(rows))
+        logprobs = statistics.target_logit - log_sum
+        result = self.token_loss(logprobs, entropy, self.rows.select(rows))
         for name, values in (("log_sum", log_sum), ("entropy", entropy), ("target_logit", statistics.target_logit)):
             self.columns[name][rows] = values
         for name, values in result.metrics.items():
@@ -137,7 +138,7 @@ class _Pass:
             None if slope is None else slope.to(log_sum.dtype) * scale
             for slope in (result.dloss_dlogprobs, result.dloss_dentropy)
         )
-        return result, Upstream(log_sum, entropy, *slopes)
+        return result, Upstream(log_sum, logprobs, entropy, *slopes)
 
 
 class _OnePass(torch.autograd.Function):

@@ -73,8 +73,7 @@ def _grad_logits(logits: Tensor, targets: Tensor, upstream: Upstream) -> Tensor:
         coefficient = coefficient + upstream.grad_entropy[:, None] * (log_p + upstream.entropy[:, None])
     grad = -log_p.exp() * coefficient
     # g (1 - p) as -g expm1(log p): near p = 1 the difference would cancel
-    at_target = log_p.gather(1, column[:, None])[:, 0]
-    exact = -upstream.grad_logprobs * torch.expm1(at_target)
+    at_target = -upstream.grad_logprobs * torch.expm1(upstream.logprobs)
     if upstream.grad_entropy is not None:
-        exact = exact - upstream.grad_entropy * at_target.exp() * (at_target + upstream.entropy)
-    return grad.scatter_(1, column[:, None], torch.where(here, exact, grad.gather(1, column[:, None])[:, 0])[:, None])
+        at_target -= upstream.grad_entropy * upstream.logprobs.exp() * (upstream.logprobs + upstream.entropy)
+    return grad.scatter_(1, column[:, None], torch.where(here, at_target, grad.gather(1, column[:, None])[:, 0])[:, None])
