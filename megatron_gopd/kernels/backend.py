@@ -27,6 +27,7 @@ class Upstream(NamedTuple):
     """The whole distribution of every token, and what is asked of it; [tokens], float32 or wider."""
 
     log_sum: Tensor  # log sum exp z over the whole vocabulary
+    logprobs: Tensor  # z_target - log_sum
     entropy: Tensor
     grad_logprobs: Tensor  # d loss / d logprob
     grad_entropy: Tensor | None  # d loss / d entropy; None: the loss does not use it

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from megatron_gopd.kernels.backend import Statistics, Upstream
+from megatron_gopd.kernels.tree import merge
 
 BLOCK = 8192  # vocabulary rows at a time
 
@@ -53,18 +54,6 @@ class TorchBackend:
         return grad_x
 
 
-def merge(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """(peak, total, weighted) of the union of two parts of the vocabulary; a part may be empty (peak -inf)."""
-    peak = torch.maximum(one[0], other[0])
-    total, weighted = torch.zeros_like(peak), torch.zeros_like(peak)
-    for part_peak, part_total, part_weighted in (one, other):
-        lower = torch.where(part_peak == -torch.inf, 0.0, part_peak - peak)  # -inf - -inf is NaN
-        shrink = torch.where(part_peak == -torch.inf, 0.0, lower.exp())
-        total = total + part_total * shrink
-        weighted = weighted + (part_weighted + part_total * lower) * shrink
-    return peak, total, weighted
-
-
 def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
@@ -84,8 +73,7 @@ def _grad_logits(logits: Tensor, targets: Tensor, upstream: Upstream) -> Tensor:
         coefficient = coefficient + upstream.grad_entropy[:, None] * (log_p + upstream.entropy[:, None])
     grad = -log_p.exp() * coefficient
     # g (1 - p) as -g expm1(log p): near p = 1 the difference would cancel
-    at_target = log_p.gather(1, column[:, None])[:, 0]
-    exact = -upstream.grad_logprobs * torch.expm1(at_target)
+    at_target = -upstream.grad_logprobs * torch.expm1(upstream.logprobs)
     if upstream.grad_entropy is not None:
-        exact = exact - upstream.grad_entropy * at_target.exp() * (at_target + upstream.entropy)
-    return grad.scatter_(1, column[:, None], torch.where(here, exact, grad.gather(1, column[:, None])[:, 0])[:, None])
+        at_target -= upstream.grad_entropy * upstream.logprobs.exp() * (upstream.logprobs + upstream.entropy)
+    return grad.scatter_(1, column[:, None], torch.where(here, at_target, grad.gather(1, column[:, None])[:, 0])[:, None])
