@@ -39,11 +39,11 @@ def statistics_kernel(
         start = column + n * (BN // 4)
         if start < columns:
             part, j = quarters[n], start + tl.arange(0, BN // 4)
-            # two results a pass over the part: two passes would hold it twice, and spill registers
-            peak, logit = tl.reduce((part, tl.where(j[None, :] == target[:, None], part, -float("inf"))), 1, _max_both)
+            peak = tl.max(part, 1)
+            logit = tl.max(tl.where(j[None, :] == target[:, None], part, -float("inf")), 1)
             below = part - peak[:, None]
             exp = tl.where((j < columns)[None, :], tl.exp(below), 0.0)
-            total, weighted = tl.reduce((exp, exp * below), 1, _sum_both)
+            total, weighted = tl.sum(exp, 1), tl.sum(exp * below, 1)
             out = (start // (BN // 4)).to(tl.int64) * tokens + i
             tl.store(peak_ptr + out, peak, mask=stored)
             tl.store(total_ptr + out, total, mask=stored)
@@ -56,24 +56,24 @@ def statistics_kernel(
 
 @triton.jit
 def merge_kernel(
-    peak_ptr, total_ptr, weighted_ptr, merged_ptr, tokens, tiles, ROWS: tl.constexpr, TILES: tl.constexpr
+    peak_ptr, total_ptr, weighted_ptr, merged_ptr, tokens, parts, ROWS: tl.constexpr, PARTS: tl.constexpr
 ):  # fmt: skip
-    """Statistics of each row [3, tokens] from those of its tiles, always in the same order: a row's bits are its own."""
+    """Statistics of each row [3, tokens] from those of its parts, always in the same order: a row's bits are its own."""
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     stored = i < tokens
     peak = tl.full((ROWS,), -float("inf"), tl.float32)
     total, weighted = tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
-    for start in range(0, tiles, TILES):
-        tile = start + tl.arange(0, TILES)
-        at, mask = tile[:, None].to(tl.int64) * tokens + i[None, :], (tile < tiles)[:, None] & stored[None, :]
-        tile_peak = tl.load(peak_ptr + at, mask=mask, other=-float("inf"))
-        higher = tl.maximum(peak, tl.max(tile_peak, 0))
-        lower = tl.where(mask, tile_peak - higher[None, :], 0.0)
-        tile_total = tl.load(total_ptr + at, mask=mask, other=0.0)
-        tile_weighted = tl.load(weighted_ptr + at, mask=mask, other=0.0) + tile_total * lower
+    for start in range(0, parts, PARTS):
+        part = start + tl.arange(0, PARTS)
+        at, mask = part[:, None].to(tl.int64) * tokens + i[None, :], (part < parts)[:, None] & stored[None, :]
+        part_peak = tl.load(peak_ptr + at, mask=mask, other=-float("inf"))
+        higher = tl.maximum(peak, tl.max(part_peak, 0))
+        lower = tl.where(mask, part_peak - higher[None, :], 0.0)
+        part_total = tl.load(total_ptr + at, mask=mask, other=0.0)
+        part_weighted = tl.load(weighted_ptr + at, mask=mask, other=0.0) + part_total * lower
         fallen = tl.where(total == 0.0, 0.0, peak - higher)  # -inf - -inf is NaN
-        weighted = (weighted + total * fallen) * tl.exp(fallen) + tl.sum(tile_weighted * tl.exp(lower), 0)
-        total = total * tl.exp(fallen) + tl.sum(tile_total * tl.exp(lower), 0)
+        weighted = (weighted + total * fallen) * tl.exp(fallen) + tl.sum(part_weighted * tl.exp(lower), 0)
+        total = total * tl.exp(fallen) + tl.sum(part_total * tl.exp(lower), 0)
         peak = higher
     tl.store(merged_ptr + i, peak, mask=stored)
     tl.store(merged_ptr + tokens + i, total, mask=stored)
@@ -82,36 +82,34 @@ def merge_kernel(
 
 @triton.jit
 def kept_gradient_kernel(
-    exp_ptr, target_ptr, peak_ptr, target_logit_ptr, log_sum_ptr, entropy_ptr, grad_logprobs_ptr, grad_entropy_ptr,
+    exp_ptr, peak_ptr, target_ptr, log_sum_ptr, entropy_ptr, grad_logprobs_ptr, grad_entropy_ptr, at_target_ptr,
     tokens, columns, exp_stride, inverse_temperature,
     ENTROPY: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """d loss / d logits in place of the exp(z - peak) that statistics_kernel kept, with the same BM and BN."""
+    """d loss / d logits in place of the exp(z - peak) that statistics_kernel kept; BN columns are one of its parts."""
     row, column = _tile(tokens, columns, BM, BN)
     i, j = row + tl.arange(0, BM), column + tl.arange(0, BN)
     stored = i < tokens
-    log_sum = tl.load(log_sum_ptr + i, mask=stored, other=0.0)
-    fallen = tl.load(peak_ptr + (column // BN).to(tl.int64) * tokens + i, mask=stored, other=0.0) - log_sum
+    peak = tl.load(peak_ptr + (column // BN).to(tl.int64) * tokens + i, mask=stored, other=0.0)
+    down = peak - tl.load(log_sum_ptr + i, mask=stored, other=0.0)
     at = exp_ptr + row.to(tl.int64) * exp_stride + column
     at = at + tl.arange(0, BM)[:, None] * exp_stride + tl.arange(0, BN)[None, :]
     exp = tl.load(at, mask=stored[:, None] & (j < columns)[None, :], other=0.0).to(tl.float32)
-    p = exp * tl.exp(fallen)[:, None]
-    log_p = tl.log(tl.where(exp > 0.0, exp, 1.0)) + fallen[:, None]  # where p is 0, p log p is
-    target = tl.load(target_ptr + i, mask=stored, other=-1)
-    log_p_target = tl.load(target_logit_ptr + i, mask=stored, other=0.0) - log_sum
+    log_p = tl.log(tl.where(exp > 0.0, exp, 1.0)) + down[:, None]  # where p is 0, so is p log p
     grad = _gradient(
-        p, log_p, log_p_target, target, i, j, stored, entropy_ptr, grad_logprobs_ptr, grad_entropy_ptr, ENTROPY
-    )
-    _store_tile(exp_ptr, inverse_temperature * grad, row, column, tokens, columns, exp_stride, False, BM, BN)
+        exp * tl.exp(down)[:, None], log_p, i, j, stored, target_ptr, entropy_ptr, grad_logprobs_ptr, grad_entropy_ptr,
+        at_target_ptr, 0, inverse_temperature, ENTROPY,
+    )  # fmt: skip
+    _store_tile(exp_ptr, grad, row, column, tokens, columns, exp_stride, False, BM, BN)
 
 
 @triton.jit
 def gradient_kernel(
-    hidden_ptr, weight_ptr, target_ptr, log_sum_ptr, entropy_ptr, grad_logprobs_ptr, grad_entropy_ptr, grad_ptr,
-    tokens, inner, columns, hidden_stride, weight_stride, grad_stride, first, inverse_temperature,
+    hidden_ptr, weight_ptr, target_ptr, log_sum_ptr, entropy_ptr, grad_logprobs_ptr, grad_entropy_ptr, at_target_ptr,
+    grad_ptr, tokens, inner, columns, hidden_stride, weight_stride, grad_stride, first, inverse_temperature,
     ENTROPY: tl.constexpr, EVEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """d loss / d logits [tokens, columns] with the logits computed again; targets count from row `first`."""
+    """d loss / d logits [tokens, columns] with the logits computed again; target `first` is column 0."""
     row, column = _tile(tokens, columns, BM, BN)
     z = inverse_temperature * _logits(
         hidden_ptr, weight_ptr, row, column, tokens, columns, inner, hidden_stride, weight_stride, EVEN, BM, BN, BK
@@ -119,17 +117,14 @@ def gradient_kernel(
     i = row + tl.arange(0, BM)
     stored = i < tokens
     log_sum = tl.load(log_sum_ptr + i, mask=stored, other=0.0)
-    target = tl.load(target_ptr + i, mask=stored, other=-1) - first
     quarters = _quarters(z, BM, BN)
     for n in tl.static_range(4):
         start = column + n * (BN // 4)
         if start < columns:
-            j = start + tl.arange(0, BN // 4)
             log_p = quarters[n] - log_sum[:, None]
-            log_p_target = tl.max(tl.where(j[None, :] == target[:, None], log_p, -float("inf")), 1)
-            grad = inverse_temperature * _gradient(
-                tl.exp(log_p), log_p, log_p_target, target, i, j, stored,
-                entropy_ptr, grad_logprobs_ptr, grad_entropy_ptr, ENTROPY,
+            grad = _gradient(
+                tl.exp(log_p), log_p, i, start + tl.arange(0, BN // 4), stored, target_ptr, entropy_ptr,
+                grad_logprobs_ptr, grad_entropy_ptr, at_target_ptr, first, inverse_temperature, ENTROPY,
             )  # fmt: skip
             _store_tile(grad_ptr, grad, row, start, tokens, columns, grad_stride, False, BM, BN // 4)
 
@@ -211,30 +206,17 @@ def _quarters(tile, BM: tl.constexpr, BN: tl.constexpr):
 
 @triton.jit
 def _gradient(
-    p, log_p, log_p_target, target, i, j, stored, entropy_ptr, grad_logprobs_ptr, grad_entropy_ptr,
-    ENTROPY: tl.constexpr,
+    p, log_p, i, j, stored, target_ptr, entropy_ptr, grad_logprobs_ptr, grad_entropy_ptr, at_target_ptr,
+    first, inverse_temperature, ENTROPY: tl.constexpr,
 ):  # fmt: skip
-    """d loss / d z_j = g ([j = target] - p_j) - e p_j (log p_j + entropy)."""
-    g = tl.load(grad_logprobs_ptr + i, mask=stored, other=0.0)
-    # g (1 - p) as -g expm1(log p): near p = 1 the difference would cancel
-    at_target = -g * _expm1(log_p_target)
+    """Backend.gradients' d loss / d z_j, times 1 / temperature; the target's own is given (`at_target`)."""
+    slope = tl.load(grad_logprobs_ptr + i, mask=stored, other=0.0)[:, None]
     if ENTROPY:
-        e = tl.load(grad_entropy_ptr + i, mask=stored, other=0.0)
-        entropy = tl.load(entropy_ptr + i, mask=stored, other=0.0)
-        at_target -= e * tl.exp(log_p_target) * (log_p_target + entropy)
-        grad = -p * (g[:, None] + e[:, None] * (log_p + entropy[:, None]))
-    else:
-        grad = -p * g[:, None]
-    return tl.where(j[None, :] == target[:, None], at_target[:, None], grad)
-
-
-@triton.jit
-def _expm1(x):
-    """exp(x) - 1 for x <= 0, to float32's last bits: the series near 0 (its rest is below 2^-27 at -1/2)."""
-    series = 1 + x / 9
-    for n in tl.static_range(8, 1, -1):
-        series = 1 + x / n * series
-    return tl.where(x > -0.5, x * series, tl.exp(x) - 1)
+        entropy = tl.load(entropy_ptr + i, mask=stored, other=0.0)[:, None]
+        slope += tl.load(grad_entropy_ptr + i, mask=stored, other=0.0)[:, None] * (log_p + entropy)
+    target = tl.load(target_ptr + i, mask=stored, other=-1) - first
+    at_target = tl.load(at_target_ptr + i, mask=stored, other=0.0)
+    return inverse_temperature * tl.where(j[None, :] == target[:, None], at_target[:, None], -p * slope)
 
 
 @triton.jit
@@ -248,12 +230,3 @@ def _store_tile(
         tile += tl.load(at, mask=inside, other=0.0).to(tl.float32)
     tl.store(at, tile.to(ptr.dtype.element_ty), mask=inside)
 
-
-@triton.jit
-def _max_both(a, b, c, d):
-    return tl.maximum(a, c), tl.maximum(b, d)
-
-
-@triton.jit
-def _sum_both(a, b, c, d):
-    return a + c, b + d
