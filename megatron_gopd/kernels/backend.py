@@ -69,7 +69,18 @@ class Backend(Protocol):
 
 def backend_for(hidden: Tensor) -> Backend:
     """The fastest backend that takes tensors of this device and dtype."""
+    if hidden.device.type == "cpu" and (cpp := _cpp()) is not None and cpp.takes(hidden):
+        return cpp
     return _torch()
+
+
+@functools.cache
+def _cpp() -> Backend | None:
+    from megatron_gopd.kernels.cpp_backend import CppBackend
+    from megatron_gopd.kernels.cpp_build import load_cpp
+
+    library = load_cpp()
+    return None if library is None else CppBackend(library)
 
 
 @functools.cache

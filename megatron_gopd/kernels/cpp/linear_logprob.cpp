@@ -3,6 +3,8 @@
 
 #include <torch/library.h>
 
+#include <array>
+
 namespace gopd {
 
 constexpr int64_t PART = 16; // tiles whose statistics are summed before they are merged: fixed, whatever the threads
@@ -23,37 +25,39 @@ Running merge(const Running& one, const Running& other) {
       (one.weighted + one.total * lower) * shrink + (other.weighted + other.total * other_lower) * other_shrink};
 }
 
-// Of one tile of logits [rows, TOKENS], LANES tokens from `lane`; keeps exp(z - peak) where asked.
+// Of one tile of logits [rows, TOKENS], 2 LANES tokens from `lane`; keeps exp(z - peak) where asked.
 template <typename T>
-Running of_tile(const float* z, int64_t rows, int lane, float scale, T* kept) {
+std::array<Running, 2> of_tile(const float* z, int64_t rows, int lane, float scale, T* kept) {
   static_assert(TOKENS % (2 * LANES) == 0);
-  Vec highest(-INF);
-  for (int64_t n = 0; n < rows; n++) highest = at::vec::maximum(highest, Vec::loadu(z + n * TOKENS + lane));
-  Vec peak = highest * Vec(scale), total(0.0f), weighted(0.0f), factor(scale);
+  Vec highest[2] = {Vec(-INF), Vec(-INF)}, total[2] = {Vec(0.0f), Vec(0.0f)}, weighted[2] = {Vec(0.0f), Vec(0.0f)};
+  for (int64_t n = 0; n < rows; n++)
+    for (int half = 0; half < 2; half++)
+      highest[half] = at::vec::maximum(highest[half], Vec::loadu(z + n * TOKENS + lane + half * LANES));
+  const Vec factor(scale), peak[2] = {highest[0] * factor, highest[1] * factor};
   for (int64_t n = 0; n < rows; n++) {
-    Vec shifted = Vec::loadu(z + n * TOKENS + lane) * factor - peak;
-    Vec e = exp_below(shifted);
-    total = total + e;
-    weighted = at::vec::fmadd(e, shifted, weighted);
-    if (kept != nullptr) {
-      if constexpr (std::is_same_v<T, float>) e.store(kept + n * TOKENS + lane);
-      else
-        e.store(const_cast<float*>(z) + n * TOKENS + lane); // narrowed by the caller, a whole row at a time
+    Vec e[2];
+    for (int half = 0; half < 2; half++) {
+      const Vec shifted = Vec::loadu(z + n * TOKENS + lane + half * LANES) * factor - peak[half];
+      e[half] = exp_below(shifted);
+      total[half] = total[half] + e[half];
+      weighted[half] = at::vec::fmadd(e[half], shifted, weighted[half]);
     }
+    if (kept != nullptr) store2(kept + n * TOKENS + lane, e[0], e[1]);
   }
-  return {peak, total, weighted};
+  return {Running{peak[0], total[0], weighted[0]}, Running{peak[1], total[1], weighted[1]}};
 }
 
 template <typename T>
-std::tuple<at::Tensor, at::Tensor, at::Tensor> statistics(
-    const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& targets, double temperature, bool keep) {
+std::tuple<at::Tensor, at::Tensor> statistics(
+    const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& targets, double temperature,
+    const std::optional<at::Tensor>& kept) {
+  const bool keep = kept.has_value();
   const int64_t c = hidden.size(0), h = hidden.size(1), v = weight.size(0);
   const int64_t blocks = ceil_div(c, TOKENS), tiles = ceil_div(v, ROWS), parts = ceil_div(tiles, PART);
   const float scale = 1.0 / temperature;
   auto floats = hidden.options().dtype(at::kFloat);
   at::Tensor partial = at::empty({parts, 3, blocks * TOKENS}, floats);
   at::Tensor result = at::empty({4, c}, floats);
-  at::Tensor kept = at::empty({keep ? tiles : 0, blocks, ROWS, TOKENS}, hidden.options());
   at::Tensor peaks = at::empty({keep ? tiles : 0, blocks, TOKENS}, floats);
   const T* w = weight.const_data_ptr<T>();
   const int64_t* target = targets.const_data_ptr<int64_t>();
@@ -75,20 +79,20 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> statistics(
           const int64_t row = target[token + i] - first;
           if (row >= 0 && row < rows) target_logit[token + i] = z[row * TOKENS + i] * scale;
         }
-        T* to = keep ? kept.data_ptr<T>() + (tile * blocks + block) * ROWS * TOKENS : nullptr;
-        for (int lane = 0; lane < TOKENS; lane += LANES) {
-          Running found = of_tile<T>(z, rows, lane, scale, to);
-          float* at = running + token + lane;
-          const int64_t step = blocks * TOKENS;
-          if (keep) found.peak.store(peaks.data_ptr<float>() + (tile * blocks + block) * TOKENS + lane);
-          if (tile % PART) found = merge({Vec::loadu(at), Vec::loadu(at + step), Vec::loadu(at + 2 * step)}, found);
-          found.peak.store(at);
-          found.total.store(at + step);
-          found.weighted.store(at + 2 * step);
+        T* to = keep ? kept->data_ptr<T>() + (tile * blocks + block) * ROWS * TOKENS : nullptr;
+        for (int lane = 0; lane < TOKENS; lane += 2 * LANES) {
+          auto halves = of_tile<T>(z, rows, lane, scale, to);
+          for (int half = 0; half < 2; half++) {
+            const int64_t step = blocks * TOKENS, i = token + lane + half * LANES;
+            float* at = running + i;
+            Running found = halves[half];
+            if (keep) found.peak.store(peaks.data_ptr<float>() + tile * step + i);
+            if (tile % PART) found = merge({Vec::loadu(at), Vec::loadu(at + step), Vec::loadu(at + 2 * step)}, found);
+            found.peak.store(at);
+            found.total.store(at + step);
+            found.weighted.store(at + 2 * step);
+          }
         }
-        if (keep && !std::is_same_v<T, float>)
-          for (int64_t i = 0; i < rows * TOKENS; i += 2 * LANES)
-            store2(to + i, Vec::loadu(z + i), Vec::loadu(z + i + LANES));
       }
     }
     at::native::cpublas::brgemm_release(!std::is_same_v<T, float>);
@@ -107,7 +111,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> statistics(
     all.total.store(result[1].data_ptr<float>() + token, count);
     all.weighted.store(result[2].data_ptr<float>() + token, count);
   }
-  return {result, kept, peaks};
+  return {result, peaks};
 }
 
 // What the gradient of the logits of a chunk needs of every token; padded with zero coefficients to whole blocks.
@@ -161,13 +165,13 @@ void grad_tile(
 
 template <typename T>
 at::Tensor gradients(
-    const at::Tensor& kept, const at::Tensor& peaks, const at::Tensor& hidden, const at::Tensor& weight,
+    const std::optional<at::Tensor>& kept, const at::Tensor& peaks, const at::Tensor& hidden, const at::Tensor& weight,
     const at::Tensor& targets, const at::Tensor& logprobs, double temperature, const Tokens& all,
     const std::optional<at::Tensor>& grad_weight, bool add) {
   const int64_t c = hidden.size(0), h = hidden.size(1), v = weight.size(0);
   const int64_t blocks = ceil_div(c, TOKENS), tiles = ceil_div(v, ROWS), slabs = ceil_div(h, COLUMNS);
   const int64_t even = std::is_same_v<T, float> ? c : ceil_div(c, 2) * 2, ld = blocks * TOKENS + 32, ld_group = GROUP * ROWS + 32;
-  const bool recompute = kept.size(0) == 0, narrow = grad_weight && grad_weight->scalar_type() != at::kFloat;
+  const bool recompute = !kept, narrow = grad_weight && grad_weight->scalar_type() != at::kFloat;
   const float scale = 1.0 / temperature;
   const T *x = hidden.const_data_ptr<T>(), *w = weight.const_data_ptr<T>();
   at::Tensor grad_hidden = at::zeros({c, h}, hidden.options().dtype(at::kFloat));
@@ -189,7 +193,7 @@ at::Tensor gradients(
       } else {
         const int64_t at = tile * blocks + block;
         grad_tile(
-            kept.const_data_ptr<T>() + at * ROWS * TOKENS, true, peaks.const_data_ptr<float>() + at * TOKENS, scale, rows,
+            kept->const_data_ptr<T>() + at * ROWS * TOKENS, true, peaks.const_data_ptr<float>() + at * TOKENS, scale, rows,
             all, token, to, ld);
       }
       for (int64_t i = token; i < std::min(c, token + TOKENS); i++) {
@@ -259,14 +263,20 @@ at::Tensor gradients(
   return grad_hidden;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> any_statistics(
-    const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& targets, double temperature, bool keep) {
-  return hidden.scalar_type() == at::kFloat ? statistics<float>(hidden, weight, targets, temperature, keep)
-                                            : statistics<BFloat16>(hidden, weight, targets, temperature, keep);
+// Elements that `statistics` writes into `kept`.
+int64_t kept_size(int64_t tokens, int64_t rows) {
+  return ceil_div(rows, ROWS) * ROWS * ceil_div(tokens, TOKENS) * TOKENS;
+}
+
+std::tuple<at::Tensor, at::Tensor> any_statistics(
+    const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& targets, double temperature,
+    const std::optional<at::Tensor>& kept) {
+  auto run = hidden.scalar_type() == at::kFloat ? statistics<float> : statistics<BFloat16>;
+  return run(hidden, weight, targets, temperature, kept);
 }
 
 at::Tensor any_gradients(
-    const at::Tensor& kept, const at::Tensor& peaks, const at::Tensor& hidden, const at::Tensor& weight,
+    const std::optional<at::Tensor>& kept, const at::Tensor& peaks, const at::Tensor& hidden, const at::Tensor& weight,
     const at::Tensor& targets, const at::Tensor& logprobs, double temperature, const at::Tensor& log_sum,
     const at::Tensor& entropy, const at::Tensor& grad_logprobs, const std::optional<at::Tensor>& grad_entropy,
     const std::optional<at::Tensor>& grad_weight, bool add) {
@@ -298,12 +308,16 @@ bool gemm_works() {
 } // namespace gopd
 
 TORCH_LIBRARY(megatron_gopd, library) {
-  library.def("statistics(Tensor hidden, Tensor weight, Tensor targets, float temperature, bool keep) -> (Tensor, Tensor, Tensor)", &gopd::any_statistics);
   library.def(
-      "gradients(Tensor kept, Tensor peaks, Tensor hidden, Tensor weight, Tensor targets, Tensor logprobs, float "
-      "temperature, Tensor log_sum, Tensor entropy, Tensor grad_logprobs, Tensor? grad_entropy, Tensor(a!)? grad_weight, bool add) -> "
-      "Tensor",
+      "statistics(Tensor hidden, Tensor weight, Tensor targets, float temperature, Tensor(a!)? kept) -> (Tensor, Tensor)",
+      &gopd::any_statistics);
+  library.def(
+      "gradients(Tensor? kept, Tensor peaks, Tensor hidden, Tensor weight, Tensor targets, Tensor logprobs, float "
+      "temperature, Tensor log_sum, Tensor entropy, Tensor grad_logprobs, Tensor? grad_entropy, Tensor(a!)? "
+      "grad_weight, bool add) -> Tensor",
       &gopd::any_gradients);
+  library.def("kept_size(int tokens, int rows) -> int", &gopd::kept_size);
+  library.def("prefer_huge_pages(Tensor memory) -> ()", &gopd::prefer_huge_pages);
   library.def("takes_bfloat16() -> bool", &gopd::gemm_works<gopd::BFloat16>);
   library.def("takes_float32() -> bool", &gopd::gemm_works<float>);
 }

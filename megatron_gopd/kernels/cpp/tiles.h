@@ -9,6 +9,10 @@
 #include <ATen/cpu/vec/vec.h>
 #include <ATen/native/CPUBlas.h>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <cstring>
 #include <memory>
 #include <tuple>
@@ -47,6 +51,17 @@ class Buffer {
   std::unique_ptr<char[]> memory_;
   T* data_;
 };
+
+// Fresh memory of hundreds of megabytes costs more in page faults of 4 KiB than in writing it.
+inline void prefer_huge_pages(const at::Tensor& memory) {
+#ifdef __linux__
+  constexpr uintptr_t PAGE = 2 << 20;
+  auto begin = reinterpret_cast<uintptr_t>(memory.const_data_ptr());
+  auto end = (begin + memory.nbytes()) & ~(PAGE - 1);
+  begin = (begin + PAGE - 1) & ~(PAGE - 1);
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
 
 // C [m, n] (+)= A [m, k] B [k, n]; for bf16, B holds pairs of rows interleaved: [k / 2, n, 2].
 inline void gemm(
@@ -95,16 +110,16 @@ inline void store2(BFloat16* to, Vec a, Vec b) {
 
 // Four bytes at a time, one float or a pair of bf16: [m, n] -> [n, m]. Values are only moved.
 inline void transpose_words(const float* from, int64_t ld_from, float* to, int64_t ld_to, int64_t m, int64_t n) {
-  int64_t i = 0;
-  for (; i + 16 <= m; i += 16) {
-    int64_t j = 0;
-    for (; j + 16 <= n; j += 16)
-      at::vec::transpose_mxn<float, 16, 16>(from + i * ld_from + j, ld_from, to + j * ld_to + i, ld_to);
-    for (; j < n; j++)
-      for (int64_t r = i; r < i + 16; r++) to[j * ld_to + r] = from[r * ld_from + j];
-  }
-  for (; i < m; i++)
-    for (int64_t j = 0; j < n; j++) to[j * ld_to + i] = from[i * ld_from + j];
+  for (int64_t i = 0; i < m; i += 16)
+    for (int64_t j = 0; j < n; j += 16) {
+      const float* source = from + i * ld_from + j;
+      float* target = to + j * ld_to + i;
+      if (i + 16 <= m && j + 16 <= n)
+        at::vec::transpose_mxn<float, 16, 16>(source, ld_from, target, ld_to);
+      else
+        at::vec::transpose_mxn<float>(
+            source, ld_from, target, ld_to, int(std::min<int64_t>(16, m - i)), int(std::min<int64_t>(16, n - j)));
+    }
 }
 
 // Rows k, k + 1 of [k, n] -> [k / 2, n, 2], the right operand of a bf16 gemm; a last odd row is paired with zeros.
