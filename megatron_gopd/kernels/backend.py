@@ -8,8 +8,11 @@ gradients back. Backends: torch (any dtype, any device), cpp (CPU), triton (CUDA
 from __future__ import annotations
 
 import functools
+import importlib.util
+import warnings
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -71,6 +74,8 @@ def backend_for(hidden: Tensor) -> Backend:
     """The fastest backend that takes tensors of this device and dtype."""
     if hidden.device.type == "cpu" and (cpp := _cpp()) is not None and cpp.takes(hidden):
         return cpp
+    if hidden.is_cuda and (triton := _triton(hidden.device)) is not None and triton.takes(hidden):
+        return triton
     return _torch()
 
 
@@ -81,6 +86,17 @@ def _cpp() -> Backend | None:
 
     library = load_cpp()
     return None if library is None else CppBackend(library)
+
+
+@functools.cache
+def _triton(device: torch.device) -> Backend | None:
+    if importlib.util.find_spec("triton") is None:
+        warnings.warn("triton is not installed: log-probs on the GPU take the slower torch path", stacklevel=2)
+        return None
+    from megatron_gopd.kernels.triton_backend import TritonBackend
+
+    major, minor = torch.cuda.get_device_capability(device)
+    return TritonBackend(10 * major + minor)
 
 
 @functools.cache

@@ -16,6 +16,8 @@ from megatron_gopd.kernels import triton_kernels as kernels
 from megatron_gopd.kernels.backend import Statistics, Upstream
 
 BLOCK = 8192  # vocabulary rows whose logits are computed again at a time
+FUSED = {"enable_fp_fusion": True}  # multiply-add in one rounding, whatever a version of Triton defaults to
+MERGE = {"ROWS": 32, "PARTS": 32, **FUSED}
 ALIGN = 64  # columns: rows of a [tokens, vocabulary] buffer start where wide loads may
 
 
@@ -33,9 +35,13 @@ class Tile(NamedTuple):
         """Vocabulary columns that share one peak."""
         return self.columns // 4
 
+    def of_part(self) -> Tile:
+        """The tile in which kept exponentials become gradients: no product, one peak a row."""
+        return Tile(128, self.part, inner=1, warps=8, stages=1)
+
 
 def tile_of(dtype: torch.dtype, capability: int) -> Tile:
-    """The largest tile that spills no register; `capability` is 90 for sm_90. float32 has no tensor cores to feed."""
+    """The largest tile that spills no register; float32 products use no tensor core, and smaller tiles."""
     if dtype == torch.float32:
         return Tile(64, 128, 32, warps=8, stages=3)
     if 100 <= capability < 120:  # its accumulators lie in tensor memory, and wide tiles are split at a cost
@@ -49,10 +55,14 @@ class Kept(NamedTuple):
 
 
 class TritonBackend:
-    """bf16 and float32."""
+    """On GPUs from sm_80; `capability` is 90 for sm_90."""
 
     def __init__(self, capability: int):
         self.capability = capability
+
+    @staticmethod
+    def takes(hidden: Tensor) -> bool:
+        return hidden.dtype in (torch.bfloat16, torch.float32)
 
     def statistics(self, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, keep: bool) -> Statistics:
         (tokens, inner), rows = hidden.shape, len(weight)
@@ -67,7 +77,7 @@ class TritonBackend:
                 tokens, inner, rows, hidden.stride(0), weight.stride(0), exp.stride(0), 1 / temperature,
                 KEEP=keep, EVEN=inner % tile.inner == 0, **_launch(tile),
             )  # fmt: skip
-            kernels.merge_kernel[(triton.cdiv(tokens, 32),)](*parts, merged, tokens, parts.shape[1], ROWS=32, PARTS=64)
+            kernels.merge_kernel[(triton.cdiv(tokens, 32),)](*parts, merged, tokens, parts.shape[1], **MERGE)
         return Statistics(*merged, target_logit, Kept(exp, parts[0]) if keep else None)
 
     def gradients(
@@ -109,12 +119,11 @@ class TritonBackend:
             )  # fmt: skip
 
     def _gradient_of_kept(self, kept: Kept, columns: list[Tensor], temperature: float) -> None:
-        (tokens, rows), tile = kept.exp.shape, tile_of(kept.exp.dtype, self.capability)
-        tile = Tile(128, tile.part, 1, warps=8, stages=1)
+        (tokens, rows), tile = kept.exp.shape, tile_of(kept.exp.dtype, self.capability).of_part()
         if tokens:
             kernels.kept_gradient_kernel[(_programs(tokens, rows, tile),)](
                 *kept, *columns, tokens, rows, kept.exp.stride(0), 1 / temperature,
-                ENTROPY=_wants_entropy(columns), BM=tile.rows, BN=tile.columns, num_warps=tile.warps,
+                ENTROPY=_wants_entropy(columns), BM=tile.rows, BN=tile.columns, num_warps=tile.warps, **FUSED,
             )  # fmt: skip
 
     def _product(self, a: Tensor, b: Tensor, out: Tensor, add: bool) -> None:
@@ -151,5 +160,6 @@ def _programs(rows: int, columns: int, tile: Tile) -> int:
     return triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns)
 
 
-def _launch(tile: Tile) -> dict[str, int]:
-    return {"BM": tile.rows, "BN": tile.columns, "BK": tile.inner, "num_warps": tile.warps, "num_stages": tile.stages}
+def _launch(tile: Tile) -> dict[str, int | bool]:
+    sizes = {"BM": tile.rows, "BN": tile.columns, "BK": tile.inner}
+    return sizes | {"num_warps": tile.warps, "num_stages": tile.stages} | FUSED
