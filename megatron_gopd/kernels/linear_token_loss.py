@@ -48,7 +48,7 @@ def linear_token_loss(
     main_grad_scale: float | None = None,
     check_finite: bool = True,
 ) -> LinearTokenLoss:
-    """`token_loss(logprobs, entropy, rows)` of linear_logprob's values, differentiable with respect to hidden and weight.
+    """`token_loss(logprobs, entropy, rows)` of linear_logprob's values, differentiable in hidden and weight.
 
     Every other argument is linear_logprob's.
 

@@ -76,4 +76,6 @@ def _grad_logits(logits: Tensor, targets: Tensor, upstream: Upstream) -> Tensor:
     at_target = -upstream.grad_logprobs * torch.expm1(upstream.logprobs)
     if upstream.grad_entropy is not None:
         at_target -= upstream.grad_entropy * upstream.logprobs.exp() * (upstream.logprobs + upstream.entropy)
-    return grad.scatter_(1, column[:, None], torch.where(here, at_target, grad.gather(1, column[:, None])[:, 0])[:, None])
+    return grad.scatter_(
+        1, column[:, None], torch.where(here, at_target, grad.gather(1, column[:, None])[:, 0])[:, None]
+    )
