@@ -1,5 +1,6 @@
 # The verbs of this repository. Each installs what it needs into .venv first.
-.PHONY: help install quickstart heal-pruned assets test test-all lint bench parity clean check-gpu-constraints
+.PHONY: help install quickstart heal-pruned assets test test-all lint bench parity clean check-gpu-constraints \
+    install-triton kernel-report
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 SMOLLM2 := assets/SmolLM2-135M-Instruct
@@ -22,10 +23,13 @@ heal-pruned: assets  ## heal a depth-pruned SmolLM2 with the whole one as its te
 	@[ -d assets/SmolLM2-27-layers ] || $(PY) tools/prune_depth.py $(SMOLLM2) assets/SmolLM2-27-layers --drop 12,16,20
 	$(PY) -m megatron_gopd train examples/heal_pruned.yaml $(ARGS)
 
-test: install  ## the tests, without those marked slow
+install-triton: install  ## create .venv-triton: triton over .venv, for the tests of the GPU kernels
+	@scripts/install_triton.sh
+
+test: install-triton  ## the tests, without those marked slow
 	$(PY) -m pytest -q $(ARGS)
 
-test-all: install  ## all tests
+test-all: install-triton  ## all tests
 	$(PY) -m pytest -q -m "" $(ARGS)
 
 lint: install  ## ruff
@@ -38,8 +42,11 @@ bench: assets  ## exactness on one and two ranks, and the quickstart's seconds b
 parity: install  ## every layout on one, two and four ranks against transformers
 	$(PY) scripts/parity.py $(ARGS)
 
-clean:  ## remove .venv and assets; runs/ stays
-	rm -rf .venv assets
+kernel-report: install-triton  ## the GPU kernels compiled for sm_80, 90, 100: registers, spills, shared memory
+	@.venv-triton/bin/python scripts/kernel_report.py $(ARGS)
+
+clean:  ## remove .venv, .venv-triton and assets; runs/ stays
+	rm -rf .venv .venv-triton assets
 
 check-gpu-constraints:  ## that the versions pinned for GPU machines resolve together (nothing is installed)
 	@python3 -m venv .venv-uv && .venv-uv/bin/pip install -q uv

@@ -58,7 +58,7 @@ def statistics_kernel(
 def merge_kernel(
     peak_ptr, total_ptr, weighted_ptr, merged_ptr, tokens, parts, ROWS: tl.constexpr, PARTS: tl.constexpr
 ):  # fmt: skip
-    """Statistics of each row [3, tokens] from those of its parts, always in the same order: a row's bits are its own."""
+    """Statistics of each row [3, tokens] from those of its parts, in one order: a row's bits are its own."""
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     stored = i < tokens
     peak = tl.full((ROWS,), -float("inf"), tl.float32)
@@ -153,7 +153,7 @@ def product_kernel(
 
 @triton.jit
 def _tile(rows, columns, BM: tl.constexpr, BN: tl.constexpr, BAND: tl.constexpr = 16):
-    """First row and column of this program's tile: BAND row tiles at a time, so that neighbours share operands in L2."""
+    """First row and column of a program's tile: BAND row tiles at a time, so that neighbours share operands in L2."""
     program, column_tiles = tl.program_id(0), tl.cdiv(columns, BN)
     band = program // (BAND * column_tiles)
     height = tl.minimum(tl.cdiv(rows, BM) - band * BAND, BAND)
@@ -229,4 +229,3 @@ def _store_tile(
     if ADD:
         tile += tl.load(at, mask=inside, other=0.0).to(tl.float32)
     tl.store(at, tile.to(ptr.dtype.element_ty), mask=inside)
-
