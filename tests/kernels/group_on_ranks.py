@@ -85,16 +85,18 @@ def exact_over_sizes(backends: list[str], size: int = 8) -> dict:
 
 
 def uneven_slices(cases: list[list[int]]) -> list[dict[str, float]]:
-    """{what: largest difference between uneven slices and one rank}, of every case and mode."""
+    """{what: largest difference between uneven slices and one rank, over the largest value}, of every case and mode."""
     chunks.TOKENS, differences = 16, []
     for slices in cases:
         for mode in ("one_pass", "recompute"):
             cut = in_a_group(dist.group.WORLD, torch.float32, mode, slices=slices, tokens=sum(slices))
             whole = in_a_group(None, torch.float32, mode, tokens=sum(slices))
-            differences.append(
-                {what: (cut[what] - whole[what]).abs().max().item() for what in whole if whole[what].numel()}
-            )
+            differences.append({what: _relative(cut[what], whole[what]) for what in whole})
     return differences
+
+
+def _relative(found, expected) -> float:
+    return ((found - expected).abs().max() / expected.abs().max().clamp(min=1)).item() if found.numel() else 0.0
 
 
 def bytes_moved(tokens: int) -> dict[str, int]:

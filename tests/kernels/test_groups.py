@@ -29,7 +29,7 @@ def test_exact_mode_gives_the_same_bits_on_1_2_4_and_8_ranks(exact, name, dtype,
 def test_uneven_slices_give_what_one_rank_gives():
     slices = [[9, 0, 30], [1, 1, 1], [0, 0, 0], [0, 40, 0]]
     for found in on_ranks(3, uneven_slices, cases=slices):
-        assert max(found.values()) < 2e-5, found
+        assert max(found.values()) < 5e-6, found
 
 
 def test_a_nan_in_one_slice_is_refused_on_every_rank_with_its_row():
