@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_gopd.kernels.backend import Upstream
+from megatron_gopd.kernels.backend import Statistics, Upstream
 from megatron_gopd.kernels.chunks import Chunk, cut
 from megatron_gopd.kernels.head import Head
 from megatron_gopd.kernels.tree import tree_sum
@@ -62,8 +63,9 @@ class Job:
             parts = self.exact if group is None else self.exact // group.size()
         return cut(self.local_tokens, size, self.rows_per_rank, group, parts)
 
-    def columns(self, *names: str) -> dict[str, Tensor]:
-        return {name: torch.empty(self.tokens, dtype=self.dtype, device=self.device) for name in names}
+    def values(self) -> Values:
+        """Columns for all tokens, to be filled chunk by chunk."""
+        return Values(*torch.empty(3, self.tokens, dtype=self.dtype, device=self.device))
 
     def backward(
         self,
@@ -83,12 +85,13 @@ class Job:
             share = _whole_on_first_rank(share, self.head.group)
         chunk.scatter(share, grad_hidden, exact=self.exact is not None)
 
-    def check(self, targets: Tensor, target_logit: Tensor, log_sum: Tensor, entropy: Tensor, finite: bool) -> None:
+    @staticmethod
+    def check(targets: Tensor, values: Values, finite: bool) -> None:
         """Raises ValueError for a target in no shard, and, if asked, for a log-prob that is not finite."""
-        broken = ~torch.isfinite(target_logit - log_sum + entropy)
+        broken = ~torch.isfinite(values.logprobs + values.entropy)
         if not broken.any():
             return
-        outside = (target_logit == -torch.inf) & torch.isfinite(log_sum)
+        outside = (values.logprobs == -torch.inf) & torch.isfinite(values.log_sum)
         if outside.any():
             raise ValueError(f"target {int(targets[outside][0])} lies outside the vocabulary")
         if finite:
@@ -97,6 +100,25 @@ class Job:
             raise ValueError(
                 f"the log-prob of row {rows[0]}{others} is not finite: hidden or weight hold NaN or infinite values"
             )
+
+
+class Values(NamedTuple):
+    """Of every token, [tokens]."""
+
+    log_sum: Tensor
+    logprobs: Tensor
+    entropy: Tensor
+
+    @classmethod
+    def of(cls, statistics: Statistics) -> Values:
+        log_total = statistics.total.log()
+        # not through log_sum: logits of 1e4 would leave a log-prob three digits
+        logprobs = (statistics.target_logit - statistics.peak) - log_total
+        return cls(statistics.peak + log_total, logprobs, log_total - statistics.weighted / statistics.total)
+
+    def put(self, rows: slice | Tensor, values: Values) -> None:
+        for column, found in zip(self, values, strict=True):
+            column[rows] = found
 
 
 class WeightGradient:

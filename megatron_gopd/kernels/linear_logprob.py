@@ -14,7 +14,7 @@ from torch import Tensor
 
 from megatron_gopd.kernels import chunks
 from megatron_gopd.kernels.backend import Upstream
-from megatron_gopd.kernels.job import Job, WeightGradient
+from megatron_gopd.kernels.job import Job, Values, WeightGradient
 
 
 def linear_logprob(
@@ -58,9 +58,9 @@ def linear_logprob(
     """
     job = Job.of(hidden, weight, targets, temperature, vocab_range, group, rows_per_rank, exact, main_grad)
     hidden, weight = hidden.contiguous(), weight.contiguous()
-    logprobs, entropy, target_logit, log_sum = _LinearLogprob.apply(hidden, weight, targets, job)
-    job.check(targets, target_logit, log_sum, entropy, check_finite)
-    return logprobs, entropy
+    values = Values(*_LinearLogprob.apply(hidden, weight, targets, job))
+    job.check(targets, values, check_finite)
+    return values.logprobs, values.entropy
 
 
 def linear_log_softmax(
@@ -86,23 +86,18 @@ def linear_log_softmax(
 class _LinearLogprob(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets, job):
-        columns = job.columns("log_sum", "entropy", "target_logit")
+        values = job.values()
         for chunk in job.cut(chunks.TOKENS):
             statistics, _ = job.head.statistics(chunk.gather(hidden), weight, targets[chunk.rows], keep=False)
-            log_total = statistics.total.log()
-            columns["log_sum"][chunk.rows] = statistics.peak + log_total
-            columns["entropy"][chunk.rows] = log_total - statistics.weighted / statistics.total
-            columns["target_logit"][chunk.rows] = statistics.target_logit
-        log_sum, entropy, target_logit = columns.values()
-        logprobs = target_logit - log_sum
-        ctx.save_for_backward(hidden, weight, targets, log_sum, logprobs, entropy)
+            values.put(chunk.rows, Values.of(statistics))
+        ctx.save_for_backward(hidden, weight, targets, *values)
         ctx.job = job
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(target_logit, log_sum)
-        return logprobs, entropy, target_logit, log_sum
+        ctx.mark_non_differentiable(values.log_sum)
+        return tuple(values)
 
     @staticmethod
-    def backward(ctx, grad_logprobs, grad_entropy, *_):
+    def backward(ctx, _, grad_logprobs, grad_entropy):
         hidden, weight, targets, log_sum, logprobs, entropy = ctx.saved_tensors
         job, cut = ctx.job, list(ctx.job.cut(chunks.TOKENS))
         grad_hidden = torch.empty_like(hidden)

@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_gopd.kernels.backend import Upstream
+from megatron_gopd.kernels.backend import Statistics, Upstream
 from megatron_gopd.kernels.chunks import tokens_per_chunk
-from megatron_gopd.kernels.job import Job, WeightGradient
+from megatron_gopd.kernels.job import Job, Values, WeightGradient
 from megatron_gopd.kernels.linear_logprob import linear_logprob
 from megatron_gopd.objective.token_loss import TokenLoss, TokenRows
 
@@ -80,10 +80,8 @@ def linear_token_loss(
     job = Job.of(hidden, weight, targets, exact=exact, main_grad=main_grad, **keywords)
     one_pass = _Pass(job, token_loss, rows, main_grad_scale)
     loss = _OnePass.apply(hidden.contiguous(), weight.contiguous(), targets, one_pass)
-    columns = one_pass.columns
-    job.check(targets, columns["target_logit"], columns["log_sum"], columns["entropy"], check_finite)
-    logprobs = columns["target_logit"] - columns["log_sum"]
-    return LinearTokenLoss(loss, logprobs, columns["entropy"], one_pass.metrics)
+    job.check(targets, one_pass.values, check_finite)
+    return LinearTokenLoss(loss, one_pass.values.logprobs, one_pass.values.entropy, one_pass.metrics)
 
 
 def with_gradient(result: TokenLoss, logprobs: Tensor, entropy: Tensor) -> Tensor:
@@ -99,7 +97,7 @@ class _Pass:
 
     def __init__(self, job: Job, token_loss: TokenLossFunction, rows: TokenRows, main_grad_scale: float | None):
         self.job, self.token_loss, self.rows, self.main_grad_scale = job, token_loss, rows, main_grad_scale
-        self.columns = job.columns("log_sum", "entropy", "target_logit")
+        self.values = job.values()
         self.metrics: dict[str, Tensor] = {}
         self.held: tuple[Tensor, Tensor | None] | None = None
 
@@ -119,26 +117,22 @@ class _Pass:
         if any(wanted):
             self.held = grad_hidden, grad_weight.to_return() if job.main_grad is None else grad_weight.buffer
         if not cut:
-            result = self.token_loss(*self.columns["entropy"].view(1, 0).expand(2, 0), self.rows)
+            result = self.token_loss(*self.values[1:], self.rows)
             loss, self.metrics = loss + result.loss, result.metrics
         return loss
 
-    def _loss_of(self, rows: slice | Tensor, statistics) -> tuple[TokenLoss, Upstream]:
-        log_total = statistics.total.log()
-        log_sum = statistics.peak + log_total
-        entropy = log_total - statistics.weighted / statistics.total
-        logprobs = statistics.target_logit - log_sum
-        result = self.token_loss(logprobs, entropy, self.rows.select(rows))
-        for name, values in (("log_sum", log_sum), ("entropy", entropy), ("target_logit", statistics.target_logit)):
-            self.columns[name][rows] = values
-        for name, values in result.metrics.items():
-            self.metrics.setdefault(name, values.new_empty(self.job.tokens))[rows] = values
+    def _loss_of(self, rows: slice | Tensor, statistics: Statistics) -> tuple[TokenLoss, Upstream]:
+        values = Values.of(statistics)
+        self.values.put(rows, values)
+        result = self.token_loss(values.logprobs, values.entropy, self.rows.select(rows))
+        for name, metric in result.metrics.items():
+            self.metrics.setdefault(name, metric.new_empty(self.job.tokens))[rows] = metric
         scale = 1.0 if self.main_grad_scale is None else self.main_grad_scale
         slopes = (
-            None if slope is None else slope.to(log_sum.dtype) * scale
+            None if slope is None else slope.to(self.job.dtype) * scale
             for slope in (result.dloss_dlogprobs, result.dloss_dentropy)
         )
-        return result, Upstream(log_sum, logprobs, entropy, *slopes)
+        return result, Upstream(*values, *slopes)
 
 
 class _OnePass(torch.autograd.Function):

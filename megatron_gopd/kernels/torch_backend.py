@@ -72,7 +72,7 @@ def _grad_logits(logits: Tensor, targets: Tensor, upstream: Upstream) -> Tensor:
     if upstream.grad_entropy is not None:
         coefficient = coefficient + upstream.grad_entropy[:, None] * (log_p + upstream.entropy[:, None])
     grad = -log_p.exp() * coefficient
-    # g (1 - p) as -g expm1(log p): near p = 1 the difference would cancel
+    # g (1 - p) as -g expm1(log p), from the log-prob the loss saw
     at_target = -upstream.grad_logprobs * torch.expm1(upstream.logprobs)
     if upstream.grad_entropy is not None:
         at_target -= upstream.grad_entropy * upstream.logprobs.exp() * (upstream.logprobs + upstream.entropy)

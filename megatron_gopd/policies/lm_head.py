@@ -37,9 +37,8 @@ def token_losses(
     naive: bool,
     token_loss: TokenLossFunction,
     rows: TokenRows,
-    main_grad: Tensor | None,
 ) -> LinearTokenLoss:
-    """The loss of a micro-batch, as token_logprobs; the weight's gradient goes to `main_grad`, or through autograd."""
+    """The loss of a micro-batch, as token_logprobs; the weight's gradient goes straight to its main_grad."""
     if naive:
         logprobs, entropy = token_logprobs(model, hidden, micro_batch, temperature, naive)
         result = token_loss(logprobs.detach(), entropy.detach(), rows)
@@ -53,7 +52,7 @@ def token_losses(
         rows,
         **_head(model, temperature),
         rows_per_rank=rows_per_rank(model, micro_batch),
-        main_grad=main_grad,
+        main_grad=model.lm_head().main_grad,
         check_finite=False,
     )
 

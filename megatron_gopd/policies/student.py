@@ -74,15 +74,17 @@ class Student:
 
         def head(hidden: Tensor, micro_batch: MicroBatch) -> Tensor:
             rows = known.select(table.indices(micro_batch), hidden.device)
-            # overlapped reduction starts when autograd hands over a gradient, so it must be given one
-            main_grad = None if self.config.student.overlap_communication else self.model.lm_head().main_grad
-            temperature = self.config.rollout.temperature
-            result = token_losses(self.model, hidden, micro_batch, temperature, naive, token_loss, rows, main_grad)
+            result = token_losses(
+                self.model, hidden, micro_batch, self.config.rollout.temperature, naive, token_loss, rows
+            )
             if reports(self.model):
                 logprobs = result.logprobs
                 seen = {"logprobs": logprobs, "entropy": result.entropy, "advantage": result.metrics["advantage"]}
                 loss = result.loss.detach() / max(1, len(logprobs)) * torch.ones_like(logprobs)
                 table.put(micro_batch, seen | {"loss": loss})
+            if self.config.student.overlap_communication:
+                # the head's reduction starts when autograd hands over a gradient; the kernel's own is in main_grad
+                return result.loss + 0.0 * self.model.lm_head()[0, 0]
             return result.loss
 
         if self.model is not None:

@@ -37,7 +37,8 @@ std::array<Running, 2> of_tile(const float* z, int64_t rows, int lane, float sca
   for (int64_t n = 0; n < rows; n++) {
     Vec e[2];
     for (int half = 0; half < 2; half++) {
-      const Vec shifted = Vec::loadu(z + n * TOKENS + lane + half * LANES) * factor - peak[half];
+      // in this order: a product fused into the difference would leave the peak itself off 0
+      const Vec shifted = (Vec::loadu(z + n * TOKENS + lane + half * LANES) - highest[half]) * factor;
       e[half] = exp_below(shifted);
       total[half] = total[half] + e[half];
       weighted[half] = at::vec::fmadd(e[half], shifted, weighted[half]);
@@ -201,7 +202,7 @@ at::Tensor gradients(
         if (row < 0 || row >= rows) continue;
         const float log_p = logprobs.const_data_ptr<float>()[i];
         const float of_entropy = all.on_entropy[i] * std::exp(log_p) * (log_p + all.entropy[i]);
-        by_rows[row * ld + i] = T((-all.on_logprob[i] * std::expm1(log_p) - of_entropy) * scale); // 1 - p cancels
+        by_rows[row * ld + i] = T((-all.on_logprob[i] * std::expm1(log_p) - of_entropy) * scale); // not rounded to bf16 first
       }
       interleave(to, ld, ROWS, TOKENS, pairs, TOKENS);
       constexpr int64_t words = ROWS * sizeof(T) / sizeof(float);
