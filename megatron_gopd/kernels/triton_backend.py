@@ -29,6 +29,7 @@ class Tile(NamedTuple):
     inner: int
     warps: int
     stages: int
+    registers: int | None = None  # of a thread; said aloud, ptxas does not aim lower and spill to fit more programs
 
     @property
     def part(self) -> int:
@@ -43,7 +44,7 @@ class Tile(NamedTuple):
 def tile_of(dtype: torch.dtype, capability: int) -> Tile:
     """The largest tile that spills no register; float32 products use no tensor core, and smaller tiles."""
     if dtype == torch.float32:
-        return Tile(64, 128, 32, warps=8, stages=3)
+        return Tile(64, 64, 32, warps=4, stages=3, registers=128)
     if 100 <= capability < 120:  # its accumulators lie in tensor memory, and wide tiles are split at a cost
         return Tile(256, 128, 64, warps=8, stages=3)
     return Tile(128, 256, 64, warps=8, stages=3)
@@ -55,7 +56,7 @@ class Kept(NamedTuple):
 
 
 class TritonBackend:
-    """On GPUs from sm_80; `capability` is 90 for sm_90."""
+    """On the current GPU, from sm_80 on; `capability` is 90 for sm_90."""
 
     def __init__(self, capability: int):
         self.capability = capability
@@ -162,4 +163,5 @@ def _programs(rows: int, columns: int, tile: Tile) -> int:
 
 def _launch(tile: Tile) -> dict[str, int | bool]:
     sizes = {"BM": tile.rows, "BN": tile.columns, "BK": tile.inner}
-    return sizes | {"num_warps": tile.warps, "num_stages": tile.stages} | FUSED
+    limit = {} if tile.registers is None else {"maxnreg": tile.registers}
+    return sizes | {"num_warps": tile.warps, "num_stages": tile.stages} | limit | FUSED
