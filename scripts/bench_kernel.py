@@ -63,9 +63,8 @@ def main() -> int:
 def show(shape: str, what: str, threads: int, rows: dict[str, dict]) -> list[str]:
     """Print a table; return the bounds that were missed, which are those of one thread."""
     tokens, hidden, vocabulary = SHAPES[shape]
-    print(
-        f"\n{shape} = (T {tokens}, h {hidden}, V {vocabulary}), {what}, {threads} thread(s), load {os.getloadavg()[0]:.1f}"
-    )
+    where = f"{shape} = (T {tokens}, h {hidden}, V {vocabulary}), {what}, {threads} thread(s)"
+    print(f"\n{where}, load {os.getloadavg()[0]:.1f}")
     print(f"{'':16} {'seconds':>8} {'/ torch.mm':>10} {'extra MB':>9} {'repeated MB':>11}")
     missed = []
     for name, row in rows.items():
