@@ -1,5 +1,5 @@
 # The verbs of this repository. Each installs what it needs into .venv first.
-.PHONY: help install quickstart heal-pruned assets test test-all lint bench parity clean check-gpu-constraints \
+.PHONY: help install quickstart heal-pruned assets test test-all lint bench bench-kernel parity clean check-gpu-constraints \
     install-triton kernel-report
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
@@ -39,14 +39,18 @@ bench: assets  ## exactness on one and two ranks, and the quickstart's seconds b
 	$(PY) scripts/parity.py --quick
 	$(PY) scripts/bench_phases.py
 
+bench-kernel: install  ## the LM-head kernel beside its peers, as ratios to one torch.mm (an hour; ARGS=--shapes=A)
+	@scripts/install_bench.sh
+	.venv-bench/bin/python scripts/bench_kernel.py $(ARGS)
+
 parity: install  ## every layout on one, two and four ranks against transformers
 	$(PY) scripts/parity.py $(ARGS)
 
 kernel-report: install-triton  ## the GPU kernels compiled for sm_80, 90, 100: registers, spills, shared memory
 	@.venv-triton/bin/python scripts/kernel_report.py $(ARGS)
 
-clean:  ## remove .venv, .venv-triton and assets; runs/ stays
-	rm -rf .venv .venv-triton assets
+clean:  ## remove .venv, .venv-triton, .venv-bench and assets; runs/ stays
+	rm -rf .venv .venv-triton .venv-bench assets
 
 check-gpu-constraints:  ## that the versions pinned for GPU machines resolve together (nothing is installed)
 	@python3 -m venv .venv-uv && .venv-uv/bin/pip install -q uv

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_gopd.kernels.backend import Statistics, Upstream
-from megatron_gopd.kernels.chunks import Chunk, cut
+from megatron_gopd.kernels.chunks import Chunk, cut, tokens_per_chunk
 from megatron_gopd.kernels.head import Head
 from megatron_gopd.kernels.tree import tree_sum
 
@@ -62,6 +62,11 @@ class Job:
         if self.exact is not None:
             parts = self.exact if group is None else self.exact // group.size()
         return cut(self.local_tokens, size, self.rows_per_rank, group, parts)
+
+    def tokens_per_chunk(self, weight: Tensor) -> int:
+        """Of one_pass. In exact mode the chunks, too, must not depend on the number of ranks."""
+        ranks = self.head.group.size() if self.exact is not None and self.head.group is not None else 1
+        return tokens_per_chunk(len(weight) * ranks, weight.element_size())
 
     def values(self) -> Values:
         """Columns for all tokens, to be filled chunk by chunk."""

@@ -16,7 +16,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_gopd.kernels.backend import Statistics, Upstream
-from megatron_gopd.kernels.chunks import tokens_per_chunk
 from megatron_gopd.kernels.job import Job, Values, WeightGradient
 from megatron_gopd.kernels.linear_logprob import linear_logprob
 from megatron_gopd.objective.token_loss import TokenLoss, TokenRows
@@ -103,7 +102,7 @@ class _Pass:
 
     def run(self, hidden: Tensor, weight: Tensor, targets: Tensor, wanted: tuple[bool, bool]) -> Tensor:
         job = self.job
-        cut = list(job.cut(tokens_per_chunk(job.head.valid, hidden.element_size())))
+        cut = list(job.cut(job.tokens_per_chunk(weight)))
         loss = torch.zeros((), dtype=job.dtype, device=job.device)
         grad_hidden = torch.empty_like(hidden)
         grad_weight = WeightGradient(weight, job, wanted[1], len(cut), hold=self.main_grad_scale is None)

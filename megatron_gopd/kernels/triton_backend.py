@@ -42,7 +42,9 @@ class Tile(NamedTuple):
 
 
 def tile_of(dtype: torch.dtype, capability: int) -> Tile:
-    """The largest tile that spills no register; float32 products use no tensor core, and smaller tiles."""
+    """A large tile of which no kernel spills a register; float32 products use no tensor core, and smaller tiles."""
+    if dtype == torch.float32 and capability < 90:
+        return Tile(64, 128, 32, warps=8, stages=3)
     if dtype == torch.float32:
         return Tile(64, 64, 32, warps=4, stages=3, registers=128)
     if 100 <= capability < 120:  # its accumulators lie in tensor memory, and wide tiles are split at a cost

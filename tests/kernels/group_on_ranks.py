@@ -68,8 +68,8 @@ def groups_of(sizes) -> dict[int, object]:
 
 def exact_over_sizes(backends: list[str], size: int = 8) -> dict:
     """{(backend, dtype, mode, sequence parallel, ranks): in_a_group in exact mode}, on rank 0."""
-    chunks.TOKENS, groups, results = 16, groups_of([1, 2, 4, 8]), {}
-    chunks.KEPT_BYTES = 0  # at least 64 tokens: chunks.TOKENS decides
+    groups, results, tokens = groups_of([1, 2, 4, 8]), {}, 192
+    chunks.TOKENS, chunks.KEPT_BYTES = 96, 64 * 2 * PADDED  # of a shard alone more tokens would fit
     for name in backends:
         if name == "torch":
             backend._cpp = lambda: None
@@ -78,8 +78,9 @@ def exact_over_sizes(backends: list[str], size: int = 8) -> dict:
                 for sliced in (False, True):
                     for ranks, group in groups.items():
                         if dist.get_rank() < ranks:
-                            slices = [TOKENS // ranks] * ranks if sliced else None
-                            found = in_a_group(group, getattr(torch, dtype), mode, slices=slices, exact=size)
+                            slices = [tokens // ranks] * ranks if sliced else None
+                            keys = {"slices": slices, "exact": size, "tokens": tokens}
+                            found = in_a_group(group, getattr(torch, dtype), mode, **keys)
                             results[name, dtype, mode, sliced, ranks] = found
     return results
 

@@ -11,7 +11,7 @@ from tests.ranks import on_ranks
 
 @pytest.fixture(scope="module")
 def exact():
-    return on_ranks(8, exact_over_sizes, backends=["cpp", "torch"])
+    return on_ranks(8, exact_over_sizes, timeout=290, backends=["cpp", "torch"])
 
 
 @pytest.mark.parametrize("sliced", [False, True], ids=["whole", "slices"])

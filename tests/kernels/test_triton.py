@@ -137,6 +137,5 @@ def test_shared_memory_fits(compiled, capability, limit):
 
 
 @pytest.mark.slow
-def test_no_variant_spills_on_hopper():
-    rows = in_triton("scripts/kernel_report.py", "--json", interpret=False)
-    assert not [row for row in rows if row["sm"] == 90 and row["spilled"]]
+def test_no_variant_spills():
+    assert not [row for row in in_triton("scripts/kernel_report.py", "--json", interpret=False) if row["spilled"]]
