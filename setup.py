@@ -19,8 +19,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    package_data={"megatron_gopd": ["servers/stubs/**/*.py"]},
     packages=find_packages(include=["megatron_gopd", "megatron_gopd.*"]),
+    package_data={"megatron_gopd.kernels": ["cpp/*"], "megatron_gopd.servers": ["stubs/**/*.py"]},
     entry_points={"console_scripts": ["megatron-gopd = megatron_gopd.cli:app"]},
     install_requires=[
         "torch",

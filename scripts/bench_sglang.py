@@ -75,13 +75,14 @@ def agreement(folder: Path, family: str, models: dict[str, Path]) -> float:
 def measure(folder: Path, models: dict[str, Path]) -> float:
     """Updates, throughput and overlap with one server of a larger model; returns our share of a plain load's rate."""
     from megatron_gopd.rollout.updates import WAYS
-    from megatron_gopd.training.job import build_job, prepare
+    from megatron_gopd.training.job import build_job
 
     sizes = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6}
     student = save_chat_model(folder / "larger", seed=3, **sizes)
     teacher = save_chat_model(folder / "larger-teacher", seed=4, **sizes)
     config = configuration(folder, "larger", student, teacher, max_response_tokens=TOKENS, sglang={"verify_every": 0})
-    with build_job(config, prepare(config), folder / "logs") as job:
+    job = build_job(config)
+    with job.serving(folder / "logs"):
         engine, weights = job.rollout, job.rollout._weights
         for name, way in WAYS.items():
             weights._way = way(engine._pool, config)

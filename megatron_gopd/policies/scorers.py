@@ -26,18 +26,19 @@ class Scorers:
     A trajectory is scored by its own teacher only; by its reference only where lambda != 1.
     """
 
-    def __init__(self, config: Config, logs: Path):
+    def __init__(self, config: Config):
         """Collective over all ranks. Raises UserError for a model or layout that cannot be used."""
         self.config = config
         self._models: dict[str, Model | None] = {}  # None where this rank holds no part
         self._offloaders: dict[str, Offloader] = {}
         self._served: dict[str, ServedScorer] = {}
-        try:
-            for who, settings in config.scorers().items():
-                self._hold(settings, who, logs)
-        except BaseException:
-            self.close()
-            raise
+        for who, settings in config.scorers().items():
+            self._hold(settings, who)
+
+    def start(self, logs: Path) -> None:
+        """Start or find the servers of scorers that are not in this job; their logs go to the folder `logs`."""
+        for served in self._served.values():
+            served.start(logs)
 
     def score(self, chunk: list[Trajectory]) -> None:
         """Fill in teacher_logprobs and reference_logprobs. Collective; every rank passes the same chunk."""
@@ -73,11 +74,11 @@ class Scorers:
         with self._offloaders[identity].resident() if identity in self._offloaders else contextlib.nullcontext():
             yield self._models[identity]
 
-    def _hold(self, settings: schema.Scorer, who: str, logs: Path) -> None:
-        """Load a model, or find its servers, unless the same one, in the same layout and dtype, is held already."""
+    def _hold(self, settings: schema.Scorer, who: str) -> None:
+        """Load a model, or note that servers hold it, unless the same one, in the same layout and dtype, is held already."""
         if settings.engine != "megatron":
             if _identity(settings) not in self._served:
-                self._served[_identity(settings)] = ServedScorer(settings, who, logs, self.config.rollout.temperature)
+                self._served[_identity(settings)] = ServedScorer(settings, who, self.config.rollout.temperature)
         elif _identity(settings) not in self._models:
             model = build_model(settings.model, settings.layout, settings.dtype, fp8=settings.fp8)
             if model is not None:
@@ -98,6 +99,7 @@ class Scorers:
                     rows,
                     temperature=self.config.rollout.temperature,
                     max_tokens=self.config.training.max_tokens_per_micro_batch,
+                    naive=self.config.training.logprob == "naive",
                 )
         for values, trajectory in zip(logprobs, taught, strict=True):
             if not np.isfinite(values).all():

@@ -26,14 +26,17 @@ REQUESTS = 64  # in flight at a server
 class ServedScorer:
     """Servers of one teacher or reference. Rank 0 talks to them; every method is collective."""
 
-    def __init__(self, settings: schema.Scorer, who: str, logs: Path, temperature: float):
-        """Start or find the servers.
+    def __init__(self, settings: schema.Scorer, who: str, temperature: float):
+        """`who` it is in messages; `temperature` of the softmax."""
+        self.settings, self.who, self.temperature = settings, who, temperature
+        self._pool: ServerPool | None = None
+
+    def start(self, logs: Path) -> None:
+        """Start or find the servers; their logs go to the folder `logs`.
 
         Raises:
             UserError: a server does not start, or holds another model than `settings.model`.
         """
-        self.settings, self.who, self.temperature = settings, who, temperature
-        self._pool: ServerPool | None = None
         on_first(lambda: self._start(logs))
 
     def score(self, rows: list[Row]) -> list[np.ndarray]:

@@ -59,6 +59,9 @@ class EmbeddedEngine:
             seed=config.run.seed,
         )
 
+    def start(self, policy: Exports, logs: Path) -> None:
+        """Nothing to do: this engine holds the initial weights from its constructor on."""
+
     def generate(
         self, prompts: list[Prompt], step: int, *, samples: int | None = None, max_tokens: int | None = None
     ) -> Iterator[list[Trajectory]]:

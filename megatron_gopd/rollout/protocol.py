@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
@@ -22,6 +23,12 @@ class RolloutEngine(Protocol):
 
     weight_version: int
     """of the weights it samples with: how many updates of the student they have seen"""
+
+    def start(self, policy: Exports, logs: Path) -> None:
+        """Start or find servers, where the engine has them, and give them the initial weights, version 0.
+
+        To be called once, before anything else; logs go to the folder `logs`.
+        """
 
     def generate(
         self, prompts: list[Prompt], step: int, *, samples: int | None = None, max_tokens: int | None = None

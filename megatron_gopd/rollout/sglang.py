@@ -32,15 +32,8 @@ PLAIN = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "frequency_penalty": 0.0, "pre
 class SGLangEngine:
     """Samples from servers that hold the student's weights; see RolloutEngine for what its methods promise."""
 
-    def __init__(self, config: Config, student: Exports, logs: Path):
-        """Start or find the servers and give them the student's weights, version 0. Collective.
-
-        Args:
-            logs: folder for the servers' logs.
-
-        Raises:
-            UserError: a server does not start, or does not take the weights.
-        """
+    def __init__(self, config: Config):
+        """Raises UserError: the student has no tokenizer or no stop id."""
         self.config, settings = config, config.rollout
         self._folder = config.student.model
         tokenizer = load_tokenizer(self._folder)
@@ -49,9 +42,12 @@ class SGLangEngine:
         self._vocab_size = Architecture.read(self._folder).vocab_size
         self.weight_version = 0
         self._pool: ServerPool | None = None  # on rank 0
-        on_first(lambda: self._start(logs))
         self._most_at_a_time = settings.max_batch_size * (len(settings.sglang.urls) or settings.sglang.count)
-        self._weights = ServerWeights(config, self._pool)
+
+    def start(self, student: Exports, logs: Path) -> None:
+        """See RolloutEngine.start."""
+        on_first(lambda: self._start(logs))
+        self._weights = ServerWeights(self.config, self._pool)
         self.sync(student, 0)
 
     def generate(
@@ -94,6 +90,7 @@ class SGLangEngine:
         if self._pool:
             self._weights.close()
             self._pool.close()
+            self._pool = None
 
     def _chunks(self, batch: Batch | None) -> Iterator[list[Trajectory]]:
         try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import torch.distributed as dist
 
 from megatron_gopd.config import Config
@@ -15,26 +13,22 @@ from megatron_gopd.servers.pool import LostServersError
 from megatron_gopd.training.agreement import refuse_disagreement
 from megatron_gopd.training.checkpoints import Checkpoints
 from megatron_gopd.training.grading import Grader
-from megatron_gopd.training.job import build_job, prepare
+from megatron_gopd.training.job import build_job
 from megatron_gopd.training.recorder import Recorder
 
 
 def distill(config: Config) -> None:
     """Run the whole distillation of `config`. Collective over the ranks of the job."""
-    material = prepare(config)
-    recorder = Recorder(config, material.tokenizers.student)
+    job = build_job(config)
+    probe = Probe(config, job.tokenizers, job.student, job.scorers) if config.evaluation else None
+    recorder = Recorder(config, job.tokenizers.student)
+    checkpoints = Checkpoints(job, recorder.checkpoints)
     correction = config.algorithm.rollout_correction
     token_loss = gopd_loss(config.algorithm.lambda_, correction.cap if correction else None)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(recorder)
-        stack.enter_context(log_to(recorder.logs, dist.get_rank()))
-        grader = stack.enter_context(Grader(config.rewards))
-        job = stack.enter_context(build_job(config, material, recorder.logs))
-        checkpoints = Checkpoints(job, recorder.checkpoints)
-        probe = Probe(config, job.tokenizers, job.student, job.scorers) if config.evaluation else None
+    with recorder, log_to(recorder.logs, dist.get_rank()), Grader(config.rewards) as grader, job.serving(recorder.logs):
+        spans = Spans(on_enter=recorder.phase)
         if probe:
             recorder.measured("before", probe.measure(job.rollout))
-        spans = Spans(on_enter=recorder.phase)
         for step in range(checkpoints.resume(recorder.resumed) + 1, config.run.steps + 1):
             try:
                 with spans("step"):

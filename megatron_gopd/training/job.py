@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +16,9 @@ from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.model import check_fp8
 from megatron_gopd.policies.scorers import Scorers
 from megatron_gopd.policies.student import Student
-from megatron_gopd.ranks import is_first
+from megatron_gopd.ranks import is_first, on_first
 from megatron_gopd.rollout import EmbeddedEngine, RolloutEngine, SGLangEngine
+from megatron_gopd.runs import RunFolder
 from megatron_gopd.training.batches import Batches
 
 
@@ -31,44 +34,31 @@ class Job:
     rollout: RolloutEngine
     batches: Batches
 
-    def __enter__(self) -> Job:
-        return self
-
-    def __exit__(self, *_) -> None:
-        """End what the job started besides its own ranks."""
-        self.rollout.close()
-        self.scorers.close()
-
-
-@dataclass
-class Material:
-    """What a run works on, before any weight is loaded."""
-
-    tokenizers: Tokenizers
-    loader: PromptLoader
+    @contextlib.contextmanager
+    def serving(self, logs: Path) -> Iterator[None]:
+        """Servers that sample or score are up within the block, their logs in the folder `logs`. Collective."""
+        try:
+            self.scorers.start(logs)
+            self.rollout.start(self.student, logs)
+            yield
+        finally:
+            self.rollout.close()
+            self.scorers.close()
 
 
-def prepare(config: Config) -> Material:
-    """Check the models and read the data: whatever can be refused early is refused here, as a UserError. Collective."""
+def build_job(config: Config) -> Job:
+    """Load data, tokenizers and models. Collective. Raises UserError for what the user can mend, cheapest first."""
+    on_first(lambda: RunFolder.check(config))
     _check_models(config)
     tokenizers = load_tokenizers(config)
     prompts = build_prompts(config, tokenizers)
     if is_first():
         _announce(prompts.skipped_too_long, prompts.warnings, config)
-    return Material(tokenizers, PromptLoader(prompts.prompts, config.data.batch_size, config.run.seed))
-
-
-def build_job(config: Config, material: Material, logs: Path) -> Job:
-    """Load the models, and start servers where some are asked for; their logs go to the folder `logs`. Collective.
-
-    Raises UserError for whatever the user can mend.
-    """
+    loader = PromptLoader(prompts.prompts, config.data.batch_size, config.run.seed)
     student = Student(config)
-    scorers = Scorers(config, logs)
-    sampled_by_servers = config.rollout.engine == "sglang"
-    engine = SGLangEngine(config, student, logs) if sampled_by_servers else EmbeddedEngine.of_student(config)
-    batches = Batches(config, material.loader, engine)
-    return Job(config, material.tokenizers, material.loader, student, scorers, engine, batches)
+    scorers = Scorers(config)
+    engine = SGLangEngine(config) if config.rollout.engine == "sglang" else EmbeddedEngine.of_student(config)
+    return Job(config, tokenizers, loader, student, scorers, engine, Batches(config, loader, engine))
 
 
 def _check_models(config: Config) -> None:

@@ -56,7 +56,8 @@ def served(plain, one_rank, tmp_path):
 
     def make(engine, model, url, temperature=1.0, **server):
         tree = {"engine": engine, "model": str(model), "dtype": "float32", "server": {"urls": [url], **server}}
-        made.append(ServedScorer(schema.Scorer(**tree), "teachers.one", tmp_path, temperature))
+        made.append(ServedScorer(schema.Scorer(**tree), "teachers.one", temperature))
+        made[-1].start(tmp_path)
         return made[-1]
 
     yield make

@@ -39,7 +39,8 @@ def make_engine(plain, sglang_server, chat_models, tmp_path, one_rank):
             "data": {"train": "none.jsonl", "batch_size": 1},
             "rollout": {"engine": "sglang", "sglang": {"urls": [url or sglang_server], **servers}, **TEN},
         }
-        made.append(SGLangEngine(Config.model_validate(tree), exports(plain[policy]), tmp_path))
+        made.append(SGLangEngine(Config.model_validate(tree)))
+        made[-1].start(exports(plain[policy]), tmp_path)
         return made[-1]
 
     yield make
