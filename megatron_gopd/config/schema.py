@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 from megatron_gopd.config.layout import Layout
 
 Dtype = Literal["float32", "bfloat16"]
+Rewards = Literal["none", "exact", "math", "code", "auto"]
 Lever = Literal[True, False, "auto"]  # auto: on where there is a GPU
 
 
@@ -167,6 +168,20 @@ class Evaluation(Section):
     max_response_tokens: int = Field(64, ge=1)
 
 
+class Sandbox(Section):
+    """Where programs are run whose tests are their reward."""
+
+    isolation: Literal["namespaces", "limits"] = Field(
+        "namespaces", description="limits: without them; the network and the files of this machine stay open"
+    )
+    seconds_per_test: float = Field(10.0, gt=0, description="wall time")
+    seconds: float = Field(60.0, gt=0, description="wall time of all tests of one answer")
+    memory_mb: int = Field(2048, ge=128, description="of all processes of a program, in MiB")
+    processes: int = Field(32, ge=1, description="and threads, of a program")
+    scratch_mb: int = Field(64, ge=1, description="that a program may write into its folder, in MiB")
+    workers: int | None = Field(None, ge=1, description="programs run at a time; default: one a core")
+
+
 class Checkpoint(Section):
     """What an interrupted run continues from."""
 
@@ -196,7 +211,8 @@ class Config(Section):
     optimizer: Optimizer = Optimizer()
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation | None = None
-    rewards: Literal["none", "exact", "math"] = Field("none", description="grade rollouts: a metric")
+    rewards: Rewards = Field("none", description="grade rollouts: a metric; auto: code where a row has tests, else math")
+    sandbox: Sandbox = Sandbox()
     logging: Logging = Logging()
 
     def reference_of(self, teacher: str) -> Model:
