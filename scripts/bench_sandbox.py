@@ -12,7 +12,6 @@ import gzip
 import importlib.util
 import json
 import os
-import resource
 import sys
 import time
 from pathlib import Path

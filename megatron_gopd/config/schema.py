@@ -211,7 +211,9 @@ class Config(Section):
     optimizer: Optimizer = Optimizer()
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation | None = None
-    rewards: Rewards = Field("none", description="grade rollouts: a metric; auto: code where a row has tests, else math")
+    rewards: Rewards = Field(
+        "none", description="grade rollouts: a metric; auto: code where a row has tests, else math"
+    )
     sandbox: Sandbox = Sandbox()
     logging: Logging = Logging()
 

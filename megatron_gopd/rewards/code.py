@@ -34,7 +34,9 @@ def last_code_block(text: str) -> str | None:
         fence = line.strip()
         if not fence.startswith("```"):
             lines.append(line)
-        elif opened is None or fence != "```":  # a fence with a language opens, also where the one before was not closed
+        elif (
+            opened is None or fence != "```"
+        ):  # a fence with a language opens, also where the one before was not closed
             opened, lines = fence.lower(), []
         else:
             found = "\n".join(lines) if opened in PYTHON_FENCES else found
@@ -43,14 +45,14 @@ def last_code_block(text: str) -> str | None:
 
 
 def check_sandbox(sandbox: Sandbox) -> None:
-    """Run a small program in the sandbox, from a process of its own. Raises UserError saying what this machine lacks."""
+    """Run a small program in the sandbox, from a process of its own. Raises UserError: what this machine lacks."""
     command = [sys.executable, "-m", "megatron_gopd.rewards.code", sandbox.model_dump_json()]
     probe = subprocess.run(command, capture_output=True, text=True, check=False)
     if probe.returncode:
         reason = (probe.stdout + probe.stderr).strip().rsplit("\n", 1)[-1]
         mend = (
-            "run as root, or on a kernel (5.14 or newer) that lets users make namespaces (user.max_user_namespaces); or, "
-            "on a machine with nothing to lose, set sandbox.isolation: limits"
+            "run as root, or on a kernel (5.14 or newer) that lets users make namespaces (user.max_user_namespaces); "
+            "or, on a machine with nothing to lose, set sandbox.isolation: limits"
         )
         raise UserError(
             f"sandbox.isolation: {sandbox.isolation} does not work on this machine: {reason}"

@@ -188,6 +188,9 @@ def _limited(files: dict[str, str], settings: Sandbox, folder: str) -> Jail:
         linux.adopt_orphans()
     uid = UID + os.getppid() % UIDS if os.getuid() == 0 else None
     view.write(files, folder)
+    Path(folder, "packages").mkdir()
+    for package in view.packages():
+        Path(folder, "packages", package.name).symlink_to(package)
     scratch = Path(folder, "scratch")
     scratch.mkdir()
     os.chmod(folder, 0o755)
@@ -236,7 +239,6 @@ def _resident(pid: int) -> int:
     except OSError:  # it ended meanwhile
         return 0
     return pages
-
 
 
 def _kill(pid: int) -> None:

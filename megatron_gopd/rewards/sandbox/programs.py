@@ -51,7 +51,7 @@ def start_python(jail: Jail, script: str, descriptors: dict[int, int]) -> int:
         "PYTHONUTF8": "1",
         "PYTHONHASHSEED": "0",
         "PYTHONINTMAXSTRDIGITS": "0",
-        "PYTHONPATH": f"{view.FOLDER}/packages" if jail.alone else ":".join({str(p.parent) for p in view.packages()}),
+        "PYTHONPATH": f"{jail.folder}/packages",
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
     }
@@ -70,7 +70,9 @@ def start(jail: Jail, run: Callable[[], None], descriptors: dict[int, int]) -> i
         return child
     try:
         os.setsid()
-        moved = {theirs: fcntl.fcntl(ours, fcntl.F_DUPFD, 100) for theirs, ours in descriptors.items()}  # out of the way
+        moved = {
+            theirs: fcntl.fcntl(ours, fcntl.F_DUPFD, 100) for theirs, ours in descriptors.items()
+        }  # out of the way
         for theirs, ours in moved.items():
             os.dup2(ours, theirs)
         os.closerange(len(descriptors), MANY_FILES)
@@ -141,4 +143,3 @@ def _reaped(wanted: int) -> int | None:
             if pid == wanted:
                 found = status
     return found
-

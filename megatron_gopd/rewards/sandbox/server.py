@@ -1,5 +1,8 @@
-"""Runs inside the sandbox, as a program of its own: the answer's functions, for a checker in another process to call."""
+"""A program of its own inside the sandbox: the answer's functions, for a checker in another process to call."""
 
+import contextlib
+import io
+import os
 import pickle
 import struct
 import sys
@@ -30,7 +33,7 @@ KEPT = []
 
 
 def main():
-    requests, replies = open(3, "rb"), open(4, "wb")
+    requests, replies = os.fdopen(3, "rb"), os.fdopen(4, "wb")
     solution = types.ModuleType("solution")
     sys.modules["solution"] = solution
     path = __file__.replace("server.py", "solution.py")
@@ -66,15 +69,11 @@ def resolve(solution, target):
 
 
 def pickled(value):
-    import io
-
     buffer = io.BytesIO()
     Pickler(buffer, protocol=4).dump(value)
     return buffer.getvalue()
 
 
 if __name__ == "__main__":
-    try:
+    with contextlib.suppress(EOFError):  # the checker is done
         main()
-    except EOFError:  # the checker is done
-        pass
