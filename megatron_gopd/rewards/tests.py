@@ -107,7 +107,7 @@ def _call(given: object, expected: object) -> tuple[tuple, object]:
 def _lines(value: object, name: str) -> str:
     if isinstance(value, list):
         return "\n".join(str(each) for each in value)
-    return _text(value, name)
+    return str(value) if isinstance(value, int | float) else _text(value, name)
 
 
 def _text(value: object, name: str) -> str:

@@ -21,7 +21,7 @@ def distill(config: Config) -> None:
     recorder = Recorder(config, material.tokenizers.student)
     correction = config.algorithm.rollout_correction
     token_loss = gopd_loss(config.algorithm.lambda_, correction.cap if correction else None)
-    with recorder, log_to(recorder.logs, dist.get_rank()), Grader(config.rewards) as grader:
+    with recorder, log_to(recorder.logs, dist.get_rank()), Grader(config) as grader:
         job = build_job(config, material)
         checkpoints = Checkpoints(job, recorder.checkpoints)
         probe = Probe(config, job.tokenizers, job.student, job.scorers) if config.evaluation else None

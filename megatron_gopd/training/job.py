@@ -13,8 +13,9 @@ from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.model import check_fp8
 from megatron_gopd.policies.scorers import Scorers
 from megatron_gopd.policies.student import Student
-from megatron_gopd.ranks import is_first
+from megatron_gopd.ranks import is_first, on_first
 from megatron_gopd.rollout import EmbeddedEngine, RolloutEngine
+from megatron_gopd.training.grading import check_rewards
 
 
 @dataclass
@@ -42,6 +43,7 @@ def prepare(config: Config) -> Material:
     _check_models(config)
     tokenizers = load_tokenizers(config)
     prompts = build_prompts(config, tokenizers)
+    on_first(lambda: check_rewards(config, prompts.prompts))
     if is_first():
         _announce(prompts.skipped_too_long, prompts.warnings, config)
     return Material(tokenizers, PromptLoader(prompts.prompts, config.data.batch_size, config.run.seed))

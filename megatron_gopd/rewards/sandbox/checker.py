@@ -9,6 +9,7 @@ import os
 import pickle
 import select
 import struct
+import sys
 import time
 
 from megatron_gopd.rewards.sandbox.programs import Outcome
@@ -116,8 +117,10 @@ class _Unpickler(pickle.Unpickler):
         return Remote(self.link, number)
 
 
-def check(tests: Tests, seconds_per_test: float) -> None:
+def check(tests: Tests, seconds_per_test: float, packages: str) -> None:
     """The whole life of the checker's process: write the verdict, JSON {"problem": text or null}."""
+    sys.path.append(packages)  # what this process could import before is not there any more
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     link = Link()
     problem = _problem(link, tests, seconds_per_test)
     os.write(VERDICT, json.dumps({"problem": problem}).encode())

@@ -64,7 +64,7 @@ def _on_calls(tests: Tests, jail: Jail) -> dict:
     requests, replies, verdict, errors = (os.pipe() for _ in range(4))
     null = os.open(os.devnull, os.O_RDWR)
     start_python(jail, "server.py", {0: null, 1: null, 2: errors[1], 3: requests[0], 4: replies[1]})
-    check = partial(checker.check, tests, jail.settings.seconds_per_test)
+    check = partial(checker.check, tests, jail.settings.seconds_per_test, f"{jail.folder}/packages")
     pid = start(jail, check, {0: null, 1: verdict[1], 2: null, 3: requests[1], 4: replies[0]})
     for descriptor in (*requests, *replies, verdict[1], errors[1], null):
         os.close(descriptor)

@@ -11,14 +11,14 @@ import types
 PLAIN = "NoneType bool int float complex str bytes bytearray tuple list dict set frozenset range slice".split()
 PLAIN_MODULES = "collections datetime decimal fractions numpy".split()
 
+FUNCTIONS = (type, types.FunctionType, types.BuiltinFunctionType)
+
 
 class Pickler(pickle.Pickler):
     """Sends plain values; of anything else a number, by which the checker can hand it back."""
 
     def persistent_id(self, value):
-        kind = type(value)
-        plain = kind.__name__ in PLAIN and kind.__module__ == "builtins"
-        if plain or kind.__module__ in PLAIN_MODULES or isinstance(value, type) and value.__module__ == "builtins":
+        if is_plain(value):
             return None
         KEPT.append(value)
         return len(KEPT) - 1
@@ -66,6 +66,15 @@ def resolve(solution, target):
     if not hasattr(solution, target) and hasattr(solution, "Solution"):
         return getattr(solution.Solution(), target)
     return getattr(solution, target)
+
+
+def is_plain(value):
+    kind = type(value)
+    if kind.__module__ == "builtins" and kind.__name__ in PLAIN:
+        return True
+    if isinstance(value, FUNCTIONS):  # as which plain values are made anew
+        return str(value.__module__).split(".")[0] in ("builtins", "_codecs", *PLAIN_MODULES)
+    return kind.__module__.split(".")[0] in PLAIN_MODULES
 
 
 def pickled(value):
