@@ -90,12 +90,8 @@ def score(
 def evaluate(
     model: Annotated[Path, typer.Option(help="Hugging Face directory")],
     suite: Annotated[list[str] | None, typer.Option(help="a benchmark by name; may be given several times")] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="or a jsonl or parquet file with prompts, and labels or tests")
-    ] = None,
-    samples: Annotated[
-        int | None, typer.Option(min=1, help="answers to each prompt; default: 1, a suite's 32 or 4")
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="or prompts with labels or tests: jsonl or parquet")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="answers a prompt; default: 1, of suites 32 or 4")] = None,
     grader: Annotated[str, typer.Option(help="of --data: math, exact or code")] = "math",
     prompt_template: Annotated[str, typer.Option(help="of --data: none, math or code")] = "none",
     max_response_tokens: Annotated[int | None, typer.Option(min=1, help="default: 1024, of suites 16384")] = None,

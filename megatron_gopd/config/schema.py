@@ -161,11 +161,23 @@ class Optimizer(Section):
 
 
 class Evaluation(Section):
-    """What is measured on held-out prompts before the first step and after the last."""
+    """What is measured before the first step, after the last, and in between."""
 
-    prompts: str = Field(description="jsonl or parquet file of held-out prompts")
+    every: int = Field(0, ge=0, description="steps between evaluations; 0: before and after only")
+    prompts: str | None = Field(None, description="jsonl or parquet file of held-out prompts: how far the teacher is")
     limit: int = Field(16, ge=2, description="prompts used; standard errors are over prompts")
-    max_response_tokens: int = Field(64, ge=1)
+    max_response_tokens: int = Field(64, ge=1, description="of a continuation of such a prompt")
+    suites: list[str] = Field(default_factory=list, description="benchmarks to answer, as evaluate --suite names them")
+    suite_samples: int = Field(4, ge=1, description="answers to each of their problems")
+    suite_max_response_tokens: int | None = Field(None, ge=1, description="default: rollout.max_response_tokens")
+    suite_limit: int | None = Field(None, ge=1, description="problems of each suite; default: all")
+    benchmarks: str = Field("data/benchmarks", description="folder of the suites' files")
+
+    @model_validator(mode="after")
+    def _something_to_measure(self):
+        if self.prompts is None and not self.suites:
+            raise ValueError("evaluation needs prompts: FILE, or suites: [NAME, ...]")
+        return self
 
 
 class Sandbox(Section):

@@ -26,7 +26,7 @@ class Answers:
     """The answers of one suite: `samples` to each problem, whole problems only when it is opened."""
 
     def __init__(self, path: Path, samples: int):
-        """Read what there is; drop a problem that was interrupted. Raises UserError where the file is something else."""
+        """Read what there is, without a problem that was interrupted. Raises UserError: the file is something else."""
         self._path, self._samples = path, samples
         lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
         self.rows = self._whole(lines)

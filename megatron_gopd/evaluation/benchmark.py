@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch.distributed as dist
@@ -37,7 +37,7 @@ class Benchmark:
     grader: str = "math"
     prompt_template: str = "none"
     limit: int | None = None
-    sandbox: Sandbox = Sandbox()
+    sandbox: Sandbox = field(default_factory=Sandbox)
 
     def prompts(self, tokenizer) -> list[Prompt]:
         """Raises UserError: an unknown grader or template, a row without a label, or without tests that can be read."""

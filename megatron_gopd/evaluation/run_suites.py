@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_gopd.config.schema import Sandbox
@@ -28,7 +28,7 @@ class Settings:
     max_response_tokens: int = 16384
     temperature: float = 1.0
     limit: int | None = None  # the first problems of each suite
-    sandbox: Sandbox = Sandbox()
+    sandbox: Sandbox = field(default_factory=Sandbox)
 
 
 def evaluate_suites(

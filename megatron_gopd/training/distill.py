@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch.distributed as dist
 
 from megatron_gopd.config import Config
-from megatron_gopd.evaluation.probe import Probe
 from megatron_gopd.mcore.save import save
 from megatron_gopd.objective import gopd_loss
 from megatron_gopd.runs import Spans, log_to
 from megatron_gopd.training.checkpoints import Checkpoints
+from megatron_gopd.training.exams import Exams, check_suites
 from megatron_gopd.training.grading import Grader
 from megatron_gopd.training.job import build_job, prepare
 from megatron_gopd.training.recorder import Recorder
@@ -18,15 +18,15 @@ from megatron_gopd.training.recorder import Recorder
 def distill(config: Config) -> None:
     """Run the whole distillation of `config`. Collective over the ranks of the job."""
     material = prepare(config)
+    check_suites(config, material.tokenizers)
     recorder = Recorder(config, material.tokenizers.student)
     correction = config.algorithm.rollout_correction
     token_loss = gopd_loss(config.algorithm.lambda_, correction.cap if correction else None)
     with recorder, log_to(recorder.logs, dist.get_rank()), Grader(config) as grader:
         job = build_job(config, material)
         checkpoints = Checkpoints(job, recorder.checkpoints)
-        probe = Probe(config, job.tokenizers, job.student, job.scorers) if config.evaluation else None
-        if probe:
-            recorder.measured("before", probe.measure(job.rollout))
+        exams = Exams(config, job, recorder)
+        exams.hold("before", 0)
         spans = Spans(on_enter=recorder.phase)
         for step in range(checkpoints.resume(recorder.resumed) + 1, config.run.steps + 1):
             with spans("step"):
@@ -42,9 +42,10 @@ def distill(config: Config) -> None:
                 grader.grade(batch, job.tokenizers.student)
             with spans("checkpoint"):
                 checkpoints.after(step)
-            recorder.step(step, batch, update, spans.take())
+            with spans("evaluate"):
+                found = exams.after(step)
+            recorder.step(step, batch, update, spans.take(), found)
         checkpoints.finish()
-        if probe:
-            recorder.measured("after", probe.measure(job.rollout))
+        exams.hold("after", config.run.steps)
         save(job.student.export(), config.student.model, recorder.model, config.student.dtype)
         recorder.finish()
