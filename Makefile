@@ -1,5 +1,6 @@
 # The verbs of this repository. Each installs what it needs into .venv first.
-.PHONY: help install quickstart heal-pruned assets test test-all lint bench bench-convert parity chaos-resume clean check-gpu-constraints
+.PHONY: help install install-triton quickstart heal-pruned assets test test-all lint bench bench-convert bench-kernel \
+    parity chaos-resume kernel-report clean check-gpu-constraints
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 SMOLLM2 := assets/SmolLM2-135M-Instruct
@@ -22,10 +23,13 @@ heal-pruned: assets  ## heal a depth-pruned SmolLM2 with the whole one as its te
 	@[ -d assets/SmolLM2-27-layers ] || $(PY) tools/prune_depth.py $(SMOLLM2) assets/SmolLM2-27-layers --drop 12,16,20
 	$(PY) -m megatron_gopd train examples/heal_pruned.yaml $(ARGS)
 
-test: install  ## the tests, without those marked slow
+install-triton: install  ## create .venv-triton: triton over .venv, for the tests of the GPU kernels
+	@scripts/install_triton.sh
+
+test: install-triton  ## the tests, without those marked slow
 	$(PY) -m pytest -q $(ARGS)
 
-test-all: install  ## all tests
+test-all: install-triton  ## all tests
 	$(PY) -m pytest -q -m "" $(ARGS)
 
 lint: install  ## ruff
@@ -38,14 +42,21 @@ bench: assets  ## exactness on one and two ranks, and the quickstart's seconds b
 bench-convert: install  ## conversion both ways against safetensors alone: time and memory
 	$(PY) scripts/bench_convert.py $(ARGS)
 
+bench-kernel: install  ## the LM-head kernel beside its peers, as ratios to one torch.mm (an hour; ARGS=--shapes=A)
+	@scripts/install_bench.sh
+	.venv-bench/bin/python scripts/bench_kernel.py $(ARGS)
+
 parity: install  ## every layout on one, two and four ranks against transformers
 	$(PY) scripts/parity.py $(ARGS)
 
 chaos-resume: install  ## kill -9 at random moments of a step and of a save, 20 times, then resume
 	$(PY) scripts/chaos_resume.py $(ARGS)
 
-clean:  ## remove .venv and assets; runs/ stays
-	rm -rf .venv assets
+kernel-report: install-triton  ## the GPU kernels compiled for sm_80, 90, 100: registers, spills, shared memory
+	@.venv-triton/bin/python scripts/kernel_report.py $(ARGS)
+
+clean:  ## remove .venv, .venv-triton, .venv-bench and assets; runs/ stays
+	rm -rf .venv .venv-triton .venv-bench assets
 
 check-gpu-constraints:  ## that the versions pinned for GPU machines resolve together (nothing is installed)
 	@python3 -m venv .venv-uv && .venv-uv/bin/pip install -q uv

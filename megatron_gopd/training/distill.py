@@ -9,25 +9,23 @@ from megatron_gopd.mcore.save import save
 from megatron_gopd.objective import gopd_loss
 from megatron_gopd.runs import Spans, log_to
 from megatron_gopd.training.checkpoints import Checkpoints
-from megatron_gopd.training.exams import Exams, check_suites
+from megatron_gopd.training.exams import Exams
 from megatron_gopd.training.grading import Grader
-from megatron_gopd.training.job import build_job, prepare
+from megatron_gopd.training.job import build_job
 from megatron_gopd.training.recorder import Recorder
 
 
 def distill(config: Config) -> None:
     """Run the whole distillation of `config`. Collective over the ranks of the job."""
-    material = prepare(config)
-    check_suites(config, material.tokenizers)
-    recorder = Recorder(config, material.tokenizers.student)
+    job = build_job(config)
+    exams = Exams(config, job)
+    recorder = Recorder(config, job.tokenizers.student)
+    checkpoints = Checkpoints(job, recorder.checkpoints)
     correction = config.algorithm.rollout_correction
     token_loss = gopd_loss(config.algorithm.lambda_, correction.cap if correction else None)
     with recorder, log_to(recorder.logs, dist.get_rank()), Grader(config) as grader:
-        job = build_job(config, material)
-        checkpoints = Checkpoints(job, recorder.checkpoints)
-        exams = Exams(config, job, recorder)
-        exams.hold("before", 0)
         spans = Spans(on_enter=recorder.phase)
+        exams.hold("before", 0, recorder)
         for step in range(checkpoints.resume(recorder.resumed) + 1, config.run.steps + 1):
             with spans("step"):
                 batch = []
@@ -42,10 +40,9 @@ def distill(config: Config) -> None:
                 grader.grade(batch, job.tokenizers.student)
             with spans("checkpoint"):
                 checkpoints.after(step)
-            with spans("evaluate"):
-                found = exams.after(step)
+            found = exams.after(step, recorder, spans)
             recorder.step(step, batch, update, spans.take(), found)
         checkpoints.finish()
-        exams.hold("after", config.run.steps)
+        exams.hold("after", config.run.steps, recorder)
         save(job.student.export(), config.student.model, recorder.model, config.student.dtype)
         recorder.finish()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_gopd.config import Config
 from megatron_gopd.data.tokenizer import Tokenizers
@@ -15,9 +16,11 @@ from megatron_gopd.evaluation.suite_report import SuiteResult
 from megatron_gopd.evaluation.suites import find_suite
 from megatron_gopd.ranks import is_first, on_first
 from megatron_gopd.rewards import check_sandbox
-from megatron_gopd.runs import print_table, write_text
-from megatron_gopd.training.job import Job
-from megatron_gopd.training.recorder import Recorder
+from megatron_gopd.runs import Spans, print_table, write_text
+
+if TYPE_CHECKING:
+    from megatron_gopd.training.job import Job
+    from megatron_gopd.training.recorder import Recorder
 
 
 def check_suites(config: Config, tokenizers: Tokenizers) -> None:
@@ -32,8 +35,8 @@ def check_suites(config: Config, tokenizers: Tokenizers) -> None:
 class Exams:
     """Holds one whenever it is due. Every method is collective over all ranks."""
 
-    def __init__(self, config: Config, job: Job, recorder: Recorder):
-        self._config, self._job, self._recorder = config, job, recorder
+    def __init__(self, config: Config, job: Job):
+        self._config, self._job = config, job
         asked = config.evaluation
         self._probe = (
             Probe(config, job.tokenizers, job.student, job.scorers) if asked and asked.prompts is not None else None
@@ -42,17 +45,20 @@ class Exams:
         self._settings = _settings(config) if names else None
         self._problems = {name: problems_of(name, self._settings, job.tokenizers.student) for name in names}
 
-    def after(self, step: int) -> dict[str, float]:
+    def after(self, step: int, recorder: Recorder, spans: Spans) -> dict[str, float]:
         """The metrics `eval/...` of a step at which an evaluation is due; nothing at others."""
         every = self._config.evaluation.every if self._config.evaluation else 0
-        return self.hold(f"step-{step}", step) if every and step % every == 0 else {}
+        if not every or step % every:
+            return {}
+        with spans("evaluate"):
+            return self.hold(f"step-{step}", step, recorder)
 
-    def hold(self, when: str, step: int) -> dict[str, float]:
+    def hold(self, when: str, step: int, recorder: Recorder) -> dict[str, float]:
         """Measure the student as the engine has it; write what was found to evaluation/WHEN."""
         metrics: dict[str, float] = {}
         if self._probe:
             measured = self._probe.measure(self._job.rollout)
-            self._recorder.measured(when, measured)
+            recorder.measured(when, measured)
             for name in ("reverse_kl_fixed", "reverse_kl_fresh", "teacher_nll"):
                 metrics[f"eval/{name}"] = Estimate.of(getattr(measured, name)).mean
         results = self._suites(when, step)
