@@ -1,5 +1,5 @@
 # The verbs of this repository. Each installs what it needs into .venv first.
-.PHONY: help install install-triton quickstart heal-pruned assets test test-all lint bench bench-convert bench-kernel \
+.PHONY: help install install-triton quickstart heal-pruned assets test test-all lint bench bench-convert bench-kernel bench-sandbox \
     parity chaos-resume kernel-report clean check-gpu-constraints
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
@@ -45,6 +45,9 @@ bench-convert: install  ## conversion both ways against safetensors alone: time 
 bench-kernel: install  ## the LM-head kernel beside its peers, as ratios to one torch.mm (an hour; ARGS=--shapes=A)
 	@scripts/install_bench.sh
 	.venv-bench/bin/python scripts/bench_kernel.py $(ARGS)
+
+bench-sandbox: install  ## HumanEval's own solutions graded in the sandbox: all right, and how many a second
+	$(PY) scripts/bench_sandbox.py $(ARGS)
 
 parity: install  ## every layout on one, two and four ranks against transformers
 	$(PY) scripts/parity.py $(ARGS)

@@ -57,7 +57,7 @@ def human_eval() -> list[dict]:
 
 
 def used() -> float:
-    """Seconds of processor time of the whole machine's processes of this session that have ended, or of the workers."""
+    """Seconds of processor time of this process and of its workers, with the programs they have waited for."""
     total = 0.0
     ticks = os.sysconf("SC_CLK_TCK")
     for child in [os.getpid(), *map(int, Path("/proc/self/task", str(os.getpid()), "children").read_text().split())]:

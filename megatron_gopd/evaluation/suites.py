@@ -40,7 +40,7 @@ class Suite:
     read: Callable[[dict, int], Problem | None]  # a published row and its number from 1; None: not of this suite
     samples: int
     package: Package | None = None
-    file: str | None = None  # its name without suffix, where it is not the suite's; None with a package: only there
+    file: str | None = None  # its name without suffix, where it is not the suite's
 
     def prompts(self, name: str, folder: Path, tokenizer) -> list[Prompt]:
         """The problems as prompts, in the paper's words. Raises UserError: no file, or a row not as published."""
@@ -75,7 +75,7 @@ class Suite:
 def find_suite(name: str) -> Suite:
     """Raises UserError where there is none of that name."""
     if name not in SUITES:
-        raise UserError(f"--suite {name}: choose {', '.join(SUITES)}")
+        raise UserError(f"no suite {name!r}; choose {', '.join(SUITES)}")
     return SUITES[name]
 
 

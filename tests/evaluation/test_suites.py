@@ -202,5 +202,5 @@ def test_a_missing_package_is_named(monkeypatch):
 
 
 def test_an_unknown_suite_is_told_the_known():
-    with pytest.raises(UserError, match="--suite aime: choose aime24, aime25, "):
+    with pytest.raises(UserError, match="no suite 'aime'; choose aime24, aime25, "):
         find_suite("aime")

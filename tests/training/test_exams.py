@@ -50,7 +50,7 @@ def test_answers_and_summaries_lie_in_the_runs_folder(run):
 
 @pytest.mark.parametrize(
     ("suites", "message"),
-    [(["aime25", "hmmt25-nov"], "hmmt25-nov: no file "), (["amie"], "--suite amie: choose aime24")],
+    [(["aime25", "hmmt25-nov"], "hmmt25-nov: no file "), (["amie"], "no suite 'amie'; choose aime24")],
 )
 def test_a_suite_that_cannot_be_asked_is_refused_early(make_config, one_rank, benchmarks, suites, message):
     from megatron_gopd.data import load_tokenizers
