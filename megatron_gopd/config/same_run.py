@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 # how a run is placed, watched or how long it is, not what it computes: these may change from attempt to attempt
 MAY_CHANGE = re.compile(
-    r"run\.(folder|steps)|(checkpoint|logging)(\..*)?|(.+\.)?layout\..*|(.+\.)?(offload|recompute|overlap_communication)"
+    r"run\.(folder|steps)|sandbox\.(workers|isolation)"
+    r"|(checkpoint|logging)(\..*)?|(.+\.)?layout\..*|(.+\.)?(offload|recompute|overlap_communication)"
     r"|training\.(max_tokens_per_micro_batch|logprob)|rollout\.(max_batch_size|max_logprob_abs_diff)"
     r"|(rollout\.sglang|.+\.server)\.(urls|token_variable|count|gpus|.*_s|sync|sync_folder|bucket_bytes"
     r"|verify_every|colocated)"

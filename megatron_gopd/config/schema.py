@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 from megatron_gopd.config.layout import Layout
 
 Dtype = Literal["float32", "bfloat16"]
+Rewards = Literal["none", "exact", "math", "code", "auto"]
 Lever = Literal[True, False, "auto"]  # auto: on where there is a GPU
 
 
@@ -232,11 +233,37 @@ class Optimizer(Section):
 
 
 class Evaluation(Section):
-    """What is measured on held-out prompts before the first step and after the last."""
+    """What is measured before the first step, after the last, and in between."""
 
-    prompts: str = Field(description="jsonl or parquet file of held-out prompts")
+    every: int = Field(0, ge=0, description="steps between evaluations; 0: before and after only")
+    prompts: str | None = Field(None, description="jsonl or parquet file of held-out prompts: how far the teacher is")
     limit: int = Field(16, ge=2, description="prompts used; standard errors are over prompts")
-    max_response_tokens: int = Field(64, ge=1)
+    max_response_tokens: int = Field(64, ge=1, description="of a continuation of such a prompt")
+    suites: list[str] = Field(default_factory=list, description="benchmarks to answer, as evaluate --suite names them")
+    suite_samples: int = Field(4, ge=1, description="answers to each of their problems")
+    suite_max_response_tokens: int | None = Field(None, ge=1, description="default: rollout.max_response_tokens")
+    suite_limit: int | None = Field(None, ge=1, description="problems of each suite; default: all")
+    benchmarks: str = Field("data/benchmarks", description="folder of the suites' files")
+
+    @model_validator(mode="after")
+    def _something_to_measure(self):
+        if self.prompts is None and not self.suites:
+            raise ValueError("evaluation needs prompts: FILE, or suites: [NAME, ...]")
+        return self
+
+
+class Sandbox(Section):
+    """Where programs are run whose tests are their reward."""
+
+    isolation: Literal["namespaces", "limits"] = Field(
+        "namespaces", description="limits: without them; the network and the files of this machine stay open"
+    )
+    seconds_per_test: float = Field(10.0, gt=0, description="wall time")
+    seconds: float = Field(60.0, gt=0, description="wall time of all tests of one answer")
+    memory_mb: int = Field(2048, ge=128, description="of all processes of a program, in MiB")
+    processes: int = Field(32, ge=1, description="and threads, of a program")
+    scratch_mb: int = Field(64, ge=1, description="that a program may write into its folder, in MiB")
+    workers: int | None = Field(None, ge=1, description="programs run at a time; default: one a core")
 
 
 class Checkpoint(Section):
@@ -268,7 +295,10 @@ class Config(Section):
     optimizer: Optimizer = Optimizer()
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation | None = None
-    rewards: Literal["none", "exact", "math"] = Field("none", description="grade rollouts: a metric")
+    rewards: Rewards = Field(
+        "none", description="grade rollouts: a metric; auto: code where a row has tests, else math"
+    )
+    sandbox: Sandbox = Sandbox()
     logging: Logging = Logging()
 
     def reference_of(self, teacher: str) -> Scorer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,13 +14,13 @@ BATCH_ROWS = 128  # of a parquet file in memory; a row with the tests of a progr
 
 
 def read_file(path: Path, only: tuple[str, ...] = ()) -> Iterator[tuple[str, int, dict]]:
-    """Yield (FILE:LINE, number from 1, columns) of each row of a .jsonl or .parquet file, a few rows in memory.
+    """Yield (FILE:LINE, number from 1, columns) of each row of a .jsonl(.gz) or .parquet file, a few in memory.
 
     With `only`, those columns; the others of a parquet file are not even read.
     Raises UserError naming the file, or the row, that cannot be read or lacks one of `only`.
     """
-    readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    if path.suffix not in readers:
+    readers = {".jsonl": _read_jsonl, ".gz": _read_jsonl, ".parquet": _read_parquet}
+    if path.suffix not in readers or (path.suffix == ".gz" and not path.name.endswith(".jsonl.gz")):
         raise UserError(f"{path}: prompts are read from .jsonl and .parquet files; convert it to one of them")
     if not path.is_file():
         raise UserError(f"{path}: no such file of prompts")
@@ -27,7 +28,8 @@ def read_file(path: Path, only: tuple[str, ...] = ()) -> Iterator[tuple[str, int
 
 
 def _read_jsonl(path: Path, only: tuple[str, ...]) -> Iterator[tuple[str, int, dict]]:
-    with path.open("rb") as lines:  # bytes: a line that is not UTF-8 is named like any other bad line
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rb") as lines:  # bytes: a line that is not UTF-8 is named like any other bad line
         for number, line in enumerate(lines, 1):
             source = f"{path}:{number}"
             if not line.strip():

@@ -89,6 +89,7 @@ def _prompt(row: Row, config: Config, tokenizers: Tokenizers) -> Prompt:
         teacher_tokens=teacher_tokens,
         reference_tokens=reference_tokens,
         source=row.source,
+        tests=row.tests,
     )
 
 

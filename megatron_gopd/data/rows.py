@@ -26,15 +26,17 @@ class Row:
     data_source: str | None
     columns: dict
     source: str  # FILE:LINE, or FILE:row N counted from 1
+    tests: str | None = None  # JSON, of a row that asks for a program
 
 
 def load_rows(path: str | Path | list[str]) -> list[Row]:
     """Read a .jsonl or .parquet file, or several one after another.
 
     Columns: `prompt` (text or messages) or `messages`; optional `label` | `answer` | `ground_truth` |
-    `reward_model.ground_truth`; `id` | `extra_info.index` | the line number; `opd_teacher` at top level, in
-    `metadata` or in `extra_info`; `data_source`. Ids are unique: an `id` written twice is a mistake, an index or
-    a line number that several rows share gets its place added.
+    `reward_model.ground_truth`; `tests`, which is the ground truth where `ability` is code; `id` |
+    `extra_info.index` | the line number; `opd_teacher` at top level, in `metadata` or in `extra_info`; `data_source`.
+    Ids are unique: an `id` written twice is a mistake, an index or a line number that several rows share gets its
+    place added.
     Raises UserError naming FILE:LINE of whatever cannot be read.
     """
     paths = [Path(one) for one in (path if isinstance(path, list) else [path])]
@@ -90,7 +92,9 @@ def _row(columns: dict, number: int, source: str) -> Row:
     if prompt_column is None:
         raise UserError(f"no column 'prompt' or 'messages'; columns: {', '.join(columns)}")
     extra, metadata = _mapping(columns, "extra_info"), _mapping(columns, "metadata")
-    labels = [*(columns.get(name) for name in LABEL_COLUMNS), _mapping(columns, "reward_model").get("ground_truth")]
+    ground_truth = _mapping(columns, "reward_model").get("ground_truth")
+    is_code = columns.get("ability") == "code"  # as verl and the published G-OPD files say it
+    labels = [*(columns.get(name) for name in LABEL_COLUMNS), None if is_code else ground_truth]
     return Row(
         id=_first_text(columns.get("id"), extra.get("index"), number),
         messages=as_messages(columns[prompt_column], prompt_column),
@@ -99,6 +103,7 @@ def _row(columns: dict, number: int, source: str) -> Row:
         data_source=_first_text(columns.get("data_source")),
         columns=columns,
         source=source,
+        tests=_first_text(columns.get("tests"), ground_truth if is_code else None),
     )
 
 

@@ -20,6 +20,7 @@ class Prompt:
     teacher_tokens: list[int]
     reference_tokens: list[int]
     source: str = ""  # FILE:LINE, for messages
+    tests: str | None = None  # JSON, of a prompt that asks for a program
 
 
 @dataclass

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
+from megatron_gopd.config.schema import Sandbox
 from megatron_gopd.errors import UserError
 from megatron_gopd.ranks import on_first
 
@@ -16,6 +18,20 @@ def check_options(dtype: str, temperature: float, output: Path | None) -> None:
         raise UserError(f"--temperature {temperature}: must be above 0")
     if output:
         on_first(lambda: _check_writable(output))
+
+
+def check_source(suites: list[str] | None, data: Path | None) -> None:
+    """Raises UserError unless either benchmarks or a file is named."""
+    if bool(suites) == (data is not None):
+        raise UserError("name either --suite NAME, once or several times, or --data FILE")
+
+
+def sandbox_of(isolation: str) -> Sandbox:
+    """Raises UserError: an unknown isolation."""
+    known = get_args(Sandbox.model_fields["isolation"].annotation)
+    if isolation not in known:
+        raise UserError(f"--isolation {isolation}: choose {' or '.join(known)}")
+    return Sandbox(isolation=isolation)
 
 
 def _check_writable(output: Path) -> None:

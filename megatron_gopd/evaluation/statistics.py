@@ -34,3 +34,11 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} +- {self.standard_error:.3f}"
+
+
+def pass_at_k(samples: int, right: int, k: int) -> float:
+    """The chance that one of k answers, drawn from `samples` of which `right` are right, is right: 1 - C(n-c,k)/C(n,k).
+
+    The unbiased estimate of Chen et al. 2021 (arXiv:2107.03374, eq. 1). k is at most `samples`.
+    """
+    return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)

@@ -1,6 +1,9 @@
-"""Graders of responses with a known answer, behind one bounded process pool. No torch here."""
+"""Graders of responses with a known answer or with tests, behind one bounded process pool. No torch here."""
 
+from megatron_gopd.rewards.code import check_sandbox, code
+from megatron_gopd.rewards.grade import Grade
 from megatron_gopd.rewards.graders import exact, math
-from megatron_gopd.rewards.pool import Grade, GraderPool
+from megatron_gopd.rewards.pool import GraderPool
+from megatron_gopd.rewards.tests import parse_tests
 
-__all__ = ["Grade", "GraderPool", "exact", "math"]
+__all__ = ["Grade", "GraderPool", "check_sandbox", "code", "exact", "math", "parse_tests"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import signal
 import sys
@@ -11,27 +12,25 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal, Self
 
 from pebble import ProcessExpired, ProcessPool
 
+from megatron_gopd.config.schema import Sandbox
+from megatron_gopd.rewards.code import code
+from megatron_gopd.rewards.grade import Grade
 from megatron_gopd.rewards.graders import GRADERS
+from megatron_gopd.rewards.sandbox import SandboxError
 
+Grader = Callable[[str, str], float | Grade]
 MAX_CHARACTERS = 100_000  # of a response, from its end, where the answer stands
 WORKER_MEMORY = 4 << 30  # bytes that grading may take
 STARTS = 3  # of the workers in one call, before it gives up
+SANDBOX_GRACE_S = 10.0  # after the time of all tests: the sandbox ends itself before
 GRACE_S = 5.0  # after the time limit, when a worker that nobody stopped ends itself
-
-
-@dataclass(frozen=True)
-class Grade:
-    """`score` in [0, 1]; 0 whenever there is a problem: "timeout", "crash: ..." or "no label"."""
-
-    score: float
-    problem: str | None = None
 
 
 class GraderPool:
@@ -42,22 +41,36 @@ class GraderPool:
     needs the usual `if __name__ == "__main__":`.
     """
 
-    def __init__(self, kind: Literal["exact", "math"], workers: int = 2, timeout_s: float = 5.0):
-        self._grader = GRADERS[kind]
-        self._workers = workers
-        self._timeout_s = timeout_s
+    def __init__(
+        self,
+        kind: Literal["exact", "math", "code"],
+        workers: int | None = None,
+        timeout_s: float | None = None,
+        sandbox: Sandbox | None = None,
+    ):
+        """Code is run in `sandbox`, which sets its time and by default takes every core; the others take 2 and 5 s."""
+        if kind == "code":
+            sandbox = sandbox or Sandbox()
+            self._grader: Grader = partial(code, sandbox=sandbox)
+            workers = workers or sandbox.workers or _cores()
+            timeout_s = timeout_s or sandbox.seconds + SANDBOX_GRACE_S
+        else:
+            self._grader = GRADERS[kind]
+        self._missing = Grade(0.0, "no tests" if kind == "code" else "no label")
+        self._workers = workers or 2
+        self._timeout_s = timeout_s or 5.0
         self._pool: ProcessPool | None = None
         self._closed = False
         self._lock = threading.Lock()
 
     def grade(self, responses: Sequence[str], labels: Sequence[str | None]) -> list[Grade]:
-        """One Grade for each response, in order; any thread may call.
+        """One Grade for each response, in order; any thread may call. The labels of code are its tests.
 
-        Raises ValueError where the lengths differ, and RuntimeError where the pool is closed or its workers cannot
-        start.
+        Raises ValueError where the lengths differ, RuntimeError where the pool is closed or its workers cannot start,
+        SandboxError where the kernel refuses the sandbox: that is no fault of an answer.
         """
         rows = list(zip(responses, labels, strict=True))
-        grades = {row: Grade(0.0, "no label") for row, (_, label) in enumerate(rows) if not (label and label.strip())}
+        grades = {row: self._missing for row, (_, label) in enumerate(rows) if not (label and label.strip())}
         for _ in range(STARTS):
             waiting = [row for row in range(len(rows)) if row not in grades]
             if not waiting:
@@ -119,13 +132,19 @@ def _grade_of(future: Future) -> Grade:
     error = future.exception()
     if error is None:
         return future.result()
+    if isinstance(error, SandboxError):
+        raise error
     died = isinstance(error, ProcessExpired)
     if isinstance(error, TimeoutError) or (died and error.exitcode == -signal.SIGALRM):
         return Grade(0.0, "timeout")
     return Grade(0.0, f"crash: the worker died, exit code {error.exitcode}" if died else f"crash: {error}")
 
 
-def _start_worker(grader: Callable[[str, str], float]) -> None:
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _start_worker(grader: Grader) -> None:
     """Runs in a new worker, before any answer's clock."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a Python handler would wait for the end of 9**9**9**9
     if sys.platform == "linux":
@@ -137,11 +156,14 @@ def _start_worker(grader: Callable[[str, str], float]) -> None:
     grader(r"\boxed{1}", "1")  # imports and compiles what grading needs
 
 
-def _grade(grader: Callable[[str, str], float], response: str, label: str, limit_s: float) -> Grade:
+def _grade(grader: Grader, response: str, label: str, limit_s: float) -> Grade:
     """Runs in a worker. The timer ends a worker whose pool was killed and cannot."""
     signal.setitimer(signal.ITIMER_REAL, limit_s)
     try:
-        return Grade(grader(response, label))
+        grade = grader(response, label)
+        return grade if isinstance(grade, Grade) else Grade(grade)
+    except SandboxError:
+        raise
     except Exception as error:  # noqa: BLE001  as text: not every exception survives the way back
         return Grade(0.0, f"crash: {type(error).__name__}: {error}"[:200])
     finally:

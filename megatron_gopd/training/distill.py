@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch.distributed as dist
 
 from megatron_gopd.config import Config
-from megatron_gopd.evaluation.probe import Probe
 from megatron_gopd.mcore.save import save
 from megatron_gopd.objective import gopd_loss
 from megatron_gopd.runs import Spans, log_to
 from megatron_gopd.servers.pool import LostServersError
 from megatron_gopd.training.agreement import refuse_disagreement
 from megatron_gopd.training.checkpoints import Checkpoints
+from megatron_gopd.training.exams import Exams
 from megatron_gopd.training.grading import Grader
 from megatron_gopd.training.job import build_job
 from megatron_gopd.training.recorder import Recorder
@@ -20,15 +20,14 @@ from megatron_gopd.training.recorder import Recorder
 def distill(config: Config) -> None:
     """Run the whole distillation of `config`. Collective over the ranks of the job."""
     job = build_job(config)
-    probe = Probe(config, job.tokenizers, job.student, job.scorers) if config.evaluation else None
+    exams = Exams(config, job)
     recorder = Recorder(config, job.tokenizers.student)
     checkpoints = Checkpoints(job, recorder.checkpoints)
     correction = config.algorithm.rollout_correction
     token_loss = gopd_loss(config.algorithm.lambda_, correction.cap if correction else None)
-    with recorder, log_to(recorder.logs, dist.get_rank()), Grader(config.rewards) as grader, job.serving(recorder.logs):
+    with recorder, log_to(recorder.logs, dist.get_rank()), Grader(config) as grader, job.serving(recorder.logs):
         spans = Spans(on_enter=recorder.phase)
-        if probe:
-            recorder.measured("before", probe.measure(job.rollout))
+        exams.hold("before", 0, recorder)
         for step in range(checkpoints.resume(recorder.resumed) + 1, config.run.steps + 1):
             try:
                 with spans("step"):
@@ -45,13 +44,13 @@ def distill(config: Config) -> None:
                     grader.grade(batch, job.tokenizers.student)
             except LostServersError as error:
                 if job.student.steps_done == step:  # lost after the update: the step counts
-                    recorder.step(step, batch, update, spans.take())
+                    recorder.step(step, batch, update, spans.take(), {})
                 raise checkpoints.stopped(error) from None
             with spans("checkpoint"):
                 checkpoints.after(step)
-            recorder.step(step, batch, update, spans.take())
+            found = exams.after(step, recorder, spans)
+            recorder.step(step, batch, update, spans.take(), found)
         checkpoints.finish()
-        if probe:
-            recorder.measured("after", probe.measure(job.rollout))
+        exams.hold("after", config.run.steps, recorder)
         save(job.student.export(), config.student.model, recorder.model, config.student.dtype)
         recorder.finish()

@@ -20,6 +20,8 @@ from megatron_gopd.ranks import is_first, on_first
 from megatron_gopd.rollout import EmbeddedEngine, RolloutEngine, SGLangEngine
 from megatron_gopd.runs import RunFolder
 from megatron_gopd.training.batches import Batches
+from megatron_gopd.training.exams import check_suites
+from megatron_gopd.training.grading import check_rewards
 
 
 @dataclass
@@ -52,6 +54,8 @@ def build_job(config: Config) -> Job:
     _check_models(config)
     tokenizers = load_tokenizers(config)
     prompts = build_prompts(config, tokenizers)
+    on_first(lambda: check_rewards(config, prompts.prompts))
+    check_suites(config, tokenizers)
     if is_first():
         _announce(prompts.skipped_too_long, prompts.warnings, config)
     loader = PromptLoader(prompts.prompts, config.data.batch_size, config.run.seed)

@@ -41,10 +41,13 @@ class Recorder:
         if is_first():
             self._line.phase(name)
 
-    def step(self, step: int, batch: list[Trajectory], update: Update, seconds: dict[str, float]) -> None:
+    def step(
+        self, step: int, batch: list[Trajectory], update: Update, seconds: dict[str, float], found: dict[str, float]
+    ) -> None:
+        """found: what an evaluation after this step measured."""
         if not is_first():
             return
-        metrics = step_metrics(step, batch, update, seconds)
+        metrics = step_metrics(step, batch, update, seconds) | found
         self._sinks.log(step, metrics)
         with self.folder.samples.open("a") as samples:
             samples.write(json.dumps(self._sample(step, batch[0])) + "\n")

@@ -189,3 +189,20 @@ def test_other_kinds_of_files_are_refused(tmp_path):
     path.write_text("prompt\nAdd.\n")
     with pytest.raises(UserError, match="train.csv: prompts are read from .jsonl and .parquet"):
         load_rows(path)
+
+
+@pytest.mark.parametrize(
+    ("columns", "label", "tests"),
+    [
+        ({"tests": '{"inputs": [1]}'}, None, '{"inputs": [1]}'),
+        ({"tests": ["assert f()"]}, None, '["assert f()"]'),
+        ({"ability": "code", "reward_model": {"ground_truth": "[1]"}}, None, "[1]"),
+        ({"ability": "math", "reward_model": {"ground_truth": "1"}}, "1", None),
+        ({"answer": "1"}, "1", None),
+    ],
+)
+def test_rows_tell_code_from_math(tmp_path, columns, label, tests):
+    path = tmp_path / "train.jsonl"
+    path.write_text(json.dumps({"prompt": "?"} | columns) + "\n")
+    (row,) = load_rows(path)
+    assert (row.label, row.tests) == (label, tests)

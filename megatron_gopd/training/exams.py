@@ -1,0 +1,95 @@
+"""What a run measures of its student before, during and after training."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_gopd.config import Config
+from megatron_gopd.data.tokenizer import Tokenizers
+from megatron_gopd.evaluation.probe import Probe
+from megatron_gopd.evaluation.run_suites import Settings, problems_of, run_suite
+from megatron_gopd.evaluation.statistics import Estimate
+from megatron_gopd.evaluation.suite_report import SuiteResult
+from megatron_gopd.evaluation.suites import find_suite
+from megatron_gopd.ranks import is_first, on_first
+from megatron_gopd.rewards import check_sandbox
+from megatron_gopd.runs import Spans, print_table, write_text
+
+if TYPE_CHECKING:
+    from megatron_gopd.training.job import Job
+    from megatron_gopd.training.recorder import Recorder
+
+
+def check_suites(config: Config, tokenizers: Tokenizers) -> None:
+    """Raises UserError, before any weight is loaded: an unknown suite, a missing file, no safe place for programs."""
+    if config.evaluation:
+        for name in config.evaluation.suites:
+            problems_of(name, _settings(config), tokenizers.student)
+        if any(find_suite(name).domain == "code" for name in config.evaluation.suites):
+            on_first(lambda: check_sandbox(config.sandbox))
+
+
+class Exams:
+    """Holds one whenever it is due. Every method is collective over all ranks."""
+
+    def __init__(self, config: Config, job: Job):
+        self._config, self._job = config, job
+        asked = config.evaluation
+        self._probe = (
+            Probe(config, job.tokenizers, job.student, job.scorers) if asked and asked.prompts is not None else None
+        )
+        names = asked.suites if asked else []
+        self._settings = _settings(config) if names else None
+        self._problems = {name: problems_of(name, self._settings, job.tokenizers.student) for name in names}
+
+    def after(self, step: int, recorder: Recorder, spans: Spans) -> dict[str, float]:
+        """The metrics `eval/...` of a step at which an evaluation is due; nothing at others."""
+        every = self._config.evaluation.every if self._config.evaluation else 0
+        if not every or step % every:
+            return {}
+        with spans("evaluate"):
+            return self.hold(f"step-{step}", step, recorder)
+
+    def hold(self, when: str, step: int, recorder: Recorder) -> dict[str, float]:
+        """Measure the student as the engine has it; write what was found to evaluation/WHEN."""
+        metrics: dict[str, float] = {}
+        if self._probe:
+            measured = self._probe.measure(self._job.rollout)
+            recorder.measured(when, measured)
+            for name in ("reverse_kl_fixed", "reverse_kl_fresh", "teacher_nll"):
+                metrics[f"eval/{name}"] = Estimate.of(getattr(measured, name)).mean
+        results = self._suites(when, step)
+        if is_first() and results:
+            rows = [(each.suite, each.problems, f"avg@{each.samples} {each.accuracy}") for each in results]
+            print_table(f"Benchmarks, {when}", ["suite", "problems", "accuracy"], rows)
+        return metrics | {name: value for result in results for name, value in result.metrics().items()}
+
+    def _suites(self, when: str, step: int) -> list[SuiteResult]:
+        folder = Path(self._config.run.folder, self._config.run.name, "evaluation", when)
+        if self._problems and is_first():
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in self._problems:  # an earlier attempt's answers are of other weights
+                (folder / f"{name}.jsonl").unlink(missing_ok=True)
+        results = [
+            run_suite(name, prompts, self._job.rollout, self._job.tokenizers.student, folder, self._settings, step=step)
+            for name, prompts in self._problems.items()
+        ]
+        if results and is_first():
+            summary = {"step": step, "suites": [asdict(result) for result in results]}
+            write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        return results
+
+
+def _settings(config: Config) -> Settings:
+    asked = config.evaluation
+    return Settings(
+        benchmarks=Path(asked.benchmarks),
+        samples=asked.suite_samples,
+        max_response_tokens=asked.suite_max_response_tokens or config.rollout.max_response_tokens,
+        temperature=config.rollout.temperature,
+        limit=asked.suite_limit,
+        sandbox=config.sandbox,
+    )

@@ -1,0 +1,61 @@
+"""Benchmarks and held-out prompts before, during and after a run."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from megatron_gopd.config import Config
+from megatron_gopd.errors import UserError
+from tests.chat_models import write_questions
+
+
+@pytest.fixture(scope="module")
+def benchmarks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("benchmarks")
+    rows = [{"question": f"What is {number} plus 1?", "answer": str(number + 1)} for number in range(3)]
+    (folder / "aime25.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(make_config, distill, benchmarks, tmp_path_factory):
+    held_out = write_questions(tmp_path_factory.mktemp("held") / "out.jsonl", 2, opd_teacher="strong")
+    asked = {"every": 2, "prompts": str(held_out), "limit": 2, "max_response_tokens": 4, "suites": ["aime25"]}
+    asked |= {"benchmarks": str(benchmarks), "suite_samples": 2, "suite_max_response_tokens": 4}
+    config: Config = make_config("exams", evaluation=asked)
+    config.run.steps = 3
+    distill(config)
+    return Path(config.run.folder, config.run.name)
+
+
+def test_every_second_step_has_its_evaluation(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = [{name for name in row if name.startswith("eval/")} for row in rows]
+    assert found[0] == found[2] == set()
+    assert {"eval/aime25", "eval/aime25/standard_error", "eval/reverse_kl_fixed"} <= found[1]
+    assert all(math.isfinite(rows[1][name]) for name in found[1])
+
+
+def test_answers_and_summaries_lie_in_the_runs_folder(run):
+    for when, step in {"before": 0, "step-2": 2, "after": 3}.items():
+        summary = json.loads((run / "evaluation" / when / "summary.json").read_text())
+        assert (summary["step"], summary["suites"][0]["accuracy"]["items"]) == (step, 3)
+        assert len((run / "evaluation" / when / "aime25.jsonl").read_text().splitlines()) == 6
+        assert (run / "evaluation" / f"{when}.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("suites", "message"),
+    [(["aime25", "hmmt25-nov"], "hmmt25-nov: no file "), (["amie"], "no suite 'amie'; choose aime24")],
+)
+def test_a_suite_that_cannot_be_asked_is_refused_early(make_config, one_rank, benchmarks, suites, message):
+    from megatron_gopd.data import load_tokenizers
+    from megatron_gopd.training.exams import check_suites
+
+    config = make_config("refused", evaluation={"suites": suites, "benchmarks": str(benchmarks)})
+    with pytest.raises(UserError, match=message):
+        check_suites(config, load_tokenizers(config))
