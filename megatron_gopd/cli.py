@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from megatron_gopd.errors import UserError
+from megatron_gopd.srun import adopt_srun
 
 app = typer.Typer(
     name="megatron-gopd",
@@ -32,10 +33,15 @@ def verb(function, of: typer.Typer = app):
     @functools.wraps(function)
     def command(*args, **kwargs):
         try:
+            adopt_srun()
             function(*args, **kwargs)
-        except UserError as error:  # before the ranks know of each other, each meets the same mistake
+        except UserError as error:
+            from megatron_gopd.runs.outcome import write_outcome
+
+            # before the ranks know of each other, each meets the same mistake
             if os.environ.get("RANK", "0") == "0":
                 print(f"{error.kind}: {error}", file=sys.stderr)
+                write_outcome(error.exit_code, error.kind, str(error))
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

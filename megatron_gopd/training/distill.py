@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.distributed as dist
 
 from megatron_gopd.config import Config
+from megatron_gopd.errors import StoppedError
 from megatron_gopd.evaluation.probe import Probe
 from megatron_gopd.mcore.save import save
 from megatron_gopd.objective import gopd_loss
@@ -13,6 +14,7 @@ from megatron_gopd.training.checkpoints import Checkpoints
 from megatron_gopd.training.grading import Grader
 from megatron_gopd.training.job import build_job, prepare
 from megatron_gopd.training.recorder import Recorder
+from megatron_gopd.training.stop import StopRequest
 
 
 def distill(config: Config) -> None:
@@ -21,7 +23,8 @@ def distill(config: Config) -> None:
     recorder = Recorder(config, material.tokenizers.student)
     correction = config.algorithm.rollout_correction
     token_loss = gopd_loss(config.algorithm.lambda_, correction.cap if correction else None)
-    with recorder, log_to(recorder.logs, dist.get_rank()), Grader(config.rewards) as grader:
+    logs = log_to(recorder.logs, dist.get_rank())
+    with recorder, logs, StopRequest() as stop, Grader(config.rewards) as grader:
         job = build_job(config, material)
         checkpoints = Checkpoints(job, recorder.checkpoints)
         probe = Probe(config, job.tokenizers, job.student, job.scorers) if config.evaluation else None
@@ -43,6 +46,8 @@ def distill(config: Config) -> None:
             with spans("checkpoint"):
                 checkpoints.after(step)
             recorder.step(step, batch, update, spans.take())
+            if (why := stop.agreed()) and step < config.run.steps:
+                raise StoppedError(f"{why} after step {step} of {config.run.steps}; {checkpoints.stop_at(step)}")
         checkpoints.finish()
         if probe:
             recorder.measured("after", probe.measure(job.rollout))
