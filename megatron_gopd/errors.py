@@ -11,6 +11,6 @@ class UserError(Exception):
 
 
 class StoppedError(UserError):
-    """Told to stop, and stopped where it can go on: told, but not a mistake. Exit code 75: EX_TEMPFAIL of sysexits.h."""
+    """Told to stop, and stopped where it can go on: no mistake. Exit code 75 is EX_TEMPFAIL of sysexits.h."""
 
     kind, exit_code = "interrupted", 75

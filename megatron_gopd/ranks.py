@@ -20,12 +20,13 @@ Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
-def ranks() -> Iterator[None]:
+def ranks(timeout_s: float = 1800) -> Iterator[None]:
     """The default process group, for the time of a command: gloo on CPU, NCCL on GPU; alone, nothing to set up.
 
     An exception on any rank is reported by the first rank that meets one; the others leave in silence, so that a
     peer's lost connection does not bury the cause. A UserError ends the process with its exit code, 2. How it all ended
-    is written by one rank, where a job script asks for it (runs/outcome.py).
+    is written by one rank, where a job script asks for it (runs/outcome.py). After `timeout_s` a rank gives up waiting
+    for the others.
     """
     adopt_srun()
     backend = "nccl" if torch.cuda.is_available() else "gloo"
@@ -33,7 +34,7 @@ def ranks() -> Iterator[None]:
         alone_with_one = torch.cuda.device_count() == 1  # of a launcher that shows each rank its own GPU only
         torch.cuda.set_device(0 if alone_with_one else int(os.environ.get("LOCAL_RANK", 0)))
     alone = {} if "WORLD_SIZE" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-    dist.init_process_group(backend, timeout=datetime.timedelta(minutes=30), **alone)
+    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s), **alone)
     try:
         yield
     except UserError as error:

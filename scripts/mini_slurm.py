@@ -3,7 +3,7 @@
     scripts/mini_slurm.py install                        # slurm-wlm and munge from the distribution
     scripts/mini_slurm.py run --nodes 2 -- bash          # a cluster for as long as the command runs
 
-Every node is a network, host-name, process and mount namespace of its own: its own address, its own ports, made-up GPUs.
+Every node is a network, host-name, process and mount namespace of its own: its own address and ports, made-up GPUs.
 Needs root and Debian's or Ubuntu's packages; no systemd, no cgroups, nothing written to /etc. Every daemon dies with
 the process that started it.
 """
@@ -168,7 +168,9 @@ class MiniSlurm:
         options = {"env": os.environ | self.environment, "capture_output": True, "text": True, "timeout": 120} | options
         done = subprocess.run([str(part) for part in command], **options)
         if check and done.returncode:
-            raise RuntimeError(f"{' '.join(map(str, command))} ended with {done.returncode}: {done.stdout}{done.stderr}")
+            raise RuntimeError(
+                f"{' '.join(map(str, command))} ended with {done.returncode}: {done.stdout}{done.stderr}"
+            )
         return done.stdout
 
     def job(self, number: int | str) -> dict[str, str]:
@@ -293,7 +295,7 @@ class MiniSlurm:
         return self._daemons[name]
 
     def _end(self, name: str) -> None:
-        """A node goes by SIGKILL (to its process namespace's first process, which takes all others); a daemon is asked."""
+        """A node goes by SIGKILL (its process namespace's first process takes all others along); a daemon is asked."""
         process = self._daemons.pop(name)
         process.send_signal(signal.SIGKILL if name.startswith("node") else signal.SIGTERM)
         try:
@@ -344,7 +346,9 @@ def main() -> int:
     try:
         if options.verb == "install":
             install()
-            print(missing() or f"installed: {subprocess.run(['slurmctld', '-V'], capture_output=True, text=True).stdout}")
+            print(
+                missing() or f"installed: {subprocess.run(['slurmctld', '-V'], capture_output=True, text=True).stdout}"
+            )
             return 0
         with _chosen(options) as cluster:
             command = [part for part in options.command if part != "--"] or ["bash"]

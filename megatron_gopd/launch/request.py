@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -78,6 +79,12 @@ class Request:
     def servers(self) -> int:
         """One a serving node."""
         return 0 if self.serve is None else self.serve_nodes or self.nodes
+
+
+def this_python() -> str:
+    """The running interpreter, as its environment names it; relative to the current folder where it lies within."""
+    path = Path(sys.executable)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _points(sweep: tuple[str, ...]) -> list[tuple[str, ...]]:

@@ -39,7 +39,7 @@ class Material:
 
 def prepare(config: Config) -> Material:
     """Check the models and read the data: whatever can be refused early is refused here, as a UserError. Collective."""
-    _check_models(config)
+    check_models(config, dist.get_world_size())
     tokenizers = load_tokenizers(config)
     prompts = build_prompts(config, tokenizers)
     if is_first():
@@ -55,9 +55,12 @@ def build_job(config: Config, material: Material) -> Job:
     return Job(config, material.tokenizers, material.loader, student, scorers, engine)
 
 
-def _check_models(config: Config) -> None:
-    """Architectures, layouts and files of every model, before the first weight is read."""
-    world = dist.get_world_size()
+def check_models(config: Config, world: int) -> None:
+    """Architectures, layouts on `world` ranks and files of every model, before the first weight is read.
+
+    Raises:
+        UserError: names the first that cannot be.
+    """
     roles = {"student": config.student}
     for name, teacher in config.teachers.items():
         roles[f"teachers.{name}"] = teacher

@@ -7,7 +7,10 @@ import signal
 import torch
 import torch.distributed as dist
 
-SIGNALS = (signal.SIGUSR1, signal.SIGTERM)  # a batch system's: the time limit is near; the job is preempted or cancelled
+SIGNALS = (
+    signal.SIGUSR1,
+    signal.SIGTERM,
+)  # a batch system's: the time limit is near; the job is preempted or cancelled
 
 
 class StopRequest:
