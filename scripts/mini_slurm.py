@@ -216,6 +216,12 @@ class MiniSlurm:
         _ip("link", "set", pair, "master", self.bridge, "up")
         gate.write_text("go\n")
 
+    def revive(self, name: str) -> None:
+        """Bring a node up if it was killed, and wait until jobs can run there."""
+        if name not in self._daemons:
+            self.start_node(name)
+        self.wait_for_nodes()
+
     def wait_for_nodes(self, timeout: float = 60) -> None:
         """Until every node is idle."""
         query = ("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N")
