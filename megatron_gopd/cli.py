@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from megatron_gopd.errors import UserError
+from megatron_gopd.srun import adopt_srun
 
 app = typer.Typer(
     name="megatron-gopd",
@@ -32,10 +33,15 @@ def verb(function, of: typer.Typer = app):
     @functools.wraps(function)
     def command(*args, **kwargs):
         try:
+            adopt_srun()
             function(*args, **kwargs)
-        except UserError as error:  # before the ranks know of each other, each meets the same mistake
+        except UserError as error:
+            from megatron_gopd.runs.outcome import write_outcome
+
+            # before the ranks know of each other, each meets the same mistake
             if os.environ.get("RANK", "0") == "0":
                 print(f"{error.kind}: {error}", file=sys.stderr)
+                write_outcome(error.exit_code, error.kind, str(error))
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
@@ -200,3 +206,114 @@ def merge(
     from megatron_gopd.mcore.merge import merge
 
     print(*merge(teachers, output, base=base, alphas=alpha or [0.0]), sep="\n")
+
+
+@verb
+def submit(
+    config: Annotated[Path, typer.Argument(help="YAML file")],
+    nodes: Annotated[int, typer.Option(help="nodes that train")],
+    gpus_per_node: Annotated[int, typer.Option(help="GPUs of each node; a rank each")],
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; repeatable")] = None,
+    partition: Annotated[str | None, typer.Option()] = None,
+    account: Annotated[str | None, typer.Option()] = None,
+    time: Annotated[str | None, typer.Option(help="limit of one attempt, as 24:00:00")] = None,
+    qos: Annotated[str | None, typer.Option()] = None,
+    exclude: Annotated[str | None, typer.Option(help="nodes not to use")] = None,
+    cpus_per_task: Annotated[int | None, typer.Option(min=1, help="CPUs of each rank")] = None,
+    mem: Annotated[str | None, typer.Option(help="memory of each node, as 500G; 0: all")] = None,
+    sbatch: Annotated[list[str] | None, typer.Option(help="another sbatch option, as constraint=h100")] = None,
+    container_image: Annotated[str | None, typer.Option()] = None,
+    container_runtime: Annotated[str, typer.Option(help="pyxis or apptainer")] = "pyxis",
+    container_mounts: Annotated[str | None, typer.Option(help="FROM:TO,...; the current folder is mounted")] = None,
+    export: Annotated[list[str] | None, typer.Option(help="name of a variable that the job gets too")] = None,
+    python: Annotated[str | None, typer.Option(help="of the job; default: this one, in a container: python")] = None,
+    stop_before: Annotated[int, typer.Option(min=1, help="seconds before the limit to stop and requeue")] = 600,
+    max_requeues: Annotated[int, typer.Option(min=0)] = 10,
+    chain: Annotated[int, typer.Option(help="jobs, one after the other, instead of requeues")] = 1,
+    sweep: Annotated[list[str] | None, typer.Option(help="section.key=value,value: a run each; repeatable")] = None,
+    serve: Annotated[str | None, typer.Option(help="command of a server, with {port} and {host}")] = None,
+    serve_nodes: Annotated[int, typer.Option(min=0, help="nodes that serve; 0: some GPUs of each node")] = 0,
+    serve_gpus_per_node: Annotated[int | None, typer.Option(min=1, help="GPUs of each server")] = None,
+    serve_partition: Annotated[str | None, typer.Option(help="of the nodes that serve")] = None,
+    serve_urls: Annotated[str | None, typer.Option(help="configuration key that takes their addresses")] = None,
+    serve_deadline: Annotated[int, typer.Option(min=1, help="seconds till all are healthy")] = 1800,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the batch script, submit nothing")] = False,
+    shared_folder: Annotated[bool, typer.Option("--shared-folder", help="all nodes do mount run.folder")] = False,
+) -> None:
+    """Submit a training run to SLURM: it stops before the limit, saves, is requeued and goes on."""
+    from megatron_gopd.launch.request import Request, this_python
+    from megatron_gopd.launch.submit import submit
+
+    request = Request(
+        config=config,
+        overrides=tuple(overrides or ()),
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        partition=partition,
+        account=account,
+        time=time,
+        qos=qos,
+        exclude=exclude,
+        cpus_per_task=cpus_per_task,
+        mem=mem,
+        sbatch=tuple(sbatch or ()),
+        container_image=container_image,
+        container_runtime=container_runtime,
+        container_mounts=container_mounts,
+        export=tuple(export or ()),
+        python=python or ("python" if container_image else this_python()),
+        stop_before_s=stop_before,
+        max_requeues=max_requeues,
+        chain=chain,
+        sweep=tuple(sweep or ()),
+        serve=serve,
+        serve_nodes=serve_nodes,
+        serve_gpus_per_node=serve_gpus_per_node,
+        serve_partition=serve_partition,
+        serve_urls=serve_urls,
+        serve_deadline_s=serve_deadline,
+    )
+    print(submit(request, dry_run=dry_run, shared=shared_folder), end="" if dry_run else "\n")
+
+
+@verb
+def doctor(
+    config: Annotated[Path | None, typer.Argument(help="YAML file of a run; without one: this machine")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(help="GPUs that each node must have")] = None,
+    ranks: Annotated[int | None, typer.Option(help="of the run; default: a GPU each, at least one")] = None,
+    port: Annotated[int | None, typer.Option(help="that the run will listen on")] = None,
+    bad_nodes: Annotated[Path | None, typer.Option(help="write the names of nodes at fault to this file")] = None,
+    json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+) -> None:
+    """Look at what a run needs, on every node it is started on (one process a node: srun --ntasks-per-node=1)."""
+    from megatron_gopd.config import load_config
+    from megatron_gopd.errors import UserError
+
+    settings = load_config(config, overrides or []) if config else None
+    from megatron_gopd.launch import findings
+    from megatron_gopd.ranks import is_first
+    from megatron_gopd.ranks import ranks as all_nodes
+
+    with all_nodes(timeout_s=120):
+        from megatron_gopd.launch.doctor import examine
+
+        found = examine(settings, gpus_per_node=gpus_per_node, ranks=ranks, port=port)
+        if is_first():
+            print(findings.as_json(found) if json else findings.report(found), flush=True)
+            if bad_nodes and findings.bad_nodes(found):
+                bad_nodes.write_text("".join(f"{node}\n" for node in findings.bad_nodes(found)))
+        if findings.failed(found):
+            raise UserError(f"{len(findings.failed(found))} of {len(found)} checks failed, as said above")
+
+
+@verb
+def status(
+    run: Annotated[Path, typer.Argument(help="the run's folder, runs/NAME")],
+    json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+) -> None:
+    """How a run goes: step, seconds, time left, attempts, last error; from its folder alone."""
+    from megatron_gopd.launch import status as watching
+
+    found = watching.status(run)
+    print(watching.as_json(found) if json else watching.show(found))

@@ -8,3 +8,9 @@ class UserError(Exception):
     """
 
     kind, exit_code = "error", 2
+
+
+class StoppedError(UserError):
+    """Told to stop, and stopped where it can go on: no mistake. Exit code 75 is EX_TEMPFAIL of sysexits.h."""
+
+    kind, exit_code = "interrupted", 75

@@ -13,34 +13,44 @@ import torch
 import torch.distributed as dist
 
 from megatron_gopd.errors import UserError
+from megatron_gopd.runs.outcome import write_outcome
+from megatron_gopd.srun import adopt_srun
 
 Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
-def ranks() -> Iterator[None]:
+def ranks(timeout_s: float = 1800) -> Iterator[None]:
     """The default process group, for the time of a command: gloo on CPU, NCCL on GPU; alone, nothing to set up.
 
     An exception on any rank is reported by the first rank that meets one; the others leave in silence, so that a
-    peer's lost connection does not bury the cause. A UserError ends the process with its exit code, 2.
+    peer's lost connection does not bury the cause. A UserError ends the process with its exit code, 2. How it all ended
+    is written by one rank, where a job script asks for it (runs/outcome.py). After `timeout_s` a rank gives up waiting
+    for the others.
     """
+    adopt_srun()
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        alone_with_one = torch.cuda.device_count() == 1  # of a launcher that shows each rank its own GPU only
+        torch.cuda.set_device(0 if alone_with_one else int(os.environ.get("LOCAL_RANK", 0)))
     alone = {} if "WORLD_SIZE" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-    dist.init_process_group(backend, timeout=datetime.timedelta(minutes=30), **alone)
+    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s), **alone)
     try:
         yield
     except UserError as error:
         if _is_first_to_report():
             print(f"{error.kind}: {error}", file=sys.stderr, flush=True)
+            write_outcome(error.exit_code, error.kind, str(error))
         if dist.get_world_size() == 1:  # elsewhere peers may hang in a collective: they are ended, not waited for
             dist.destroy_process_group()
         raise SystemExit(error.exit_code) from None
-    except Exception:
+    except Exception as error:
         if not _is_first_to_report():
             raise SystemExit(1) from None
+        write_outcome(1, "failed", f"{type(error).__name__}: {error}")
         raise
+    if dist.get_rank() == 0:
+        write_outcome(0, "finished")
     dist.destroy_process_group()
 
 

@@ -19,6 +19,7 @@ from megatron_gopd.runs.attempts import RESULTS, begin, next_attempt, refuse_fin
 from megatron_gopd.runs.checkpoints import Checkpoint
 
 CONFIG, LOCK = "config.yaml", ".lock"
+JOBS = "slurm"  # scripts and logs of the batch jobs, which are there before the run is
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class RunFolder:
 
 
 def _refuse_what_is_not_a_run(path: Path) -> None:
-    names = {name for name in os.listdir(path) if name != LOCK and not name.startswith(f".{CONFIG}-")}
+    names = {name for name in os.listdir(path) if name not in (LOCK, JOBS) and not name.startswith(f".{CONFIG}-")}
     if names and CONFIG not in names:
         raise UserError(
             f"{path} holds {min(names)!r} but no {CONFIG}: it is not a run's folder. "

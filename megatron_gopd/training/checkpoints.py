@@ -76,6 +76,16 @@ class Checkpoints:
             self.finish()
         return LostServersError(f"{error}\nA checkpoint of step {done} is there: the same command goes on from it")
 
+    def stop_at(self, step: int) -> str:
+        """Write the checkpoint of `step` now, if checkpoints are written at all; returns what there is, in words."""
+        self.finish()
+        if not self.settings.every:
+            return "checkpoint.every is 0, so there is nothing to continue from"
+        if self._step != step:
+            self._begin(step)
+            self.finish()
+        return f"the checkpoint of step {step} is in {folder_of(self.root, step)}; the same command goes on from there"
+
     def finish(self) -> None:
         """Wait until what was begun is there."""
         with self._errors():

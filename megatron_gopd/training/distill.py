@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.distributed as dist
 
 from megatron_gopd.config import Config
+from megatron_gopd.errors import StoppedError
 from megatron_gopd.mcore.save import save
 from megatron_gopd.objective import gopd_loss
 from megatron_gopd.runs import Spans, log_to
@@ -15,6 +16,7 @@ from megatron_gopd.training.exams import Exams
 from megatron_gopd.training.grading import Grader
 from megatron_gopd.training.job import build_job
 from megatron_gopd.training.recorder import Recorder
+from megatron_gopd.training.stop import StopRequest
 
 
 def distill(config: Config) -> None:
@@ -25,7 +27,8 @@ def distill(config: Config) -> None:
     checkpoints = Checkpoints(job, recorder.checkpoints)
     correction = config.algorithm.rollout_correction
     token_loss = gopd_loss(config.algorithm.lambda_, correction.cap if correction else None)
-    with recorder, log_to(recorder.logs, dist.get_rank()), Grader(config) as grader, job.serving(recorder.logs):
+    logs = log_to(recorder.logs, dist.get_rank())
+    with recorder, logs, StopRequest() as stop, Grader(config) as grader, job.serving(recorder.logs):
         spans = Spans(on_enter=recorder.phase)
         exams.hold("before", 0, recorder)
         for step in range(checkpoints.resume(recorder.resumed) + 1, config.run.steps + 1):
@@ -50,6 +53,8 @@ def distill(config: Config) -> None:
                 checkpoints.after(step)
             found = exams.after(step, recorder, spans)
             recorder.step(step, batch, update, spans.take(), found)
+            if (why := stop.agreed()) and step < config.run.steps:
+                raise StoppedError(f"{why} after step {step} of {config.run.steps}; {checkpoints.stop_at(step)}")
         checkpoints.finish()
         exams.hold("after", config.run.steps, recorder)
         save(job.student.export(), config.student.model, recorder.model, config.student.dtype)

@@ -51,7 +51,7 @@ class Job:
 def build_job(config: Config) -> Job:
     """Load data, tokenizers and models. Collective. Raises UserError for what the user can mend, cheapest first."""
     on_first(lambda: RunFolder.check(config))
-    _check_models(config)
+    check_models(config, dist.get_world_size())
     tokenizers = load_tokenizers(config)
     prompts = build_prompts(config, tokenizers)
     on_first(lambda: check_rewards(config, prompts.prompts))
@@ -65,9 +65,12 @@ def build_job(config: Config) -> Job:
     return Job(config, tokenizers, loader, student, scorers, engine, Batches(config, loader, engine))
 
 
-def _check_models(config: Config) -> None:
-    """Architectures, layouts and files of every model, before the first weight is read."""
-    world = dist.get_world_size()
+def check_models(config: Config, world: int) -> None:
+    """Architectures, layouts on `world` ranks and files of every model, before the first weight is read.
+
+    Raises:
+        UserError: names the first that cannot be.
+    """
     for role, settings in {"student": config.student, **config.scorers()}.items():
         Architecture.read(settings.model).check_layout(settings.layout, f"{role} ({settings.model})")
         settings.layout.span(world, role)

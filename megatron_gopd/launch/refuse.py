@@ -1,0 +1,166 @@
+"""What would fail on the cluster, refused before it is submitted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from megatron_gopd.config import Config, Layout
+from megatron_gopd.errors import UserError
+from megatron_gopd.launch import slurm
+from megatron_gopd.launch.request import Request
+
+# file systems of one machine; NFS, Lustre, GPFS, BeeGFS, CephFS, WekaFS and the like are of all
+OF_ONE_MACHINE = {"ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "ramfs", "overlay", "zfs", "f2fs"}
+
+
+def check_request(request: Request, configs: list[Config]) -> None:
+    """Raises UserError for what can be told from the request alone."""
+    _check_counts(request)
+    _check_times(request)
+    for name in request.export:
+        if "=" in name:
+            raise UserError(f"--export {name.partition('=')[0]}=...: name the variable only; its value comes from here")
+    for config in configs:
+        if request.max_requeues and request.chain == 1 and config.checkpoint.every == 0:
+            raise UserError(
+                "checkpoint.every is 0, so a requeued job would start from the beginning; set it, or --max-requeues 0"
+            )
+        for role, layout in _layouts(config):
+            _check_fills(request, role, layout)
+
+
+def check_cluster(request: Request, script: Path, folder: Path, *, shared: bool) -> None:
+    """Raises UserError for what the cluster will refuse. `folder` holds the runs; `shared`: the user vouches for it."""
+    nodes = request.nodes + request.serve_nodes
+    where = slurm.partition(request.partition)
+    name, there = where["PartitionName"], int(where.get("TotalNodes", 0))
+    if request.placement != "heterogeneous" and nodes > there:
+        raise UserError(
+            f"--nodes {nodes}: the partition {name} has {there}; ask for fewer, or name another --partition"
+        )
+    refused = slurm.test_only(script)
+    if refused:
+        raise UserError(f"the cluster refuses this job: {refused}.{_mend(refused, request, name)}")
+    kind = file_system(folder)
+    if nodes > 1 and kind in OF_ONE_MACHINE and not shared:
+        raise UserError(
+            f"run.folder {folder} is on a {kind} file system, which {nodes} nodes do not share; "
+            f"--set run.folder=PATH with a path that they do, or say --shared-folder if each node mounts it there"
+        )
+
+
+def check_bash(script: str) -> None:
+    """That bash can read the script. A failure is a mistake of this package."""
+    done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
+    if done.returncode:
+        raise RuntimeError(f"the rendered script is not bash: {done.stderr}")
+
+
+def file_system(path: Path) -> str | None:
+    """The type of the file system of `path`, or of the nearest folder above it that is there; None where unknown."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    found = ("", None)
+    try:
+        mounts = Path("/proc/self/mounts").read_text().splitlines()
+    except OSError:
+        return None
+    for line in mounts:
+        _, mounted, kind, *_ = line.split()
+        mounted = mounted.replace("\\040", " ")
+        inside = mounted == "/" or os.path.commonpath([mounted, os.path.realpath(path)]) == mounted
+        if inside and len(mounted) >= len(found[0]):
+            found = (mounted, kind)
+    return found[1]
+
+
+def _check_counts(request: Request) -> None:
+    for name in ("nodes", "gpus_per_node", "chain"):
+        if getattr(request, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(request, name)}: at least 1")
+    if request.serve is None:
+        about = ("serve_nodes", "serve_gpus_per_node", "serve_partition", "serve_urls")
+        given = [f"--{name.replace('_', '-')}" for name in about if getattr(request, name)]
+        if given:
+            raise UserError(f"{', '.join(given)}: what shall be served? Name the command with --serve")
+        return
+    if "{port}" not in request.serve:
+        raise UserError(f"--serve {request.serve!r} holds no {{port}}: the server must listen where it is told to")
+    here = request.serve_gpus_per_node
+    if request.placement == "split" and not (here and 0 < here < request.gpus_per_node):
+        raise UserError(
+            f"--serve without --serve-nodes splits the GPUs of each node: --serve-gpus-per-node 1 to "
+            f"{request.gpus_per_node - 1} of the {request.gpus_per_node}, the rest train (given: {here})"
+        )
+    if request.placement == "heterogeneous" and request.sweep:
+        raise UserError("SLURM has no arrays of heterogeneous jobs: submit each point of the --sweep by itself")
+
+
+def _check_times(request: Request) -> None:
+    if request.time is None:
+        return
+    seconds = seconds_of(request.time)
+    if seconds <= request.stop_before_s:
+        raise UserError(
+            f"--time {request.time} leaves nothing before the stop signal, {request.stop_before_s} s before the end; "
+            f"ask for more time, or a smaller --stop-before (a step and a checkpoint must fit into it)"
+        )
+
+
+def seconds_of(time: str) -> float:
+    """SLURM's times: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]]."""
+    days, dash, rest = time.rpartition("-")
+    try:
+        parts = [int(part) for part in rest.split(":")]
+        if dash:
+            hours, minutes, seconds = [*parts, 0, 0][:3]
+        else:
+            hours, minutes, seconds = {1: [0, *parts, 0], 2: [0, *parts], 3: parts}[len(parts)]
+        return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+    except (ValueError, KeyError):
+        raise UserError(f"--time {time!r}: write minutes, hours:minutes:seconds or days-hours:minutes") from None
+
+
+def _layouts(config: Config) -> list[tuple[str, Layout]]:
+    roles = [("student", config.student.layout)]
+    for name, teacher in config.teachers.items():
+        roles.append((f"teachers.{name}", teacher.layout))
+        if config.algorithm.lambda_ != 1:
+            roles.append((f"the reference of teachers.{name}", config.reference_of(name).layout))
+    return roles
+
+
+def _check_fills(request: Request, role: str, layout: Layout) -> None:
+    world = request.nodes * request.ranks_per_node
+    ranks = f"{request.nodes} nodes of {request.ranks_per_node} rank(s)"
+    try:
+        layout.span(world, role)
+    except UserError as error:
+        raise UserError(f"{error} ({ranks}: --nodes, --gpus-per-node)") from None
+
+
+def _mend(refused: str, request: Request, partition: str) -> str:
+    if "account" in refused.lower():
+        accounts = _accounts()
+        known = f" (yours: {accounts})" if accounts else ""
+        given = "is not yours there" if request.account else "needs one"
+        return f" The partition {partition} {given}: name it with --account{known}"
+    if "qos" in refused.lower():
+        return " Name one that you may use with --qos (sacctmgr show assoc user=$USER format=qos)"
+    if "configuration is not available" in refused:
+        here = slurm.ask("sinfo", "-h", "-p", partition, "-o", "%D nodes with %c CPUs, %m MB, %G")[1].strip()
+        return f" {partition} has: {here}. Change --nodes, --gpus-per-node, --cpus-per-task, --mem or --exclude"
+    return ""
+
+
+def _accounts() -> str:
+    try:
+        code, out, _ = slurm.ask(
+            "sacctmgr", "-nP", "show", "assoc", f"user={os.environ.get('USER', '')}", "format=account"
+        )
+    except UserError:
+        return ""
+    return ", ".join(sorted(set(out.split()))) if not code else ""

@@ -1,0 +1,103 @@
+"""What a user asks of `submit`, and what follows from it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Literal
+
+from megatron_gopd.config import Config, load_config
+from megatron_gopd.errors import UserError
+
+# names, never values: SLURM carries the values itself, so no secret stands in a script
+EXPORTED = ("HOME", "USER", "PATH", "LANG", "LD_LIBRARY_PATH", "PYTHONPATH", "SLURM_CONF", "HF_HOME", "WANDB_API_KEY")
+URL = "http://node:30000"  # stands for a server's address until there is one
+
+
+@dataclass(frozen=True)
+class Request:
+    """One job, a chain of jobs, or an array of jobs. Counts of nodes and GPUs, seconds where a name ends in _s."""
+
+    config: Path
+    overrides: tuple[str, ...] = ()
+    nodes: int = 1
+    gpus_per_node: int = 8
+    partition: str | None = None
+    account: str | None = None
+    time: str | None = None
+    qos: str | None = None
+    exclude: str | None = None
+    cpus_per_task: int | None = None
+    mem: str | None = None
+    sbatch: tuple[str, ...] = ()  # further sbatch options, as constraint=h100
+    container_image: str | None = None
+    container_runtime: Literal["pyxis", "apptainer"] = "pyxis"
+    container_mounts: str | None = None
+    export: tuple[str, ...] = ()
+    python: str = "python"
+    stop_before_s: int = 600
+    max_requeues: int = 10
+    chain: int = 1
+    sweep: tuple[str, ...] = ()
+    serve: str | None = None
+    serve_nodes: int = 0
+    serve_gpus_per_node: int | None = None
+    serve_partition: str | None = None
+    serve_urls: str | None = None
+    serve_deadline_s: int = 1800
+
+    def settings(self) -> list[tuple[tuple[str, ...], Config]]:
+        """(overrides, resolved configuration) of each run: one, or one for each point of the sweep."""
+        served = (f"{self.serve_urls}=['{URL}']",) if self.serve_urls else ()
+        runs = []
+        for point in _points(self.sweep):
+            name = load_config(self.config, [*self.overrides, *served]).run.name
+            named = (f"run.name={'-'.join([name, *map(_in_a_name, point)])}",) if point else ()
+            overrides = (*point, *named)
+            runs.append((overrides, load_config(self.config, [*self.overrides, *served, *overrides])))
+        return runs
+
+    @property
+    def placement(self) -> Literal["colocated", "split", "disjoint", "heterogeneous"]:
+        """Where servers run: nowhere else, beside the trainer's ranks, on nodes of their own, or on other nodes."""
+        if self.serve is None:
+            return "colocated"
+        if not self.serve_nodes:
+            return "split"
+        other_gpus = self.serve_gpus_per_node not in (None, self.gpus_per_node)
+        return "heterogeneous" if other_gpus or self.serve_partition else "disjoint"
+
+    @property
+    def ranks_per_node(self) -> int:
+        """A rank a GPU; in a split, of those that the servers leave."""
+        return self.gpus_per_node - (self.serve_gpus_per_node or 0 if self.placement == "split" else 0)
+
+    @property
+    def servers(self) -> int:
+        """One a serving node."""
+        return 0 if self.serve is None else self.serve_nodes or self.nodes
+
+
+def this_python() -> str:
+    """The running interpreter, as its environment names it; relative to the current folder where it lies within."""
+    path = Path(sys.executable)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _points(sweep: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """`a.b=1,2` and `c=3,4` -> the four combinations, as overrides."""
+    axes = []
+    for axis in sweep:
+        key, equals, values = axis.partition("=")
+        if not (equals and key and all(values.split(","))):
+            raise UserError(f"--sweep {axis!r}: write section.key=value,value, as in algorithm.lambda=1.0,1.25")
+        axes.append([f"{key}={value}" for value in values.split(",")])
+    return list(product(*axes))
+
+
+def _in_a_name(override: str) -> str:
+    key, _, value = override.partition("=")
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", f"{key.rpartition('.')[2]}{value}")

@@ -1,0 +1,95 @@
+"""python -m megatron_gopd.launch.serve --into FOLDER --deadline S -- COMMAND: a server, announced when healthy.
+
+FOLDER, shared by all nodes, is the rendezvous: NODE.url appears there once the server answers GET /health, and the
+server ends when `stop` does. COMMAND is one argument, in which {port} and {host} stand for where to listen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from megatron_gopd.runs.atomic import write_text
+
+# a server that finds these takes itself for a rank of the trainer, or for an MPI process
+PREFIXES = ("SLURM", "PMI", "PMIX", "OMPI_", "TORCHELASTIC_", "MPI_")
+NAMES = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
+
+
+def server_environment(variables: dict[str, str]) -> dict[str, str]:
+    """Without the variables of SLURM, PMI and torchrun; CUDA_VISIBLE_DEVICES, which SLURM sets too, stays."""
+    return {key: value for key, value in variables.items() if not key.startswith(PREFIXES) and key not in NAMES}
+
+
+def serve(command: str, folder: Path, deadline_s: float) -> int:
+    """Start the server, announce it, and hold it until `stop` appears; returns an exit code.
+
+    0: stopped as asked; 1: the server ended by itself, or was not healthy within `deadline_s`.
+    """
+    node, port = os.environ.get("SLURMD_NODENAME", socket.gethostname()), _free_port()
+    words = [word.replace("{port}", str(port)).replace("{host}", node) for word in shlex.split(command)]
+    print(f"{node}: {shlex.join(words)}", flush=True)
+    # a session of its own: SLURM's signals to the step must not end it under a trainer that still finishes its step
+    server = subprocess.Popen(words, env=server_environment(dict(os.environ)), start_new_session=True)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        end = time.monotonic() + deadline_s
+        while not _is_healthy(port):
+            if server.poll() is not None or time.monotonic() > end or (folder / "stop").exists():
+                print(f"{node}: not healthy within {deadline_s} s, exit code {server.poll()}", flush=True)
+                return 1
+            time.sleep(0.5)
+        write_text(folder / f"{node}.url", f"http://{node}:{port}\n")
+        while not (folder / "stop").exists():
+            if server.poll() is not None:
+                print(f"{node}: the server ended with exit code {server.returncode}", flush=True)
+                return 1
+            time.sleep(0.5)
+        return 0
+    finally:
+        _end(server)
+
+
+def _is_healthy(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _end(server: subprocess.Popen) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(10)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--into", type=Path, required=True)
+    parser.add_argument("--deadline", type=float, required=True)
+    parser.add_argument("command")
+    options = parser.parse_args()
+    return serve(options.command, options.into, options.deadline)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""What SLURM's own programs say, as values."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from megatron_gopd.errors import UserError
+
+TIMEOUT_S = 60
+
+
+def available() -> bool:
+    """Whether jobs can be submitted from here: SLURM's programs are there, and a controller answers them."""
+    return shutil.which("sbatch") is not None and ask("scontrol", "ping")[0] == 0
+
+
+def ask(*command: str, input: str | None = None) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of one of SLURM's programs. Raises UserError where it does not answer."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, input=input)
+    except FileNotFoundError:
+        raise UserError(f"there is no {command[0]} here: run this on a login node, or add --dry-run") from None
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"{command[0]} has not answered for {TIMEOUT_S} s; is the controller up? (scontrol ping)"
+        ) from None
+    return done.returncode, done.stdout, done.stderr.strip()
+
+
+def partition(name: str | None) -> dict[str, str]:
+    """Name, nodes and state of a partition, the default one for None.
+
+    Raises:
+        UserError: there is none of this name; lists those there are.
+    """
+    code, out, error = ask("scontrol", "show", "partition", "-o")
+    if code:
+        raise UserError(f"scontrol show partition: {error}")
+    partitions = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in out.splitlines()]
+    for one in partitions:
+        if one["PartitionName"] == name or (name is None and one.get("Default") == "YES"):
+            return one
+    names = ", ".join(one["PartitionName"] for one in partitions)
+    what = f"there is no partition {name!r}" if name else "this cluster has no default partition"
+    raise UserError(f"{what}: name one of {names} with --partition")
+
+
+def test_only(script: Path) -> str | None:
+    """What sbatch would refuse in a script, in its words; None if it would take it."""
+    code, _, error = ask("sbatch", "--test-only", str(script))
+    refused = [line.split("failure: ")[-1].removeprefix("sbatch: error: ") for line in error.splitlines()]
+    return "; ".join(dict.fromkeys(refused)) if code else None
+
+
+def submit(script: Path) -> str:
+    """The job's id."""
+    code, out, error = ask("sbatch", "--parsable", str(script))
+    if code:
+        raise UserError(f"sbatch refuses {script}: {error.removeprefix('sbatch: error: ')}")
+    return out.strip().split(";")[0]

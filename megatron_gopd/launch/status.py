@@ -1,0 +1,129 @@
+"""How a run goes, read from its folder: on a login node, without SLURM's accounting."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import yaml
+
+from megatron_gopd.errors import UserError
+
+RECENT = 20  # steps over which speed is averaged
+
+
+@dataclass(frozen=True)
+class Status:
+    """Steps done and asked for, seconds of each phase and of a step, tokens a second (recent means), seconds left."""
+
+    run: str
+    step: int
+    steps: int
+    finished: bool
+    seconds: dict[str, float]
+    tokens_per_s: float | None
+    eta_s: float | None
+    last_row_age_s: float | None  # since the newest step: many times a step's seconds mean that nothing runs
+    checkpoint: str | None
+    attempts: list[dict]
+    last_error: str | None
+
+
+def status(run: Path) -> Status:
+    """Raises UserError where `run` is no run's folder."""
+    try:
+        steps = yaml.safe_load((run / "config.yaml").read_text())["run"]["steps"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        if not (run / "slurm").is_dir():
+            raise UserError(f"{run} is not a run's folder: it holds no config.yaml; name runs/NAME") from None
+        steps = 0  # submitted, and not begun
+    rows = _rows(run / "metrics.jsonl")
+    recent = rows[-RECENT:]
+    step = rows[-1]["step"] if rows else 0
+    names = sorted({name for row in recent for name in row if name.startswith("timing/")})
+    seconds = {name[7:-2]: _mean([row[name] for row in recent if name in row]) for name in names}
+    finished = bool(steps) and step >= steps and (run / "model").exists()
+    attempts = _attempts(run)
+    checkpoints = sorted(path.name for path in (run / "checkpoints").glob("step-*"))
+    return Status(
+        run=str(run),
+        step=step,
+        steps=steps,
+        finished=finished,
+        seconds=seconds,
+        tokens_per_s=_mean([row["tokens_per_s"] for row in recent]) if recent else None,
+        eta_s=None if finished or "step" not in seconds else (steps - step) * seconds["step"],
+        last_row_age_s=time.time() - (run / "metrics.jsonl").stat().st_mtime if rows else None,
+        checkpoint=checkpoints[-1] if checkpoints else None,
+        attempts=attempts,
+        last_error=None if finished else _last_error(run, attempts),
+    )
+
+
+def show(found: Status) -> str:
+    """A few lines for a terminal."""
+    state = "finished" if found.finished else "not begun" if not found.steps else _pace(found)
+    lines = [f"{found.run}: step {found.step} of {found.steps or '?'}, {state}"]
+    if found.seconds:
+        phases = " ".join(f"{name} {value:.1f}" for name, value in found.seconds.items() if name != "step")
+        step = found.seconds.get("step", 0)
+        lines.append(f"a step   {step:.1f} s ({phases}), {found.tokens_per_s:.0f} tokens/s")
+    lines.append(f"newest   {found.checkpoint or 'no checkpoint yet'}")
+    for attempt in found.attempts:
+        lines.append(f"attempt  {attempt['attempt']}: {attempt['kind']} {attempt['message']}".rstrip()[:200])
+    if found.last_error:
+        lines.append(f"error    {found.last_error}")
+    return "\n".join(lines)
+
+
+def as_json(found: Status) -> str:
+    return json.dumps(asdict(found), indent=1)
+
+
+def _pace(found: Status) -> str:
+    if found.eta_s is None:
+        return "no step yet"
+    left = timedelta(seconds=round(found.eta_s))
+    age = timedelta(seconds=round(found.last_row_age_s))
+    return f"{left} left, newest step {age} ago"
+
+
+def _attempts(run: Path) -> list[dict]:
+    """What the attempts of its batch jobs said at their end, oldest first; "running or lost" for one that has not."""
+    found = []
+    for folder in sorted((run / "slurm").glob("job-*/attempt-*"), key=lambda path: path.stat().st_ctime):
+        said = {"kind": "running or lost", "message": ""}
+        with contextlib.suppress(OSError, ValueError):
+            said = json.loads((folder / "outcome.json").read_text())
+        name = f"{folder.parent.name}/{folder.name}"
+        found.append({"attempt": name, "kind": said["kind"], "message": said["message"]})
+    return found
+
+
+def _last_error(run: Path, attempts: list[dict]) -> str | None:
+    """The newest attempt's own words; without a batch job, what a rank's log ends with."""
+    if attempts:
+        last = attempts[-1]
+        return last["message"] if last["kind"] in ("failed", "error") else None
+    for log in sorted((run / "logs" / "latest").glob("rank-*.log")):
+        said = [line for line in log.read_text(errors="replace").splitlines() if "this rank ends: " in line]
+        if said:
+            return said[-1].partition("this rank ends: ")[2]
+    return None
+
+
+def _rows(file: Path) -> list[dict]:
+    rows = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in file.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):  # the last one may be half-written
+                rows.append(json.loads(line))
+    return rows
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

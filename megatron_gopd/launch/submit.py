@@ -1,0 +1,67 @@
+"""Render, check, submit, and say how to follow."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from megatron_gopd.errors import UserError
+from megatron_gopd.launch import slurm
+from megatron_gopd.launch.refuse import check_bash, check_cluster, check_request
+from megatron_gopd.launch.render import render
+from megatron_gopd.launch.request import Request
+from megatron_gopd.runs.atomic import write_text
+
+
+def submit(request: Request, *, dry_run: bool, shared: bool) -> str:
+    """Submit the job(s) of `request`; returns what to tell the user: ids and logs, or the script in a dry run.
+
+    Raises:
+        UserError: whatever the cluster would refuse, as far as it can be told from here.
+    """
+    configs = [config for _, config in request.settings()]
+    check_request(request, configs)
+    script = render(request)
+    check_bash(script)
+    folder = Path(configs[0].run.folder)
+    if slurm.available():
+        with tempfile.NamedTemporaryFile("w", suffix=".sbatch") as file:
+            file.write(script)
+            file.flush()
+            check_cluster(request, Path(file.name), folder, shared=shared)
+    elif not dry_run:
+        raise UserError("no SLURM answers here: submit from a login node, or look at the script with --dry-run")
+    if dry_run:
+        return script
+    logs = _log_folder(script)
+    logs.mkdir(parents=True, exist_ok=True)
+    file = logs / "job.sbatch"
+    write_text(file, script)
+    for config in configs:
+        (folder / config.run.name / "slurm" / "stop").unlink(missing_ok=True)
+    ids = [slurm.submit(file) for _ in range(request.chain)]
+    return _told(ids, file, [folder / config.run.name for config in configs], sweep=bool(request.sweep))
+
+
+def _log_folder(script: str) -> Path:
+    """Where the script has SLURM write its log: that folder must be there before the job is."""
+    option = next(line for line in script.splitlines() if line.startswith("#SBATCH --output="))
+    return Path(option.partition("=")[2].strip("'")).parent
+
+
+def _told(ids: list[str], script: Path, runs: list[Path], *, sweep: bool) -> str:
+    first = ids[0]
+    chain = f", and after it {', '.join(ids[1:])}" if len(ids) > 1 else ""
+    log = script.parent / f"job-{first}{'_0' if sweep else ''}.log"
+    return "\n".join(
+        [
+            f"job {first}{chain}: {script}",
+            f"log     {os.path.relpath(log)}",
+            *(f"ranks   {run / 'slurm' / 'latest'}/" for run in runs),
+            *(f"follow  megatron-gopd status {run}" for run in runs),
+            *(f"stop    touch {run / 'slurm' / 'stop'}  (after its step, with a checkpoint)" for run in runs),
+            f"cancel  scancel {first}",
+            "resume  the same submit again: it goes on from the newest checkpoint",
+        ]
+    )

@@ -1,0 +1,22 @@
+"""How a launch ended, told in a file: launchers flatten exit codes, and a killed process has none to give."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+from megatron_gopd.runs.atomic import write_text
+
+VARIABLE = "MEGATRON_GOPD_OUTCOME"
+
+
+def write_outcome(exit_code: int, kind: str, message: str = "") -> None:
+    """Write {"exit_code", "kind", "message", "time"} to the file MEGATRON_GOPD_OUTCOME names; nothing if it names none.
+
+    One rank does so, once. The exit code is that of the command.
+    """
+    path = os.environ.get(VARIABLE)
+    if path:
+        said = {"exit_code": exit_code, "kind": kind, "message": message, "time": round(time.time(), 3)}
+        write_text(path, json.dumps(said) + "\n")

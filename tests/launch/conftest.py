@@ -1,0 +1,81 @@
+"""A SLURM cluster of simulated nodes for the whole test run, and jobs on it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from scripts.mini_slurm import MiniSlurm, missing
+
+ROOT = Path(__file__).parents[2]
+STAND_IN = Path(__file__).with_name("stand_in.sh")
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """Three nodes of two made-up GPUs each; skips, and says why, where there can be none."""
+    if reason := missing():
+        pytest.skip(reason)
+    with MiniSlurm(3, gpus=2, grace=10, kill_wait=3) as up:
+        yield up
+
+
+@pytest.fixture
+def run_file(tmp_path) -> Path:
+    """A configuration whose models and data need not be there: its job's python is a stand-in."""
+    tree = {
+        "run": {"name": "tiny", "steps": 30, "folder": str(tmp_path / "runs")},
+        "student": {"model": "student"},
+        "teachers": {"math": {"model": "teacher"}},
+        "data": {"train": "train.jsonl", "batch_size": 2},
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+@pytest.fixture
+def invoke(monkeypatch, tmp_path, capfd):
+    """invoke(*arguments) -> exit code, stdout, stderr of the command line, with no SLURM in reach."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SLURM_CONF", raising=False)
+
+    def call(*arguments) -> SimpleNamespace:
+        from megatron_gopd.cli import app
+
+        result = CliRunner().invoke(app, [str(part) for part in arguments])
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        told = capfd.readouterr()
+        return SimpleNamespace(code=result.exit_code, out=result.stdout + told.out, err=result.stderr + told.err)
+
+    return call
+
+
+@pytest.fixture
+def submit(cluster, invoke, monkeypatch, run_file):
+    """submit(play, *options) -> a job whose python is the stand-in, which plays the functions of `play` (bash)."""
+    monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+
+    def call(play: str, *options, nodes: int = 2, gpus: int = 1) -> SimpleNamespace:
+        run_file.with_name("play.sh").write_text(play)
+        done = invoke(
+            *("submit", run_file, "--nodes", nodes, "--gpus-per-node", gpus, "--shared-folder", "--time", 60),
+            *("--python", STAND_IN, *options),
+        )
+        assert done.code == 0, done.err
+        job, run = re.match(r"job (\d+)", done.out)[1], run_file.parent / "runs" / "tiny"
+        return SimpleNamespace(id=job, run=run, log=run / "slurm" / f"job-{job}.log", told=done.out)
+
+    yield call
+    cluster("scancel", "--user=root", check=False)
+
+
+@pytest.fixture(scope="session")
+def python() -> str:
+    return sys.executable
