@@ -1,5 +1,5 @@
 # The verbs of this repository. Each installs what it needs into .venv first.
-.PHONY: help install quickstart heal-pruned assets test test-all lint bench bench-convert parity chaos-resume clean check-gpu-constraints
+.PHONY: help install quickstart heal-pruned assets test test-all lint bench bench-convert parity chaos-resume chaos-slurm slurm clean check-gpu-constraints
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 SMOLLM2 := assets/SmolLM2-135M-Instruct
@@ -22,11 +22,14 @@ heal-pruned: assets  ## heal a depth-pruned SmolLM2 with the whole one as its te
 	@[ -d assets/SmolLM2-27-layers ] || $(PY) tools/prune_depth.py $(SMOLLM2) assets/SmolLM2-27-layers --drop 12,16,20
 	$(PY) -m megatron_gopd train examples/heal_pruned.yaml $(ARGS)
 
-test: install  ## the tests, without those marked slow
-	$(PY) -m pytest -q $(ARGS)
+slurm: install  ## SLURM's packages for the tests, where they can be installed
+	@$(PY) scripts/mini_slurm.py install || echo "the tests that need SLURM will be skipped"
 
-test-all: install  ## all tests
-	$(PY) -m pytest -q -m "" $(ARGS)
+test: slurm  ## the tests, without those marked slow
+	$(PY) -m pytest -q -rs $(ARGS)
+
+test-all: slurm  ## all tests
+	$(PY) -m pytest -q -rs -m "" $(ARGS)
 
 lint: install  ## ruff
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
@@ -43,6 +46,9 @@ parity: install  ## every layout on one, two and four ranks against transformers
 
 chaos-resume: install  ## kill -9 at random moments of a step and of a save, 20 times, then resume
 	$(PY) scripts/chaos_resume.py $(ARGS)
+
+chaos-slurm: slurm  ## jobs whose node dies, that are preempted, reach their limit, are cancelled; on simulated nodes
+	$(PY) scripts/chaos_slurm.py $(ARGS)
 
 clean:  ## remove .venv and assets; runs/ stays
 	rm -rf .venv assets
