@@ -1,6 +1,6 @@
 # The verbs of this repository. Each installs what it needs into .venv first.
 .PHONY: help install install-triton quickstart heal-pruned assets test test-all lint bench bench-convert bench-kernel \
-    bench-sandbox bench-sglang parity chaos-resume chaos-sglang kernel-report clean check-gpu-constraints
+    bench-sandbox bench-sglang parity chaos-resume chaos-sglang chaos-slurm slurm kernel-report clean check-gpu-constraints
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 SMOLLM2 := assets/SmolLM2-135M-Instruct
@@ -26,11 +26,14 @@ heal-pruned: assets  ## heal a depth-pruned SmolLM2 with the whole one as its te
 install-triton: install  ## create .venv-triton: triton over .venv, for the tests of the GPU kernels
 	@scripts/install_triton.sh
 
-test: install-triton  ## the tests, without those marked slow
-	$(PY) -m pytest -q $(ARGS)
+slurm: install  ## SLURM's packages for the tests, where they can be installed
+	@$(PY) scripts/mini_slurm.py install || echo "the tests that need SLURM will be skipped"
 
-test-all: install-triton  ## all tests
-	$(PY) -m pytest -q -m "" $(ARGS)
+test: install-triton slurm  ## the tests, without those marked slow
+	$(PY) -m pytest -q -rs $(ARGS)
+
+test-all: install-triton slurm  ## all tests
+	$(PY) -m pytest -q -rs -m "" $(ARGS)
 
 lint: install  ## ruff
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
@@ -60,6 +63,9 @@ chaos-resume: install  ## kill -9 at random moments of a step and of a save, 20 
 
 chaos-sglang: install  ## kill and stop rollout servers in the middle of generation and of weight updates
 	$(PY) scripts/chaos_sglang.py $(ARGS)
+
+chaos-slurm: slurm  ## jobs whose node dies, that are preempted, reach their limit, are cancelled; on simulated nodes
+	$(PY) scripts/chaos_slurm.py $(ARGS)
 
 kernel-report: install-triton  ## the GPU kernels compiled for sm_80, 90, 100: registers, spills, shared memory
 	@.venv-triton/bin/python scripts/kernel_report.py $(ARGS)

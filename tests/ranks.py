@@ -32,8 +32,7 @@ def torchrun(count: int, *command: str | Path, timeout: float = 240, fails_with:
     """
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
     arguments = [*launcher, "--nproc-per-node", str(count), *map(str, command)]
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    environment = environment_of_ranks()
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(arguments, stdout=log, stderr=log, env=environment)
         try:
@@ -50,6 +49,11 @@ def torchrun(count: int, *command: str | Path, timeout: float = 240, fails_with:
     if first != fails_with:
         raise AssertionError(f"the first of {count} ranks to end ended with {first}, not {fails_with}:\n{output}")
     return output
+
+
+def environment_of_ranks() -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
 
 
 def on_ranks(count: int, function: Callable, timeout: float = 240, **arguments):

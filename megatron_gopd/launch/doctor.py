@@ -7,6 +7,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -44,13 +45,13 @@ def examine(config: Config | None, *, gpus_per_node: int | None, ranks: int | No
             here.append(_verdict("disk", lambda: _disk(config)))
     gathered: list = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, here)
-    return [found for column in zip(*gathered, strict=False) for found in column]
+    return [found for same_check in zip_longest(*gathered) for found in same_check if found]
 
 
 def _verdict(check: str, look: Callable[[], tuple[str, str, str]]) -> Finding:
     try:
         verdict, text, mend = look()
-    except UserError as error:
+    except (UserError, OSError) as error:  # the other nodes wait for what this one finds
         verdict, text, mend = "failed", str(error), ""
     return Finding(_node(), check, verdict, text, mend)
 

@@ -89,7 +89,8 @@ def _components(request: Request, log_folder: str, points: int) -> list[list[str
         raise UserError(f"run.folder {log_folder!r}: SLURM reads % in the name of a log file; take it out")
     log = f"{log_folder}/slurm/job-{'%A_%a' if request.sweep else '%j'}.log"
     nodes = request.nodes + (request.serve_nodes if request.placement == "disjoint" else 0)
-    trainer = _resources(request, nodes, request.gpus_per_node, request.ranks_per_node, request.partition)
+    tasks = request.ranks_per_node + (request.placement == "split")  # a server needs its CPUs beside the ranks
+    trainer = _resources(request, nodes, request.gpus_per_node, tasks, request.partition)
     trainer += [f"output={sbatch_value(log)}", "open-mode=append"]  # or a requeue would empty the log
     trainer += [f"signal=B:USR1@{request.stop_before_s}"]
     trainer += ["requeue" if request.max_requeues and request.chain == 1 else "no-requeue"]

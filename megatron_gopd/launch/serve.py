@@ -38,7 +38,7 @@ def serve(command: str, folder: Path, deadline_s: float) -> int:
     """
     node, port = os.environ.get("SLURMD_NODENAME", socket.gethostname()), _free_port()
     words = [word.replace("{port}", str(port)).replace("{host}", node) for word in shlex.split(command)]
-    print(f"{node}: {shlex.join(words)}", flush=True)
+    print(f"{node}, GPUs {os.environ.get('CUDA_VISIBLE_DEVICES', 'none')}: {shlex.join(words)}", flush=True)
     # a session of its own: SLURM's signals to the step must not end it under a trainer that still finishes its step
     server = subprocess.Popen(words, env=server_environment(dict(os.environ)), start_new_session=True)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 
@@ -143,24 +144,30 @@ def test_a_sweep_is_an_array_with_a_run_a_value(cluster, submit):
 
 SERVER = f"{sys.executable} -m http.server {{port}} --directory {{here}}"
 PLACEMENTS = {
-    "split": (["--serve-gpus-per-node", 1], 2, {"node1", "node2"}, "0"),
-    "disjoint": (["--serve-nodes", 1], 2, {"node3"}, "0,1"),
-    "heterogeneous": (["--serve-nodes", 1, "--serve-gpus-per-node", 1], 2, {"node3"}, "0,1"),
+    # options, who serves, GPUs of the first server, of the first rank
+    "split": (["--serve-gpus-per-node", 1], ["node1", "node2"], "0", "1"),
+    "disjoint": (["--serve-nodes", 1], ["node3"], "0,1", "0,1"),
+    "heterogeneous": (["--serve-nodes", 1, "--serve-gpus-per-node", 1], ["node3"], "0", "0,1"),
 }
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_servers_are_placed_announced_and_ended(cluster, submit, tmp_path, monkeypatch, placement):
-    options, nodes, serving, gpus = PLACEMENTS[placement]
+    options, serving, served_gpus, gpus = PLACEMENTS[placement]
     (tmp_path / "health").touch()
     monkeypatch.setenv("REAL_PYTHON", sys.executable)
     play = 'train() { echo "gpus $CUDA_VISIBLE_DEVICES"; echo "${@: -1}"; say 0 finished; }'
     server = SERVER.format(here=tmp_path, port="{port}")
-    job = submit(play, "--serve", server, "--export", "REAL_PYTHON", *options, nodes=nodes, gpus=2)
+    # a key that takes a list of texts: what counts here is that the addresses arrive in it
+    options = [*options, "--serve-urls", "data.train"]
+    job = submit(play, "--serve", server, "--export", "REAL_PYTHON", *options, gpus=2)
     assert cluster.wait(job.id)["JobState"] == "COMPLETED", job.log.read_text()
     latest = job.run / "slurm" / "latest"
-    assert {path.name.removesuffix(".url") for path in (latest / "servers").glob("*.url")} == serving
-    assert f"gpus {gpus}" in (latest / "trainer-node1-rank-0.log").read_text()
+    told, addresses = (latest / "trainer-node1-rank-0.log").read_text().splitlines()
+    assert told == f"gpus {gpus}"
+    assert re.findall(r"http://(\w+):\d+", addresses) == serving
+    assert addresses.startswith("data.train=[http://")
+    assert f"{serving[0]}, GPUs {served_gpus}: " in (latest / f"server-{serving[0]}.log").read_text()
 
 
 def test_a_server_that_dies_ends_the_trainer(cluster, submit, tmp_path, monkeypatch):

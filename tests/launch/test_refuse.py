@@ -1,0 +1,48 @@
+"""What `submit` refuses by itself: exit code 2, one message with the mend, nothing written."""
+
+from __future__ import annotations
+
+import pytest
+
+from megatron_gopd.launch.refuse import seconds_of
+
+CASES = {
+    "layout": (["--set", "student.layout.tp=3"], "does not divide the 2 rank(s) it is given"),
+    "time": (["--time", "5"], "leaves nothing before the stop signal, 600 s before the end"),
+    "time-format": (["--time", "soon"], "write minutes, hours:minutes:seconds or days-hours:minutes"),
+    "value-in-export": (["--export", "TOKEN=abc"], "name the variable only"),
+    "no-checkpoints": (["--set", "checkpoint.every=0"], "a requeued job would start from the beginning"),
+    "sweep": (["--sweep", "algorithm.lambda"], "as in algorithm.lambda=1.0,1.25"),
+    "sweep-key": (["--sweep", "algorithm.lamda=1,2"], "did you mean 'lambda'?"),
+    "no-command": (["--serve-nodes", "1"], "--serve-nodes: what shall be served?"),
+    "no-port": (["--serve", "server"], "holds no {port}"),
+    "split": (["--serve", "server {port}"], "--serve-gpus-per-node 1 to 0 of the 1"),
+    "nodes": (["--nodes", "0"], "--nodes 0: at least 1"),
+    "sbatch": (["--sbatch", "--constraint=a"], "as in constraint=h100"),
+    "percent": (["--set", "run.folder=a%b"], "SLURM reads % in the name of a log file"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_mistake_is_refused(invoke, run_file, case):
+    options, said = CASES[case]
+    done = invoke("submit", run_file, "--nodes", 2, "--gpus-per-node", 1, "--dry-run", *options)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+    assert "abc" not in done.err
+    assert not (run_file.parent / "runs").exists()
+
+
+def test_without_slurm_only_a_dry_run_is_possible(invoke, run_file):
+    options = ["submit", run_file, "--nodes", 2, "--gpus-per-node", 1]
+    assert invoke(*options, "--dry-run").out.startswith("#!/bin/bash\n")
+    done = invoke(*options)
+    assert done.code == 2
+    assert "no SLURM answers here" in done.err
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"), [("90", 5400), ("2:30", 150), ("1:00:00", 3600), ("1-12", 129600), ("2-00:30", 174600)]
+)
+def test_slurms_times(time, seconds):
+    assert seconds_of(time) == seconds

@@ -1,0 +1,62 @@
+"""How a run goes, from its folder alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """Four of ten steps done; its first job stopped, the second one failed."""
+    path = tmp_path / "runs" / "tiny"
+    (path / "checkpoints" / "step-00000004").mkdir(parents=True)
+    (path / "config.yaml").write_text("run: {steps: 10}")
+    row = {"timing/step_s": 2.0, "timing/rollout_s": 1.5, "tokens_per_s": 100.0}
+    (path / "metrics.jsonl").write_text("".join(json.dumps({"step": step} | row) + "\n" for step in range(1, 5)))
+    for attempt, said in enumerate([("interrupted", "USR1 after step 2"), ("failed", "RuntimeError: out of memory")]):
+        folder = path / "slurm" / "job-7" / f"attempt-{attempt}"
+        folder.mkdir(parents=True)
+        (folder / "outcome.json").write_text(json.dumps({"kind": said[0], "message": said[1]}))
+    return path
+
+
+def test_step_speed_time_left_attempts_and_the_last_error(invoke, run):
+    shown = invoke("status", run).out
+    assert "step 4 of 10, 0:00:12 left" in shown
+    assert "2.0 s (rollout 1.5), 100 tokens/s" in shown
+    assert "newest   step-00000004" in shown
+    assert "attempt  job-7/attempt-0: interrupted USR1 after step 2" in shown
+    assert "error    RuntimeError: out of memory" in shown
+
+
+def test_for_programs(invoke, run):
+    said = json.loads(invoke("status", run, "--json").out)
+    assert (said["step"], said["steps"], said["eta_s"], said["finished"]) == (4, 10, 12.0, False)
+
+
+def test_a_finished_run_has_no_time_left_and_no_error(invoke, run):
+    (run / "config.yaml").write_text("run: {steps: 4}")
+    (run / "model").mkdir()
+    shown = invoke("status", run).out
+    assert "step 4 of 4, finished" in shown
+    assert "error" not in shown
+
+
+def test_a_half_written_row_is_passed_over(invoke, run):
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "tim')
+    assert "step 4 of 10" in invoke("status", run).out
+
+
+def test_a_run_that_is_submitted_and_not_begun(invoke, tmp_path):
+    (tmp_path / "new" / "slurm").mkdir(parents=True)
+    assert "not begun" in invoke("status", tmp_path / "new").out
+
+
+def test_a_folder_that_is_no_run_is_refused(invoke, tmp_path):
+    done = invoke("status", tmp_path)
+    assert done.code == 2
+    assert "is not a run's folder" in done.err
