@@ -75,7 +75,7 @@ class Scorers:
             yield self._models[identity]
 
     def _hold(self, settings: schema.Scorer, who: str) -> None:
-        """Load a model, or note that servers hold it, unless the same one is held already in the same form."""
+        """Load a model, or note that servers hold it, unless the same one, held in the same way, is there already."""
         if settings.engine != "megatron":
             if _identity(settings) not in self._served:
                 self._served[_identity(settings)] = ServedScorer(settings, who, self.config.rollout.temperature)

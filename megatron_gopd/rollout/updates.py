@@ -23,7 +23,7 @@ from torch import Tensor
 
 from megatron_gopd.config import Config
 from megatron_gopd.errors import UserError
-from megatron_gopd.mcore.save import copy_side_files, write_weights
+from megatron_gopd.mcore.save import SHARD_BYTES, copy_side_files, write_weights
 from megatron_gopd.runs import atomic_folder
 from megatron_gopd.servers.client import LostRequestError, RefusedError
 from megatron_gopd.servers.pool import ServerPool
@@ -97,7 +97,7 @@ class FromDisk(Update):
         try:
             with atomic_folder(folder) as filling:
                 copy_side_files(self.config.student.model, filling)
-                write_weights(tensors, filling, self.config.student.dtype)
+                write_weights(tensors, filling, self.config.student.dtype, SHARD_BYTES)
             about = {"model_path": str(folder), "load_format": "auto", "weight_version": str(version)}
             self.post(servers, "/update_weights_from_disk", about | {"flush_cache": True})
         except OSError as error:
