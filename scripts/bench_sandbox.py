@@ -39,13 +39,15 @@ def main() -> int:
     for task, problem in wrong.items():
         print(f"{task}: {problem}")
     rate, idle = len(grades) / seconds, arguments.workers * len(grades) / processor
-    holds = not wrong and max(rate, idle) >= RATE * arguments.workers / CORES
+    wanted = RATE * arguments.workers / CORES
+    verdict = "holds" if rate >= wanted else "holds by processor time" if idle >= wanted else "DOES NOT HOLD"
+    verdict = "DOES NOT HOLD" if wrong else verdict
     print(
         f"bench-sandbox: {len(grades) - len(wrong)} of {len(grades)} right, {rate:.1f} a second with "
         f"{arguments.workers} workers at load {os.getloadavg()[0]:.0f}; {1000 * processor / len(grades):.0f} ms of "
-        f"processor time each, so {idle:.0f} a second on idle cores: {'holds' if holds else 'DOES NOT HOLD'}"
+        f"processor time each, so {idle:.0f} a second on idle cores: {verdict}"
     )
-    return 0 if holds else 1
+    return int(verdict == "DOES NOT HOLD")
 
 
 def human_eval() -> list[dict]:

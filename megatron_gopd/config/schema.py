@@ -242,7 +242,7 @@ class Evaluation(Section):
     suites: list[str] = Field(default_factory=list, description="benchmarks to answer, as evaluate --suite names them")
     suite_samples: int = Field(4, ge=1, description="answers to each of their problems")
     suite_max_response_tokens: int | None = Field(None, ge=1, description="default: rollout.max_response_tokens")
-    suite_limit: int | None = Field(None, ge=1, description="problems of each suite; default: all")
+    suite_limit: int | None = Field(None, ge=2, description="problems of each suite; default: all")
     benchmarks: str = Field("data/benchmarks", description="folder of the suites' files")
 
     @model_validator(mode="after")

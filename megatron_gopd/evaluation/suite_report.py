@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -57,10 +58,15 @@ class SuiteResult:
         }
 
 
+def write_summary(results: list[SuiteResult], about: dict, folder: Path) -> None:
+    """folder/summary.json: what it is about, and every figure; null for the standard error of a single problem."""
+    whole = about | {"suites": [_without_nan(asdict(result)) for result in results]}
+    write_text(folder / "summary.json", json.dumps(whole, indent=1) + "\n")
+
+
 def write_report(results: list[SuiteResult], settings: dict, folder: Path) -> None:
     """summary.json and summary.png in `folder`, and the table on stdout."""
-    whole = {"settings": settings, "suites": [asdict(result) for result in results]}
-    write_text(folder / "summary.json", json.dumps(whole, indent=1) + "\n")
+    write_summary(results, {"settings": settings}, folder)
     _plot(results, folder / "summary.png")
     columns = ["suite", "problems", "accuracy", "pass@k", "tokens", "truncated"]
     cells = [[each.suite, each.problems, *_cells(each)] for each in results]
@@ -92,12 +98,13 @@ def _plot(results: list[SuiteResult], target: Path) -> None:
     errors = [result.accuracy.standard_error for result in results]
     bars.bar(names, [result.accuracy.mean for result in results], yerr=errors, capsize=4)
     bars.set_ylabel("accuracy")
-    bars.tick_params(axis="x", rotation=30)
+    bars.set_xticks(range(len(names)), names, rotation=20, ha="right")
     for result in results:
         estimates = result.pass_at.values()
         spread = [each.standard_error for each in estimates]
         curves.errorbar(list(result.pass_at), [each.mean for each in estimates], spread, marker="o", label=result.suite)
     curves.set_xscale("log", base=2)
+    curves.xaxis.set_major_formatter("{x:.0f}")
     curves.set_xlabel("k")
     curves.set_ylabel("pass@k")
     curves.legend()
@@ -106,6 +113,12 @@ def _plot(results: list[SuiteResult], target: Path) -> None:
         axis.grid(alpha=0.3)
     figure.savefig(target, dpi=120)
     pyplot.close(figure)
+
+
+def _without_nan(value):
+    if isinstance(value, dict):
+        return {key: _without_nan(each) for key, each in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _clustered(problems: dict[str, list[Answer]], value) -> Estimate:

@@ -51,12 +51,12 @@ def check_sandbox(sandbox: Sandbox) -> None:
     if probe.returncode:
         reason = (probe.stdout + probe.stderr).strip().rsplit("\n", 1)[-1]
         mend = (
-            "run as root, or on a kernel (5.14 or newer) that lets users make namespaces (user.max_user_namespaces); "
-            "or, on a machine with nothing to lose, set sandbox.isolation: limits"
+            "; run as root or on a kernel (5.14 or newer) that lets users make namespaces (user.max_user_namespaces), "
+            "give a container CAP_SYS_ADMIN, or, on a machine with nothing to lose, set sandbox.isolation: limits"
         )
         raise UserError(
             f"sandbox.isolation: {sandbox.isolation} does not work on this machine: {reason}"
-            + (f"; {mend}" if sandbox.isolation == "namespaces" else "")
+            + (mend if sandbox.isolation == "namespaces" else "")
         )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +10,11 @@ from megatron_gopd.data.tokenizer import Tokenizers
 from megatron_gopd.evaluation.probe import Probe
 from megatron_gopd.evaluation.run_suites import Settings, problems_of, run_suite
 from megatron_gopd.evaluation.statistics import Estimate
-from megatron_gopd.evaluation.suite_report import SuiteResult
+from megatron_gopd.evaluation.suite_report import SuiteResult, write_summary
 from megatron_gopd.evaluation.suites import find_suite
 from megatron_gopd.ranks import is_first, on_first
 from megatron_gopd.rewards import check_sandbox
-from megatron_gopd.runs import Spans, print_table, write_text
+from megatron_gopd.runs import Spans, print_table
 
 if TYPE_CHECKING:
     from megatron_gopd.training.job import Job
@@ -78,8 +76,7 @@ class Exams:
             for name, prompts in self._problems.items()
         ]
         if results and is_first():
-            summary = {"step": step, "suites": [asdict(result) for result in results]}
-            write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+            write_summary(results, {"step": step}, folder)
         return results
 
 

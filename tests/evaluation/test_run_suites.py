@@ -12,6 +12,7 @@ from megatron_gopd.evaluation.answers import Answer, Answers
 from megatron_gopd.evaluation.statistics import Estimate, pass_at_k
 from megatron_gopd.evaluation.suite_report import SuiteResult
 from tests.chat_models import save_bigram_model, token_id, tokenizer
+from tests.ranks import torchrun
 
 PROBLEMS, SAMPLES = 6, 4
 
@@ -25,11 +26,17 @@ def model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def evaluate(model, one_rank, tmp_path_factory):
-    """evaluate(output, **settings) -> the result of aime25, problems whose answer is 7"""
+def benchmarks(tmp_path_factory) -> Path:
+    """A folder with an aime25 of problems whose answer is 7."""
     benchmarks = tmp_path_factory.mktemp("benchmarks")
     rows = [{"question": f"What is {number} times 1?", "answer": "7"} for number in range(PROBLEMS)]
     (benchmarks / "aime25.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return benchmarks
+
+
+@pytest.fixture(scope="module")
+def evaluate(model, benchmarks, one_rank):
+    """evaluate(output, **settings) -> the result of aime25"""
 
     def evaluate(output: Path, names: tuple[str, ...] = ("aime25",), seed: int = 1, **settings):
         from megatron_gopd.evaluation.run_suites import Settings, evaluate_suites
@@ -66,6 +73,15 @@ def test_the_summary_is_that_of_the_answers(whole):
     assert summary["suites"][0]["accuracy"]["mean"] == result.accuracy.mean
     assert (summary["settings"]["temperature"], summary["settings"]["samples"]) == (1.0, SAMPLES)
     assert (folder / "summary.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_line_on_two_ranks_writes_the_same_answers(whole, model, benchmarks, tmp_path):
+    options = {"model": model, "suite": "aime25", "benchmarks": benchmarks, "samples": SAMPLES, "seed": 1}
+    options |= {"max-response-tokens": 4, "dtype": "float32", "output": tmp_path / "two"}
+    arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    printed = torchrun(2, "-m", "megatron_gopd", "evaluate", *arguments)
+    assert rows(tmp_path / "two") == rows(whole[0])
+    assert f"avg@{SAMPLES} {whole[1].accuracy}" in printed
 
 
 def test_an_interrupted_evaluation_goes_on_to_the_same_answers(whole, evaluate, tmp_path, monkeypatch):

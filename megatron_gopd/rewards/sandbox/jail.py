@@ -122,11 +122,19 @@ def in_jail(work: Callable[[Jail], dict], files: dict[str, str], settings: Sandb
     files: name -> text, which programs can read in `Jail.folder`. Raises SandboxError, and TimeoutError where nothing
     came back in time.
     """
+    if settings.isolation == "limits":
+        with TemporaryDirectory(prefix="sandbox-", ignore_cleanup_errors=True) as folder:
+            return _in_child(lambda writing: _limited(work, files, settings, folder, writing), settings)
+    return _in_child(lambda writing: _keep(work, files, settings, writing), settings)
+
+
+def _in_child(keep: Callable[[int], None], settings: Sandbox) -> dict:
+    """What a forked child writes to the pipe it is given."""
     reading, writing = os.pipe()
     keeper = os.fork()
     if not keeper:
         os.close(reading)
-        _run_and_exit(lambda: _keep(work, files, settings, writing), writing)
+        _run_and_exit(lambda: keep(writing), writing)
     os.close(writing)
     try:
         answer = _read_all(reading, time.monotonic() + settings.seconds + GRACE_S)
@@ -144,12 +152,6 @@ def in_jail(work: Callable[[Jail], dict], files: dict[str, str], settings: Sandb
 def _keep(work: Callable[[Jail], dict], files: dict[str, str], settings: Sandbox, writing: int) -> None:
     """The process between the worker and the referee: enters the namespaces its child is born into."""
     os.setsid()
-    if sys.platform == "linux":
-        linux.die_with_parent()
-    if settings.isolation == "limits":
-        with TemporaryDirectory(prefix="sandbox-") as folder:
-            _answer(writing, work(_limited(files, settings, folder)))
-        return
     if sys.platform != "linux":
         raise OSError(f"{sys.platform} has no namespaces")
     uid = UID + os.getppid() % UIDS if os.getuid() == 0 else None
@@ -175,14 +177,13 @@ def _enter_namespaces(*, as_root: bool) -> None:
 
 def _referee(work, files: dict[str, str], settings: Sandbox, uid: int | None, writing: int) -> None:
     """PID 1 of the namespace: no program in it can signal this process or read its memory."""
-    linux.die_with_parent()
     linux.hide_memory()
     view.enter(files, settings.scratch_mb * MEBIBYTE, os.getuid() if uid is None else uid)
     jail = Jail(settings, view.FOLDER, view.SCRATCH, uid, alone=True)
     _answer(writing, work(jail))
 
 
-def _limited(files: dict[str, str], settings: Sandbox, folder: str) -> Jail:
+def _limited(work, files: dict[str, str], settings: Sandbox, folder: str, writing: int) -> None:
     """Without namespaces: the files lie in a temporary folder, and orphans come to this process."""
     if sys.platform == "linux":
         linux.adopt_orphans()
@@ -197,12 +198,14 @@ def _limited(files: dict[str, str], settings: Sandbox, folder: str) -> Jail:
     if uid is not None:
         os.chown(scratch, uid, uid)
     os.chdir(scratch)
-    return Jail(settings, folder, str(scratch), uid, alone=False)
+    _answer(writing, work(Jail(settings, folder, str(scratch), uid, alone=False)))
 
 
 def _run_and_exit(function: Callable[[], None], writing: int) -> None:
     """The whole life of a forked child: nothing of the parent's stack runs on."""
     try:
+        if sys.platform == "linux":
+            linux.die_with_parent()
         signal.setitimer(signal.ITIMER_REAL, 0)
         for each in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
             signal.signal(each, signal.SIG_DFL)
