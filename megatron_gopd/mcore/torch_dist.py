@@ -11,11 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import torch
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemReader, FileSystemWriter, SavePlan
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
@@ -158,8 +160,17 @@ class StateReader:
 
     def _load(self, key: str, stored: ChunkStorageMetadata) -> Tensor:
         info = self._storage[MetadataIndex(key, stored.offsets)]
-        with (self._folder / info.relative_path).open("rb") as stream:
-            return torch.load(self._reader._slice_file(stream, info), map_location="cpu", weights_only=True)
+        path = self._folder / info.relative_path
+        with path.open("rb") as stream:
+            record = self._reader._slice_file(stream, info)
+            with FakeTensorMode():  # tells where a tensor's bytes are, and reads none of them
+                told = torch.load(record, weights_only=True)
+            start, length = told.untyped_storage()._checkpoint_offset, told.untyped_storage().nbytes()
+            if start is None or not told.is_contiguous() or length != told.numel() * told.itemsize:
+                record.seek(0)
+                return torch.load(record, map_location="cpu", weights_only=True)
+        mapped = np.memmap(path, np.uint8, "c", info.offset + start, length)  # where torch.load would copy
+        return torch.from_numpy(mapped).view(told.dtype).view(told.shape)
 
 
 def _overlap(offsets, sizes, stored: ChunkStorageMetadata) -> tuple[tuple, tuple] | tuple[None, None]:
