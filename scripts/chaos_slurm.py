@@ -41,11 +41,11 @@ class Arena:
             save_chat_model(folder / name, seed=seed)
         write_questions(folder / "train.jsonl", 96, opd_teacher=lambda number: TEACHERS[number % 2])
 
-    def configuration(self, name: str, batch_size: int) -> Path:
+    def configuration(self, name: str, kind: str) -> Path:
         models = {model: self.folder / model for model in ("student", "teacher", "other")}
         tree = two_teachers(models, self.folder / "train.jsonl", self.folder / "runs", name)
         tree |= {"run": tree["run"] | {"steps": STEPS}, "checkpoint": {"every": EVERY, "keep": 2}}
-        tree["data"]["batch_size"] = batch_size
+        tree["data"]["batch_size"], tree["rollout"]["max_response_tokens"] = SIZES[kind]
         path = self.folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump(tree))
         return path
@@ -100,10 +100,13 @@ def reach_limit(arena: Arena, job: str, chance: random.Random) -> str:
     """A limit that the job is nearer to than its --stop-before; for the next attempt, the old one."""
     minutes = int(time.time() - start_of(arena, job)) // 60 + 1
     arena.cluster("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
-    restarted = lambda: arena.cluster.job(job)["Restarts"] != "0" or arena.cluster.job(job)["JobState"] == "COMPLETED"  # noqa: E731
-    until(restarted, WAIT_S, 0.5)
+    until(lambda: restarted_or_ended(arena.cluster.job(job)), WAIT_S, 0.5)
     arena.cluster("scontrol", "update", f"JobId={job}", "TimeLimit=60", check=False)
     return "USR1 before the time limit"
+
+
+def restarted_or_ended(job: dict[str, str]) -> bool:
+    return job["Restarts"] != "0" or job["JobState"] == "COMPLETED"
 
 
 def start_of(arena: Arena, job: str) -> float:
@@ -116,17 +119,19 @@ def cancel(arena: Arena, job: str, chance: random.Random) -> str:
 
 
 STRIKES = {"node": kill_node, "preempt": preempt, "limit": reach_limit, "cancel": cancel}
-BATCH = {"node": 8, "preempt": 32, "limit": 96, "cancel": 8}  # SLURM looks at time limits every 30 s: steps must last
+# prompts and response tokens of a step: it must last where SLURM looks only every 2 s (preemption) or 30 s (limits)
+SIZES = {"node": (8, 10), "preempt": (32, 10), "limit": (64, 64), "cancel": (8, 10)}
+TRIES = 5  # at a round whose strike came after the run had ended
 
 
-def play(arena: Arena, kind: str, number: int, chance: random.Random) -> bool:
+def play(arena: Arena, kind: str, number: int, chance: random.Random, tries: int = TRIES) -> bool:
     """One round: whether all that is promised held."""
     name = f"{kind}-{number}"
-    configuration, run, started = arena.configuration(name, BATCH[kind]), arena.run(name), time.monotonic()
+    configuration, run, started = arena.configuration(name, kind), arena.run(name), time.monotonic()
     job = arena.submit(configuration)
     moment = chance.randrange(1, STEPS // 3 if kind in ("limit", "preempt") else STEPS - 1)
     if not until(lambda: steps_done(run) >= moment, WAIT_S, 0.01):
-        sys.exit(f"{name}: no step {moment} after {WAIT_S} s: {(run / 'slurm').rglob('*.log')}")
+        sys.exit(f"{name}: no step {moment} after {WAIT_S} s: see {run / 'slurm'}")
     time.sleep(chance.uniform(0, 0.1))
     before = steps_done(run)
     what = STRIKES[kind](arena, job, chance)
@@ -141,9 +146,13 @@ def play(arena: Arena, kind: str, number: int, chance: random.Random) -> bool:
     else:
         resumed = resumed_after(run)
         repeated = max(0, before - resumed[0]) if resumed else before
-        same = identical(run, arena.run(f"whole-{BATCH[kind]}"))
+        same = identical(run, arena.run(f"whole-{kind}"))
         attempts = int(ended["Restarts"]) + 1
         graceful = kind in ("preempt", "limit")
+        if attempts == 1 and ended["JobState"] == "COMPLETED" and tries > 1:
+            print(f"{name}: {what} at step {before}, too late: the run had ended; again", flush=True)
+            shutil.rmtree(run)
+            return play(arena, kind, number, chance, tries - 1)
         holds = ended["JobState"] == "COMPLETED" and same and not orphans and attempts > 1
         holds = holds and repeated <= (0 if graceful else EVERY)
         said = (
@@ -178,10 +187,10 @@ def main() -> None:
     with MiniSlurm(NODES + 1, gpus=1) as cluster:
         arena = Arena(folder, cluster)
         kinds = {kind: getattr(options, kind) for kind in ROUNDS if getattr(options, kind)}
-        for batch in sorted({BATCH[kind] for kind in kinds if kind != "cancel"}):
-            ended = cluster.wait(arena.submit(arena.configuration(f"whole-{batch}", batch)), timeout=WAIT_S)
+        for kind in set(kinds) - {"cancel"}:
+            ended = cluster.wait(arena.submit(arena.configuration(f"whole-{kind}", kind)), timeout=WAIT_S)
             if ended["JobState"] != "COMPLETED":
-                sys.exit(f"the undisturbed run is {ended['JobState']}: see {arena.run(f'whole-{batch}')}")
+                sys.exit(f"the undisturbed run is {ended['JobState']}: see {arena.run(f'whole-{kind}')}")
         for kind, rounds in kinds.items():
             results[kind] = [play(arena, kind, number + 1, chance) for number in range(rounds)]
     holds = all(map(all, results.values()))

@@ -146,16 +146,16 @@ def _canary(folder: Path) -> tuple[str, str, str]:
             folder.mkdir(parents=True, exist_ok=True)
             name = folder / f".canary-{secrets.token_hex(8)}"
             name.write_text(name.name)
-            token = [str(name.absolute())]
+            token = [name.name]
         except OSError as error:
             token = [error]
     dist.broadcast_object_list(token, src=0)
     if isinstance(token[0], OSError):
         return "failed", f"the first node cannot write to {folder}: {token[0]}", mend
-    seen = _sees(Path(token[0]))
+    seen = _sees(folder / token[0])
     dist.barrier()
     if dist.get_rank() == 0:
-        Path(token[0]).unlink()
+        (folder / token[0]).unlink()
     return ("ok", f"{folder} is shared", "") if seen else ("failed", f"{folder} is not the first node's", mend)
 
 

@@ -47,7 +47,7 @@ def found(chat_models, tmp_path_factory):
             "well": {},
             "a GPU less": {"gpus": ["0,1", "0"]},
             "two folders": {"folders": [str(folder / "one"), str(folder / "other")]},
-            "layout": {"overrides": ["student.layout.tp=3"]},
+            "layout": {"overrides": ["student.layout.tp=2"], "ranks": 3},
             "port": {"port": taken.getsockname()[1]},
             "disk": {"overrides": ["checkpoint.keep=1000000000"]},
         }
@@ -74,7 +74,7 @@ def test_a_folder_that_is_not_shared_is_found(found):
 
 def test_a_layout_that_does_not_fit_the_ranks_of_the_run(found):
     assert verdicts(found["layout"], "models") == {"node1": "failed", "node2": "failed"}
-    assert any("which does not divide the 4" in text for _, check, _, text in found["layout"] if check == "models")
+    assert any("which does not divide the 3" in text for _, check, _, text in found["layout"] if check == "models")
 
 
 def test_a_port_in_use_is_found_on_the_first_node(found):

@@ -10,6 +10,8 @@ import time
 import pytest
 
 from scripts.mini_slurm import until
+from tests.chat_models import write_questions
+from tests.cli.run_verb import write_config
 
 FINISHES = "train() { say 0 finished; }"
 # each attempt gets one checkpoint further, and waits to be told to stop
@@ -117,6 +119,17 @@ def test_a_node_that_crashes_brings_the_job_to_other_nodes(cluster, submit):
     cluster.revive("node2")
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
     assert "node2" not in (job.run / "slurm" / "latest" / "nodes").read_text()
+
+
+@pytest.mark.timeout(900)  # two imports of everything on each node, on a machine that may be busy
+def test_a_real_run_on_two_nodes(cluster, submit, chat_models, tmp_path, run_file):
+    questions = write_questions(tmp_path / "train.jsonl", 4, opd_teacher=lambda number: ("math", "code")[number % 2])
+    write_config(tmp_path, chat_models, questions).replace(run_file)
+    job = submit("", "--python", sys.executable)
+    assert cluster.wait(job.id, timeout=800)["JobState"] == "COMPLETED", job.log.read_text()
+    assert [json.loads(row)["step"] for row in (job.run / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+    report = (job.run / "slurm" / "latest" / "doctor-node1.log").read_text()
+    assert "ok   all-reduce  node1,node2: gloo, 2 nodes" in report
 
 
 def test_a_chain_runs_one_after_the_other(cluster, submit):
