@@ -1,5 +1,6 @@
 # The verbs of this repository. Each installs what it needs into .venv first.
-.PHONY: help install quickstart heal-pruned assets test test-all lint bench bench-convert parity chaos-resume chaos-slurm slurm clean check-gpu-constraints
+.PHONY: help install install-triton quickstart heal-pruned assets slurm test test-all lint bench bench-convert bench-kernel \
+    parity chaos-resume chaos-slurm kernel-report clean check-gpu-constraints
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 SMOLLM2 := assets/SmolLM2-135M-Instruct
@@ -22,13 +23,16 @@ heal-pruned: assets  ## heal a depth-pruned SmolLM2 with the whole one as its te
 	@[ -d assets/SmolLM2-27-layers ] || $(PY) tools/prune_depth.py $(SMOLLM2) assets/SmolLM2-27-layers --drop 12,16,20
 	$(PY) -m megatron_gopd train examples/heal_pruned.yaml $(ARGS)
 
+install-triton: install  ## create .venv-triton: triton over .venv, for the tests of the GPU kernels
+	@scripts/install_triton.sh
+
 slurm: install  ## SLURM's packages for the tests, where they can be installed
 	@$(PY) scripts/mini_slurm.py install || echo "the tests that need SLURM will be skipped"
 
-test: slurm  ## the tests, without those marked slow
+test: install-triton slurm  ## the tests, without those marked slow
 	$(PY) -m pytest -q -rs $(ARGS)
 
-test-all: slurm  ## all tests
+test-all: install-triton slurm  ## all tests
 	$(PY) -m pytest -q -rs -m "" $(ARGS)
 
 lint: install  ## ruff
@@ -41,6 +45,10 @@ bench: assets  ## exactness on one and two ranks, and the quickstart's seconds b
 bench-convert: install  ## conversion both ways against safetensors alone: time and memory
 	$(PY) scripts/bench_convert.py $(ARGS)
 
+bench-kernel: install  ## the LM-head kernel beside its peers, as ratios to one torch.mm (an hour; ARGS=--shapes=A)
+	@scripts/install_bench.sh
+	.venv-bench/bin/python scripts/bench_kernel.py $(ARGS)
+
 parity: install  ## every layout on one, two and four ranks against transformers
 	$(PY) scripts/parity.py $(ARGS)
 
@@ -50,8 +58,11 @@ chaos-resume: install  ## kill -9 at random moments of a step and of a save, 20 
 chaos-slurm: slurm  ## jobs whose node dies, that are preempted, reach their limit, are cancelled; on simulated nodes
 	$(PY) scripts/chaos_slurm.py $(ARGS)
 
-clean:  ## remove .venv and assets; runs/ stays
-	rm -rf .venv assets
+kernel-report: install-triton  ## the GPU kernels compiled for sm_80, 90, 100: registers, spills, shared memory
+	@.venv-triton/bin/python scripts/kernel_report.py $(ARGS)
+
+clean:  ## remove .venv, .venv-triton, .venv-bench and assets; runs/ stays
+	rm -rf .venv .venv-triton .venv-bench assets
 
 check-gpu-constraints:  ## that the versions pinned for GPU machines resolve together (nothing is installed)
 	@python3 -m venv .venv-uv && .venv-uv/bin/pip install -q uv

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 # how a run is placed, watched or how long it is, not what it computes: these may change from attempt to attempt
 MAY_CHANGE = re.compile(
     r"run\.(folder|steps)|(checkpoint|logging)(\..*)?|(.+\.)?layout\..*|(.+\.)?(offload|recompute|overlap_communication)"
-    r"|training\.max_tokens_per_micro_batch|rollout\.max_batch_size"
+    r"|training\.(max_tokens_per_micro_batch|logprob)|rollout\.max_batch_size"
 )
 ABSENT = object()
 

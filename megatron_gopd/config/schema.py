@@ -145,6 +145,9 @@ class Rollout(Section):
 
 class Training(Section):
     max_tokens_per_micro_batch: int = Field(16384, ge=1, description="packed tokens of one forward pass")
+    logprob: Literal["fused", "naive"] = Field(
+        "fused", description="the LM head: without logits, or with them in memory as a check"
+    )
 
 
 class Optimizer(Section):

@@ -18,14 +18,18 @@ from megatron_gopd.mcore.model import Model
 Head = Callable[[Tensor, MicroBatch], Any]
 
 
-def run(model: Model, micro_batches: Sequence[MicroBatch], head: Head, *, train: bool, module=None) -> list:
+def run(
+    model: Model, micro_batches: Sequence[MicroBatch], head: Head, *, train: bool, module=None, gather: bool = False
+) -> list:
     """Run every micro-batch; on the last pipeline stage apply `head(hidden, micro_batch)`.
 
     Args:
-        head: gets hidden [response tokens, hidden], the final hidden states that predict the micro-batch's targets,
-            the same on every tensor-parallel rank. When training it returns a scalar loss, and gradients are summed
-            over micro-batches and data-parallel ranks; else whatever is wanted.
+        head: gets hidden [response tokens, hidden], the final hidden states that predict the micro-batch's targets:
+            the same on every tensor-parallel rank or, under sequence parallelism, those of this rank's slice (see
+            rows_per_rank). When training it returns a scalar loss, and gradients are summed over micro-batches and
+            data-parallel ranks; else whatever is wanted.
         module: the data-parallel wrapper to train; default: the bare module.
+        gather: give all of them to every rank under sequence parallelism too.
 
     Returns:
         What `head` returned, micro-batch after micro-batch, on the last stage; [] on the others.
@@ -43,7 +47,7 @@ def run(model: Model, micro_batches: Sequence[MicroBatch], head: Head, *, train:
         )
 
         def finish(hidden, non_loss_data=False):
-            result = head(_select(hidden, micro_batch, model), micro_batch)
+            result = head(_select(hidden, micro_batch, model, gather), micro_batch)
             results.append(result.detach() if train else result)
             return (result, torch.zeros((), dtype=torch.int), {}) if train else {}
 
@@ -72,13 +76,27 @@ def _hidden_states(*, hidden_states: Tensor, **_) -> Tensor:
     return hidden_states
 
 
-def _select(hidden: Tensor, micro_batch: MicroBatch, model: Model) -> Tensor:
-    """[tokens (/ tp), 1, h] -> [response tokens, h]; its gradient is summed over the vocabulary's shards."""
-    if model.config.sequence_parallel:
+def rows_per_rank(model: Model, micro_batch: MicroBatch) -> list[int] | None:
+    """How many of a micro-batch's response tokens lie in each tensor-parallel rank's slice; None: slices are whole."""
+    if not model.config.sequence_parallel:
+        return None
+    ranks = model.groups.tp.size()
+    owners = micro_batch.positions // (len(micro_batch.tokens) // ranks)
+    return torch.bincount(owners, minlength=ranks).tolist()
+
+
+def _select(hidden: Tensor, micro_batch: MicroBatch, model: Model, gather: bool) -> Tensor:
+    """[tokens (/ tp), 1, h] -> [response tokens, h]; without a slice its gradient is summed over the vocabulary's
+    shards, for a slice the LM head does that."""
+    positions = micro_batch.positions.to(hidden.device)
+    if not model.config.sequence_parallel:
+        hidden = copy_to_tensor_model_parallel_region(hidden, group=model.groups.tp)
+    elif gather:
         hidden = gather_from_sequence_parallel_region(hidden, group=model.groups.tp)
     else:
-        hidden = copy_to_tensor_model_parallel_region(hidden, group=model.groups.tp)
-    return hidden[:, 0].index_select(0, micro_batch.positions.to(hidden.device))
+        positions = positions - len(hidden) * model.groups.tp.rank()
+        positions = positions[(positions >= 0) & (positions < len(hidden))]
+    return hidden[:, 0].index_select(0, positions)
 
 
 def _packed(micro_batch: MicroBatch, device: torch.device) -> PackedSeqParams:

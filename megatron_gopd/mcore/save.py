@@ -31,7 +31,7 @@ def save(tensors: Iterator[tuple[str, torch.Tensor]], source: str | Path, target
         return
     with atomic_folder(target) as folder:
         copy_side_files(source, folder)
-        write_weights(tensors, folder, dtype)
+        write_weights(tensors, folder, dtype, SHARD_BYTES)
 
 
 def copy_side_files(source: str | Path, folder: Path) -> None:
@@ -41,9 +41,7 @@ def copy_side_files(source: str | Path, folder: Path) -> None:
             shutil.copyfile(Path(source) / name, folder / name)
 
 
-def write_weights(
-    tensors: Iterator[tuple[str, torch.Tensor]], folder: Path, dtype: str, shard_bytes: int = SHARD_BYTES
-) -> None:
+def write_weights(tensors: Iterator[tuple[str, torch.Tensor]], folder: Path, dtype: str, shard_bytes: int) -> None:
     """Write tensors as safetensors beside the config.json in `folder`, which then names `dtype`.
 
     Holds one shard at a time: at most `shard_bytes`, or one tensor that is larger.

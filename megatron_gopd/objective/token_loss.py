@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -16,6 +17,11 @@ class TokenRows:
     behaviour_logprobs: Tensor
     teacher_logprobs: Tensor
     reference_logprobs: Tensor | None = None
+
+    def select(self, tokens: slice | Tensor, device: torch.device | None = None) -> TokenRows:
+        """The rows of some tokens."""
+        picked = {name: None if column is None else column[tokens] for name, column in vars(self).items()}
+        return TokenRows(**{name: column if column is None else column.to(device) for name, column in picked.items()})
 
 
 class TokenLoss(NamedTuple):

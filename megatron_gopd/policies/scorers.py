@@ -82,6 +82,7 @@ class Scorers:
                 rows,
                 temperature=self.config.rollout.temperature,
                 max_tokens=self.config.training.max_tokens_per_micro_batch,
+                naive=self.config.training.logprob == "naive",
             )
         for values, trajectory in zip(logprobs, taught, strict=True):
             if not np.isfinite(values).all():

@@ -9,15 +9,16 @@ import torch
 import torch.distributed as dist
 
 from megatron_gopd.data.packing import MicroBatch, Row
-from megatron_gopd.kernels import linear_log_softmax, linear_logprob
+from megatron_gopd.kernels import linear_log_softmax
 from megatron_gopd.mcore.forward import run
 from megatron_gopd.mcore.model import Model
+from megatron_gopd.policies.lm_head import token_logprobs
 from megatron_gopd.policies.micro_batches import micro_batch_of, my_micro_batches, reports
 from megatron_gopd.policies.token_table import TokenTable
 
 
 def score(
-    model: Model | None, rows: Sequence[Row], *, temperature: float, max_tokens: int
+    model: Model | None, rows: Sequence[Row], *, temperature: float, max_tokens: int, naive: bool = False
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Log-prob of every response token, and the entropy of the distribution it was drawn from.
 
@@ -27,6 +28,7 @@ def score(
         model: None on a rank that holds no part of it.
         temperature: of the softmax.
         max_tokens: packed tokens a forward pass.
+        naive: with the logits materialised.
 
     Returns:
         logprobs, entropy: a float32 array [response] for every row, nats.
@@ -34,26 +36,14 @@ def score(
     table = TokenTable([len(row.response_tokens) for row in rows], ["logprobs", "entropy"])
 
     def head(hidden: torch.Tensor, micro_batch: MicroBatch) -> None:
-        logprobs, entropy = token_logprobs(model, hidden, micro_batch, temperature)
+        logprobs, entropy = token_logprobs(model, hidden, micro_batch, temperature, naive)
         if reports(model):
             table.put(micro_batch, {"logprobs": logprobs, "entropy": entropy})
 
     if model is not None:
-        run(model, my_micro_batches(model, rows, max_tokens), head, train=False)
+        run(model, my_micro_batches(model, rows, max_tokens), head, train=False, gather=naive)
     columns = table.gather()
     return columns["logprobs"], columns["entropy"]
-
-
-def token_logprobs(model: Model, hidden: torch.Tensor, micro_batch: MicroBatch, temperature: float):
-    """linear_logprob with this model's head: logprobs [response tokens], entropy [response tokens]."""
-    return linear_logprob(
-        hidden,
-        model.lm_head(),
-        micro_batch.targets.to(hidden.device),
-        temperature=temperature,
-        vocab_range=model.vocab_range,
-        group=model.groups.tp,
-    )
 
 
 def distribution(model: Model | None, row: Row, *, temperature: float) -> torch.Tensor:
@@ -78,7 +68,7 @@ def distribution(model: Model | None, row: Row, *, temperature: float) -> torch.
             pieces.append((micro_batch.offsets, logprobs.cpu()))
 
     if model is not None:
-        run(model, [micro_batch_of(model, [0], [row])], head, train=False)
+        run(model, [micro_batch_of(model, [0], [row])], head, train=False, gather=True)
     everywhere: list = [None] * dist.get_world_size()
     dist.all_gather_object(everywhere, pieces)
     found = [piece for rank in everywhere for piece in rank]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from megatron_gopd.config import Config
 from megatron_gopd.data.packing import MicroBatch, Row
 from megatron_gopd.data.trajectory import Trajectory
 from megatron_gopd.errors import UserError
+from megatron_gopd.kernels.linear_token_loss import TokenLossFunction
 from megatron_gopd.mcore import weights
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.checkpoint import load_training_state, training_state, with_common_part
@@ -24,12 +25,10 @@ from megatron_gopd.mcore.levers import settle
 from megatron_gopd.mcore.model import Model, build_model
 from megatron_gopd.mcore.offload import Offloader
 from megatron_gopd.mcore.optimizer import build_optimizer, learning_rate, optimizer_tensors, wrap_for_training
-from megatron_gopd.objective import TokenLoss, TokenRows, token_weights
+from megatron_gopd.objective import TokenRows, token_weights
+from megatron_gopd.policies.lm_head import token_losses
 from megatron_gopd.policies.micro_batches import my_micro_batches, reports
-from megatron_gopd.policies.scoring import token_logprobs
 from megatron_gopd.policies.token_table import TokenTable
-
-TokenLossFunction = Callable[[Tensor, Tensor, TokenRows], TokenLoss]
 
 
 @dataclass
@@ -72,16 +71,23 @@ class Student:
         """
         rows = [Row(trajectory.prompt.student_tokens, trajectory.response_tokens) for trajectory in batch]
         table = TokenTable([len(row.response_tokens) for row in rows], ["logprobs", "entropy", "advantage", "loss"])
+        naive = self.config.training.logprob == "naive"
         known = _known_of_every_token(batch, self.config.algorithm.loss_aggregation)
 
         def head(hidden: Tensor, micro_batch: MicroBatch) -> Tensor:
-            temperature = self.config.rollout.temperature
-            logprobs, entropy = token_logprobs(self.model, hidden, micro_batch, temperature)
-            result = token_loss(logprobs, entropy, _select(known, table.indices(micro_batch), hidden.device))
+            rows = known.select(table.indices(micro_batch), hidden.device)
+            result = token_losses(
+                self.model, hidden, micro_batch, self.config.rollout.temperature, naive, token_loss, rows
+            )
             if reports(self.model):
-                seen = {"logprobs": logprobs, "entropy": entropy, "advantage": result.metrics["advantage"]}
-                table.put(micro_batch, seen | {"loss": result.loss / max(1, len(logprobs)) * torch.ones_like(logprobs)})
-            return _with_gradient(result, logprobs, entropy)
+                logprobs = result.logprobs
+                seen = {"logprobs": logprobs, "entropy": result.entropy, "advantage": result.metrics["advantage"]}
+                loss = result.loss.detach() / max(1, len(logprobs)) * torch.ones_like(logprobs)
+                table.put(micro_batch, seen | {"loss": loss})
+            if self.settings.overlap_communication:
+                # the head's reduction starts when autograd hands over a gradient; the kernel's own is in main_grad
+                return result.loss + 0.0 * self.model.lm_head()[0, 0]
+            return result.loss
 
         if self.model is not None:
             if self._away is not None:
@@ -89,7 +95,7 @@ class Student:
             self._wrapped.zero_grad_buffer()
             self._optimizer.zero_grad()
             micro_batches = my_micro_batches(self.model, rows, self.config.training.max_tokens_per_micro_batch)
-            run(self.model, micro_batches, head, train=True, module=self._wrapped)
+            run(self.model, micro_batches, head, train=True, module=self._wrapped, gather=naive)
         columns = table.gather()
         _refuse_non_finite(columns["logprobs"], batch)
         loss = math.fsum(float(column.sum(dtype=np.float64)) for column in columns.pop("loss"))
@@ -196,19 +202,6 @@ def _known_of_every_token(batch: list[Trajectory], aggregation) -> TokenRows:
         teacher_logprobs=flat(trajectory.teacher_logprobs for trajectory in batch),
         reference_logprobs=flat(trajectory.reference_logprobs for trajectory in batch) if referenced else None,
     )
-
-
-def _select(rows: TokenRows, indices: Tensor, device: torch.device) -> TokenRows:
-    picked = {name: None if column is None else column[indices].to(device) for name, column in vars(rows).items()}
-    return TokenRows(**picked)
-
-
-def _with_gradient(result: TokenLoss, logprobs: Tensor, entropy: Tensor) -> Tensor:
-    """A scalar whose value is the loss and whose gradient is the one the objective states."""
-    surrogate = (logprobs * result.dloss_dlogprobs).sum()
-    if result.dloss_dentropy is not None:
-        surrogate = surrogate + (entropy * result.dloss_dentropy).sum()
-    return surrogate + (result.loss - surrogate).detach()
 
 
 def _refuse_non_finite(logprobs: list[np.ndarray], batch: list[Trajectory]) -> None:

@@ -22,15 +22,21 @@ class FinishedError(UserError):
     kind, exit_code = "nothing to do", 0
 
 
+def refuse_finished(path: Path, config: Config) -> None:
+    """Raises FinishedError: every step is done, and nothing asks for them again."""
+    finished = (path / "model").exists() and _steps(path / "metrics.jsonl") >= config.run.steps
+    if finished and config.checkpoint.resume == "auto":
+        raise FinishedError(
+            f"{path} is finished: {config.run.steps} steps, the model is in {path / 'model'}. To run it again, "
+            f"set checkpoint.resume=never or another run.name; to go on, raise run.steps"
+        )
+
+
 def begin(path: Path, config: Config) -> Checkpoint | None:
     """Make the folder what the next attempt starts from: the newest whole checkpoint's step, or nothing."""
+    refuse_finished(path, config)
     remove_unfinished(path / "checkpoints")
     if config.checkpoint.resume == "auto":
-        if (path / "model").exists() and _steps(path / "metrics.jsonl") >= config.run.steps:
-            raise FinishedError(
-                f"{path} is finished: {config.run.steps} steps, the model is in {path / 'model'}. To run it again, "
-                f"set checkpoint.resume=never or another run.name; to go on, raise run.steps"
-            )
         resumed = newest_whole(path / "checkpoints")
         if resumed:
             for name in ("metrics.jsonl", "samples.jsonl"):

@@ -15,7 +15,7 @@ from megatron_gopd.config import Config, to_yaml
 from megatron_gopd.config.same_run import differences
 from megatron_gopd.errors import UserError
 from megatron_gopd.runs.atomic import write_text
-from megatron_gopd.runs.attempts import RESULTS, begin, next_attempt
+from megatron_gopd.runs.attempts import RESULTS, begin, next_attempt, refuse_finished
 from megatron_gopd.runs.checkpoints import Checkpoint
 
 CONFIG, LOCK = "config.yaml", ".lock"
@@ -60,6 +60,15 @@ class RunFolder:
             raise UserError(
                 f"cannot write the run to {path} ({error}); set run.folder to a folder that can be written"
             ) from None
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Raise now what open() would raise of a folder that is there, before models are loaded; writes nothing."""
+        path = Path(config.run.folder, config.run.name)
+        if path.is_dir():
+            _refuse_what_is_not_a_run(path)
+            _refuse_another_configuration(path, config)
+            refuse_finished(path, config)
 
     def close(self) -> None:
         """Let another process write to this run; the end of the process does so too."""

@@ -12,25 +12,24 @@ from megatron_gopd.objective import gopd_loss
 from megatron_gopd.runs import Spans, log_to
 from megatron_gopd.training.checkpoints import Checkpoints
 from megatron_gopd.training.grading import Grader
-from megatron_gopd.training.job import build_job, prepare
+from megatron_gopd.training.job import build_job
 from megatron_gopd.training.recorder import Recorder
 from megatron_gopd.training.stop import StopRequest
 
 
 def distill(config: Config) -> None:
     """Run the whole distillation of `config`. Collective over the ranks of the job."""
-    material = prepare(config)
-    recorder = Recorder(config, material.tokenizers.student)
+    job = build_job(config)
+    probe = Probe(config, job.tokenizers, job.student, job.scorers) if config.evaluation else None
+    recorder = Recorder(config, job.tokenizers.student)
+    checkpoints = Checkpoints(job, recorder.checkpoints)
     correction = config.algorithm.rollout_correction
     token_loss = gopd_loss(config.algorithm.lambda_, correction.cap if correction else None)
     logs = log_to(recorder.logs, dist.get_rank())
     with recorder, logs, StopRequest() as stop, Grader(config.rewards) as grader:
-        job = build_job(config, material)
-        checkpoints = Checkpoints(job, recorder.checkpoints)
-        probe = Probe(config, job.tokenizers, job.student, job.scorers) if config.evaluation else None
+        spans = Spans(on_enter=recorder.phase)
         if probe:
             recorder.measured("before", probe.measure(job.rollout))
-        spans = Spans(on_enter=recorder.phase)
         for step in range(checkpoints.resume(recorder.resumed) + 1, config.run.steps + 1):
             with spans("step"):
                 batch = []

@@ -13,8 +13,9 @@ from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.model import check_fp8
 from megatron_gopd.policies.scorers import Scorers
 from megatron_gopd.policies.student import Student
-from megatron_gopd.ranks import is_first
+from megatron_gopd.ranks import is_first, on_first
 from megatron_gopd.rollout import EmbeddedEngine, RolloutEngine
+from megatron_gopd.runs import RunFolder
 
 
 @dataclass
@@ -29,30 +30,18 @@ class Job:
     rollout: RolloutEngine
 
 
-@dataclass
-class Material:
-    """What a run works on, before any weight is loaded."""
-
-    tokenizers: Tokenizers
-    loader: PromptLoader
-
-
-def prepare(config: Config) -> Material:
-    """Check the models and read the data: whatever can be refused early is refused here, as a UserError. Collective."""
+def build_job(config: Config) -> Job:
+    """Load data, tokenizers and models. Collective. Raises UserError for what the user can mend, cheapest first."""
+    on_first(lambda: RunFolder.check(config))
     check_models(config, dist.get_world_size())
     tokenizers = load_tokenizers(config)
     prompts = build_prompts(config, tokenizers)
     if is_first():
         _announce(prompts.skipped_too_long, prompts.warnings, config)
-    return Material(tokenizers, PromptLoader(prompts.prompts, config.data.batch_size, config.run.seed))
-
-
-def build_job(config: Config, material: Material) -> Job:
-    """Load the models. Collective. Raises UserError for whatever the user can mend."""
+    loader = PromptLoader(prompts.prompts, config.data.batch_size, config.run.seed)
     student = Student(config)
     scorers = Scorers(config)
-    engine = EmbeddedEngine.of_student(config)
-    return Job(config, material.tokenizers, material.loader, student, scorers, engine)
+    return Job(config, tokenizers, loader, student, scorers, EmbeddedEngine.of_student(config))
 
 
 def check_models(config: Config, world: int) -> None:

@@ -33,7 +33,15 @@ def batch(lengths=LENGTHS) -> list[Trajectory]:
 
 
 def settings(
-    folder: Path, *, layout="", dtype="float32", budget=4096, aggregation="sequence_mean", student=None, **optimizer
+    folder: Path,
+    *,
+    layout="",
+    dtype="float32",
+    budget=4096,
+    aggregation="sequence_mean",
+    logprob="fused",
+    student=None,
+    **optimizer,
 ):
     """The configuration of a student; `student` are further keys of its section, `optimizer` those of that one."""
     return Config.model_validate(
@@ -44,7 +52,7 @@ def settings(
             "algorithm": {"lambda": LAMBDA, "loss_aggregation": aggregation},
             "data": {"train": "train.jsonl", "batch_size": 1},
             "rollout": {"temperature": TEMPERATURE},
-            "training": {"max_tokens_per_micro_batch": budget},
+            "training": {"max_tokens_per_micro_batch": budget, "logprob": logprob},
             "optimizer": {"weight_decay": 0.0} | optimizer,
         }
     )

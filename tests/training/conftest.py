@@ -39,7 +39,7 @@ def distill(one_rank):
         kept = []
         with pytest.MonkeyPatch.context() as patch:
             build = distill.build_job
-            patch.setattr(distill, "build_job", lambda *given: kept.append(build(*given)) or kept[-1])
+            patch.setattr(distill, "build_job", lambda config: kept.append(build(config)) or kept[-1])
             distill.distill(config)
         return kept[0]
 

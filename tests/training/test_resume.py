@@ -40,7 +40,7 @@ def two_ranks(chat_models, questions, tmp_path_factory) -> Path:
         name: (two_teachers(chat_models, questions, folder / "whole", name, before, **EVERY), {"layout": after})
         for name, (before, after) in LAYOUTS.items()
     }
-    on_ranks(2, distill_and_resume, cases=cases, folder=folder)
+    on_ranks(2, distill_and_resume, timeout=600, cases=cases, folder=folder)
     return folder
 
 

@@ -17,15 +17,16 @@ from tests.training.runs_on_ranks import TEACHERS, metrics_of
 METRICS = {
     *"step loss reverse_kl advantage_mean entropy grad_norm lr response_tokens_mean truncated_fraction".split(),
     *"train_rollout_logprob_abs_diff train_rollout_logprob_abs_diff_max tokens_per_s".split(),
+    "reward",
     *(f"{name}/{teacher}" for name in ("reverse_kl", "reward") for teacher in TEACHERS),
-    *(f"timing/{phase}_s" for phase in ("rollout", "score", "train", "sync", "step")),
+    *(f"timing/{phase}_s" for phase in ("rollout", "score", "train", "sync", "checkpoint", "step")),
 }
 
 
 @pytest.fixture(scope="module")
 def run(make_config, distill) -> SimpleNamespace:
     """Run twice with one configuration."""
-    config = make_config()
+    config = make_config(checkpoint={"resume": "never"})
     distill(config)
     job = distill(config)
     return SimpleNamespace(config=config, job=job, folder=Path(config.run.folder, "first"))

@@ -1,0 +1,59 @@
+"""The naive LM head: logits, softmax and autograd, in the dtype of its inputs or wider. Every test compares with it."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def naive_logprob(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float = 1.0,
+    vocab_range: tuple[int, int] | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> tuple[Tensor, Tensor]:
+    """linear_logprob with this rank's logits materialised; float64 inputs are computed in float64.
+
+    The gradient of hidden is this rank's share, as there.
+    """
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    first, last = vocab_range or (0, len(weight))
+    logits = hidden.to(wide) @ weight[: last - first].to(wide).T / temperature
+    peak = _peak(logits.detach(), group)
+    log_sum = peak + _SumOver.apply(torch.exp(logits - peak[:, None]).sum(dim=1), group).log()
+    column = targets - first
+    here = (column >= 0) & (column < last - first)
+    picked = (
+        logits.gather(1, column.clamp(0, last - first - 1)[:, None])[:, 0] if last > first else torch.zeros_like(peak)
+    )
+    target_logit, found = _SumOver.apply(torch.stack([torch.where(here, picked, 0.0), here.to(wide)]), group)
+    if (found == 0).any():
+        raise ValueError(f"target {int(targets[found == 0][0])} lies outside the vocabulary")
+    mean_logit = _SumOver.apply((torch.exp(logits - log_sum[:, None]) * logits).sum(dim=1), group)
+    return target_logit - log_sum, log_sum - mean_logit
+
+
+def _peak(logits: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    peak = logits.amax(dim=1) if logits.shape[1] else logits.new_full((len(logits),), -torch.inf)
+    if group is not None:
+        dist.all_reduce(peak, op=dist.ReduceOp.MAX, group=group)
+    return peak
+
+
+class _SumOver(torch.autograd.Function):
+    """The sum over the ranks of a group, every one of which goes on to compute the same loss from it."""
+
+    @staticmethod
+    def forward(ctx, values, group):
+        values = values.clone()
+        if group is not None:
+            dist.all_reduce(values, group=group)
+        return values
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None

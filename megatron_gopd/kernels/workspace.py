@@ -1,0 +1,38 @@
+"""The memory that linear_token_loss takes beside its inputs and outputs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from megatron_gopd.kernels.chunks import TOKENS, tokens_per_chunk
+
+TILE, PART, GROUP = 128, 2048, 1024  # vocabulary rows, of cpp/linear_logprob.cpp
+
+
+def workspace_bytes(
+    tokens: int,
+    hidden: int,
+    vocabulary: int,
+    ranks: int,
+    mode: Literal["one_pass", "recompute"],
+    *,
+    holds_weight_gradient: bool = False,
+    itemsize: int = 2,
+) -> int:
+    """Bytes a rank, with the tokens and the vocabulary cut over `ranks`; the C++ backend's.
+
+    Args:
+        vocabulary: rows of the whole head.
+        holds_weight_gradient: one_pass that keeps the weight's gradient, in float32, until the backward pass; else it
+            goes to main_grad at once, or in recompute mode in the backward pass.
+        itemsize: bytes of an element of hidden and weight.
+    """
+    rows = -(-vocabulary // ranks)
+    chunk = min(tokens, TOKENS if mode == "recompute" else tokens_per_chunk(rows, itemsize))
+    gathered = chunk * hidden * itemsize
+    packed = 2 * gathered + chunk * GROUP * itemsize + GROUP * hidden * itemsize  # operands of the GEMMs
+    statistics = 12 * chunk * rows // PART
+    kept = chunk * rows * itemsize + 4 * chunk * rows // TILE if mode == "one_pass" else 0
+    share = 4 * chunk * hidden * (1 + (1 / ranks if ranks > 1 else 0))
+    held = tokens // ranks * hidden * itemsize + (4 * rows * hidden if holds_weight_gradient else 0)
+    return int((gathered if ranks > 1 else 0) + packed + statistics + kept + share + held)

@@ -1,0 +1,61 @@
+"""A Megatron model's LM head, asked by the kernels: log-probs for a scorer, a loss for the student."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from megatron_gopd.data.packing import MicroBatch
+from megatron_gopd.kernels import LinearTokenLoss, linear_logprob, linear_token_loss, naive_logprob
+from megatron_gopd.kernels.linear_token_loss import TokenLossFunction, with_gradient
+from megatron_gopd.mcore.forward import rows_per_rank
+from megatron_gopd.mcore.model import Model
+from megatron_gopd.objective import TokenRows
+
+
+def token_logprobs(
+    model: Model, hidden: Tensor, micro_batch: MicroBatch, temperature: float, naive: bool
+) -> tuple[Tensor, Tensor]:
+    """logprobs [response tokens], entropy [response tokens]; not finite where the logits are not.
+
+    Args:
+        hidden: what mcore.forward.run(gather=naive) gives.
+        naive: with the logits materialised.
+    """
+    targets = micro_batch.targets.to(hidden.device)
+    if naive:
+        return naive_logprob(hidden, model.lm_head(), targets, **_head(model, temperature))
+    slices = rows_per_rank(model, micro_batch)
+    head = _head(model, temperature)
+    return linear_logprob(hidden, model.lm_head(), targets, **head, rows_per_rank=slices, check_finite=False)
+
+
+def token_losses(
+    model: Model,
+    hidden: Tensor,
+    micro_batch: MicroBatch,
+    temperature: float,
+    naive: bool,
+    token_loss: TokenLossFunction,
+    rows: TokenRows,
+) -> LinearTokenLoss:
+    """The loss of a micro-batch, as token_logprobs; the weight's gradient goes straight to its main_grad."""
+    if naive:
+        logprobs, entropy = token_logprobs(model, hidden, micro_batch, temperature, naive)
+        result = token_loss(logprobs.detach(), entropy.detach(), rows)
+        loss = with_gradient(result, logprobs, entropy)
+        return LinearTokenLoss(loss, logprobs.detach(), entropy.detach(), result.metrics)
+    return linear_token_loss(
+        hidden,
+        model.lm_head(),
+        micro_batch.targets.to(hidden.device),
+        token_loss,
+        rows,
+        **_head(model, temperature),
+        rows_per_rank=rows_per_rank(model, micro_batch),
+        main_grad=model.lm_head().main_grad,
+        check_finite=False,
+    )
+
+
+def _head(model: Model, temperature: float) -> dict:
+    return {"temperature": temperature, "vocab_range": model.vocab_range, "group": model.groups.tp}

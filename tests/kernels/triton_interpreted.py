@@ -1,0 +1,183 @@
+"""What test_triton.py asserts on, computed in Triton's interpreter: {case: value} on stdout as JSON.
+
+Run by the Python of .venv-triton with TRITON_INTERPRET=1, where the kernels work on CPU tensors.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import torch
+from torch import Tensor
+
+from megatron_gopd.kernels import head, linear_logprob, linear_token_loss
+from megatron_gopd.kernels.backend import Upstream
+from megatron_gopd.kernels.reference import naive_logprob
+from megatron_gopd.kernels.triton_backend import TritonBackend
+from megatron_gopd.objective.token_loss import TokenLoss, TokenRows
+
+TOKENS, HIDDEN, VOCABULARY = 150, 100, 333  # multiples of no tile
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def inputs(dtype: torch.dtype, tokens=TOKENS, width=HIDDEN, vocabulary=VOCABULARY) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(tokens, width, generator=generator)
+    weight = torch.randn(vocabulary, width, generator=generator) * 2 / width**0.5
+    return hidden.to(dtype), weight.to(dtype), torch.randint(vocabulary, (tokens,), generator=generator)
+
+
+def slopes(tokens: int) -> tuple[Tensor, Tensor]:
+    """d loss / d logprobs and d loss / d entropy of every token; both are 0 at a quarter of them."""
+    slope = torch.linspace(-1, 1, tokens)
+    slope[3::4] = 0
+    return slope, -0.3 * slope
+
+
+def token_loss(logprobs: Tensor, entropy: Tensor, rows: TokenRows) -> TokenLoss:
+    loss = (rows.weights * logprobs + rows.behaviour_logprobs * entropy).sum()
+    return TokenLoss(loss, rows.weights, rows.behaviour_logprobs, {})
+
+
+def fused(hidden: Tensor, weight: Tensor, targets: Tensor, mode: str) -> list[Tensor]:
+    """logprobs, entropy, gradient of hidden, gradient of weight."""
+    hidden, weight = hidden.detach().requires_grad_(), weight.detach().requires_grad_()
+    slope, of_entropy = slopes(len(targets))
+    result = linear_token_loss(
+        hidden, weight, targets, token_loss, TokenRows(slope, of_entropy, slope), mode=mode, temperature=0.7
+    )
+    return [result.logprobs, result.entropy, *torch.autograd.grad(result.loss, (hidden, weight))]
+
+
+def naive(hidden: Tensor, weight: Tensor, targets: Tensor) -> list[Tensor]:
+    """The same of the oracle, in float64."""
+    hidden, weight = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
+    logprobs, entropy = naive_logprob(hidden, weight, targets, temperature=0.7)
+    slope, of_entropy = slopes(len(targets))
+    loss = (slope * logprobs + of_entropy * entropy).sum()
+    return [logprobs.detach(), entropy.detach(), *torch.autograd.grad(loss, (hidden, weight))]
+
+
+def errors(values: list[Tensor], expected: list[Tensor]) -> dict[str, float]:
+    """Of values the largest difference, of gradients the relative one."""
+    pairs = list(zip(values, expected, strict=True))
+    of_values = [float((one - two).abs().max()) for one, two in pairs[:2]]
+    of_gradients = [float((one - two).norm() / two.norm().clamp(min=1e-3)) for one, two in pairs[2:]]
+    return dict(zip(("logprobs", "entropy", "grad_hidden", "grad_weight"), of_values + of_gradients, strict=True))
+
+
+def against_oracle() -> dict[str, dict[str, float]]:
+    found = {}
+    for (name, dtype), mode in itertools.product(DTYPES.items(), ("one_pass", "recompute")):
+        found[f"{name} {mode}"] = errors(fused(*inputs(dtype), mode), naive(*inputs(dtype)))
+    sizes = {"one token": (1, 64, 40), "vocabulary of one": (5, 64, 1), "aligned": (64, 64, 128)}
+    for name, size in sizes.items():
+        found[name] = errors(fused(*inputs(torch.float32, *size), "one_pass"), naive(*inputs(torch.float32, *size)))
+    hidden, weight, targets = inputs(torch.float32)
+    strided = hidden.T.contiguous().T, weight.T.contiguous().T, targets.repeat_interleave(2)[::2]
+    found["strided"] = errors(fused(*strided, "recompute"), naive(hidden, weight, targets))
+    return found
+
+
+def blackwell() -> dict[str, float]:
+    """The tile of sm_100, on the same inputs."""
+    head.backend_for = lambda _: TritonBackend(100)
+    return errors(fused(*inputs(torch.bfloat16), "one_pass"), naive(*inputs(torch.bfloat16)))
+
+
+def far_below_zero() -> float:
+    """Every logit near -1e4, and exact in float32: the error of values that a maximum from 0 would make infinite."""
+    hidden, weight, targets = (torch.zeros_like(tensor) for tensor in inputs(torch.float32))
+    hidden[:, 0], weight[:, 0] = 1.0, torch.arange(VOCABULARY) % 16 / 4 - 1e4
+    values, expected = linear_logprob(hidden, weight, targets), naive_logprob(hidden.double(), weight.double(), targets)
+    return max(float((one - two).abs().max()) for one, two in zip(values, expected, strict=True))
+
+
+def sure_of_its_target() -> float:
+    """p of the target is 0.995, and bf16 knows only 0.992 and 0.996: the relative error of its gradient, 1 - p."""
+    hidden, weight = torch.zeros(1, 8, dtype=torch.bfloat16), torch.zeros(3, 8, dtype=torch.bfloat16)
+    hidden[0, 0], weight[0, 0] = 1.0, 6.0
+    triton, targets = TritonBackend(90), torch.tensor([0])
+    statistics = triton.statistics(hidden, weight, targets, 1.0, keep=True)
+    log_sum = statistics.peak + statistics.total.log()
+    upstream = Upstream(log_sum, statistics.target_logit - log_sum, torch.zeros(1), torch.ones(1), None)
+    gradient = triton.gradients(statistics.kept, hidden, weight, targets, 1.0, upstream, None, False)[0, 0]
+    expected = 6.0 * 2 / (math.exp(6.0) + 2)
+    return abs(float(gradient) / expected - 1)
+
+
+def beyond_32_bits() -> float:
+    """Rows of the weight that lie more than 2**31 elements apart: the error of its log-probs."""
+    stride, rows = 2**23, 300
+    weight = torch.empty(stride * rows, dtype=torch.bfloat16).view(rows, stride)[:, :HIDDEN]  # memory it never touches
+    hidden, close, targets = inputs(torch.bfloat16, tokens=20, vocabulary=rows)
+    weight.copy_(close)
+    found = (TritonBackend(90).statistics(hidden, rows, targets, 1.0, keep=False) for rows in (weight, close))
+    return max(float((one - two).abs().max()) for one, two in zip(*(values[:4] for values in found), strict=True))
+
+
+def into_given_buffer() -> dict[str, float]:
+    """The gradient of weight added to a buffer of either dtype: its relative error."""
+    hidden, weight, targets = inputs(torch.bfloat16)
+    expected = naive(hidden, weight, targets)[3]
+    found = {}
+    for name, dtype in DTYPES.items():
+        buffer = torch.full_like(weight, 3.0, dtype=dtype)
+        logprobs, entropy = linear_logprob(
+            hidden, weight.detach().requires_grad_(), targets, temperature=0.7, main_grad=buffer
+        )
+        slope, of_entropy = slopes(TOKENS)
+        (slope * logprobs + of_entropy * entropy).sum().backward()
+        found[name] = float((buffer - 3 - expected).norm() / (expected + 3).norm())
+    return found
+
+
+def refusals() -> dict[str, str]:
+    """What is said of bad input."""
+    found = {}
+    for name, value in {"nan": torch.nan, "inf": torch.inf, "-inf": -torch.inf}.items():
+        hidden, weight, targets = inputs(torch.float32, tokens=20)
+        hidden[7, 3] = value
+        found[name] = refusal(hidden, weight, targets)
+    hidden, weight, targets = inputs(torch.float32, tokens=20)
+    found["target"] = refusal(hidden, weight, targets.index_fill(0, torch.tensor([2]), VOCABULARY))
+    return found
+
+
+def refusal(*arguments: Tensor) -> str:
+    try:
+        linear_logprob(*arguments)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def same_bits_alone() -> bool:
+    """A row's log-prob does not depend on the rows beside it."""
+    hidden, weight, targets = inputs(torch.bfloat16)
+    together, alone = linear_logprob(hidden, weight, targets), linear_logprob(hidden[9:40], weight, targets[9:40])
+    return all(torch.equal(one[9:40], two) for one, two in zip(together, alone, strict=True))
+
+
+def masked_rows() -> float:
+    """The gradient of hidden at tokens whose slopes are 0."""
+    return float(fused(*inputs(torch.float32), "one_pass")[2][3::4].abs().max())
+
+
+def no_tokens() -> list[float]:
+    hidden, weight, targets = inputs(torch.float32, tokens=0)
+    weight.requires_grad_()
+    logprobs, _ = linear_logprob(hidden, weight, targets)
+    logprobs.sum().backward()
+    return [len(logprobs), float(weight.grad.abs().max())]
+
+
+if __name__ == "__main__":
+    head.backend_for = lambda _: TritonBackend(90)
+    cases = (
+        against_oracle, far_below_zero, sure_of_its_target, beyond_32_bits, into_given_buffer, refusals,
+        same_bits_alone, masked_rows, no_tokens, blackwell,
+    )  # fmt: skip
+    print(json.dumps({case.__name__: case() for case in cases}))
