@@ -12,6 +12,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -182,6 +183,7 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="the folder of all runs, to look at")
     options = parser.parse_args()
     chance, results = random.Random(options.seed), {}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the cluster goes too
     install()
     folder = Path(tempfile.mkdtemp(prefix="chaos-slurm-"))
     with MiniSlurm(NODES + 1, gpus=1) as cluster:

@@ -349,6 +349,7 @@ def main() -> int:
     run.add_argument("--gpus", type=int, default=4)
     run.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the network goes too
     try:
         if options.verb == "install":
             install()
