@@ -344,10 +344,10 @@ class Config(Section):
     @model_validator(mode="after")
     def _exact_measures_need_the_teacher_here(self):
         served = [name for name, teacher in self.teachers.items() if teacher.engine != "megatron"]
-        if self.evaluation and served:
+        if self.evaluation and self.evaluation.prompts and served:
             raise ValueError(
                 f"evaluation measures the exact divergence from a teacher in this job, but teachers.{served[0]}.engine "
-                f"is {self.teachers[served[0]].engine}: leave evaluation out, or set that engine to megatron"
+                f"is {self.teachers[served[0]].engine}: leave evaluation.prompts out, or set that engine to megatron"
             )
         return self
 
