@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from megatron_gopd.config.layout import Layout
 
@@ -74,6 +75,16 @@ class Servers(Section):
     patience_s: float = Field(
         120, gt=0, description="seconds without a good answer after which a server is started anew, or given up"
     )
+
+    @field_validator("urls")
+    @classmethod
+    def _addresses(cls, urls: list[str]) -> list[str]:
+        for url in urls:
+            if not re.fullmatch(r"https?://[^/\s]+(/\S*)?", url):
+                raise ValueError(f"{url!r} is no address; write http://HOST:PORT")
+            if urls.count(url) > 1:
+                raise ValueError(f"{url!r} is named twice")
+        return urls
 
     @model_validator(mode="after")
     def _gpus_of_every_server(self):
