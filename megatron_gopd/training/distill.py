@@ -41,7 +41,7 @@ def distill(config: Config) -> None:
                         batch += chunk
                     with spans("train"):
                         update = job.student.update(batch, token_loss)
-                    refuse_disagreement(batch, update, config.rollout.max_logprob_abs_diff, job.tokenizers.student)
+                    refuse_disagreement(batch, update, config.rollout, job.tokenizers.student)
                     with spans("sync"):
                         job.rollout.sync(job.student)
                     grader.grade(batch, job.tokenizers.student)
