@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from megatron_gopd.config import schema
 from megatron_gopd.data.packing import Row
 from megatron_gopd.errors import UserError
+from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.hf_folder import HFFolder
 from megatron_gopd.policies.serve import describe
 from megatron_gopd.ranks import on_first
@@ -78,6 +80,7 @@ class ServedScorer:
                 f"{self.who}: {client.url} serves a {about['model_type']} ({about['model_path']}), but "
                 f"{self.settings.model} is a {config['model_type']}; name the right server, or the right model"
             )
+        self._refuse_another_shape(client.url, Path(about["model_path"]))
         theirs = await checksums_of(client, self.settings.server.patience_s)
         if theirs is None:
             return
@@ -92,17 +95,30 @@ class ServedScorer:
                 f"{self.settings.dtype}: {told(differing)} differ; name the right server, or the right model"
             )
 
+    def _refuse_another_shape(self, url: str, served: Path) -> None:
+        """Where its folder can be read from here: what holds on a GPU, whose checksums are made otherwise."""
+        if (served / "config.json").is_file():
+            ours, theirs = (asdict(Architecture.read(folder)) for folder in (self.settings.model, served))
+            self._refuse(_differences(ours, theirs), url, served)
+
     async def _refuse_another_scorer(self, client: SGLangClient) -> None:
         about, wanted = await client.get("/model_info"), describe(self.settings.model)
-        ours, theirs = wanted["architecture"], about.get("architecture", {})
-        wrong = [f"{key}: {ours[key]} here, {theirs.get(key)} there" for key in ours if theirs.get(key) != ours[key]]
+        wrong = _differences(wanted["architecture"], about.get("architecture", {}))
         if about.get("tokenizer") != wanted["tokenizer"]:
             wrong.append("another tokenizer")
+        self._refuse(wrong, client.url, about.get("model_path"))
+
+    def _refuse(self, wrong: list[str], url: str, served: object) -> None:
         if wrong:
             raise UserError(
-                f"{self.who}: {client.url} serves {about.get('model_path')}, which is not like {self.settings.model}: "
-                f"{'; '.join(wrong[:3])}; name the right server, or the right model"
+                f"{self.who}: {url} serves {served}, which is not like {self.settings.model}: {'; '.join(wrong[:3])}; "
+                f"name the right server, or the right model"
             )
+
+
+def _differences(ours: dict, theirs: dict) -> list[str]:
+    """Of two architectures."""
+    return [f"{key}: {ours[key]} here, {theirs.get(key)} there" for key in ours if theirs.get(key) != ours[key]]
 
 
 async def _of_sglang(row: Row, temperature: float, client: SGLangClient) -> np.ndarray:
