@@ -16,7 +16,8 @@ import torch
 
 from megatron_gopd.data.tokenizer import check_same_tokenizer, load_tokenizer
 from megatron_gopd.errors import UserError
-from megatron_gopd.mcore.architecture import Architecture, read_config
+from megatron_gopd.mcore.architecture import Architecture
+from megatron_gopd.mcore.hf_config import read_config
 from megatron_gopd.mcore.hf_folder import HFFolder, all_finite
 from megatron_gopd.mcore.save import save
 from megatron_gopd.runs.atomic import atomic_folder
