@@ -37,10 +37,12 @@ def verb(function, of: typer.Typer = app):
             with disk_errors():
                 function(*args, **kwargs)
         except UserError as error:
-            from megatron_gopd.runs.outcome import write_outcome
+            from megatron_gopd.runs.outcome import leave_the_last_word, write_outcome
 
             # before the ranks know of each other, each meets the same mistake
-            if os.environ.get("RANK", "0") == "0":
+            if os.environ.get("RANK", "0") != "0":
+                leave_the_last_word()
+            else:
                 print(f"{error.kind}: {error}", file=sys.stderr)
                 write_outcome(error.exit_code, error.kind, str(error))
             raise typer.Exit(error.exit_code) from None

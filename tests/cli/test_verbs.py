@@ -101,7 +101,7 @@ def test_a_fault_on_one_rank_ends_all_with_one_traceback(tmp_path):
         "    dist.all_reduce(torch.ones(1))\n"
     )
     raised = tmp_path / "raised"
-    output = torchrun(2, script, raised, fails_with=1, timeout=60)
-    assert time.time() - float(raised.read_text()) < 20
+    output = torchrun(2, script, raised, fails_with=1)
+    assert time.time() - float(raised.read_text()) < 60  # without it, a peer waits for half an hour
     assert output.count("ValueError: the fault") == 1
     assert "Connection closed by peer" not in output
