@@ -210,9 +210,10 @@ def test_a_server_that_is_never_healthy_ends_the_job(cluster, submit, monkeypatc
         (["--nodes", 9], "the partition main has 3"),
         (["--partition", "accounted"], "accounted needs one: name it with --account"),
         (["--partition", "nope"], "name one of main, urgent, accounted"),
+        ([], "without --time the partition main gives a job 00:10:00, which leaves nothing before the stop signal"),
         (["--gpus-per-node", 7], "main has: 3 nodes with 8 CPUs, 16000 MB, gpu:2"),
     ],
-    ids=["nodes", "account", "partition", "gpus"],
+    ids=["nodes", "account", "partition", "time", "gpus"],
 )
 def test_what_the_cluster_cannot_do_is_refused(cluster, invoke, monkeypatch, run_file, options, said):
     monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
