@@ -175,16 +175,12 @@ class Config(Section):
 
     def scorers(self) -> dict[str, Scorer]:
         """{who it is: settings} of every frozen model a trajectory may be scored by."""
-        teachers = {f"teachers.{name}": teacher for name, teacher in self.teachers.items()}
-        if self.algorithm.type == "grpo":
-            return (
-                {"the reference": self.algorithm.reference or self.initial_student()}
-                if self.algorithm.kl_coefficient
-                else {}
-            )
-        if self.algorithm.type == "sft":
+        asked, teachers = self.algorithm, {f"teachers.{name}": teacher for name, teacher in self.teachers.items()}
+        if asked.type == "grpo":
+            return {"the reference": asked.reference or self.initial_student()} if asked.kl_coefficient else {}
+        if asked.type == "sft":
             return teachers if self.evaluation and self.evaluation.prompts else {}  # they write; a probe compares
-        if self.algorithm.lambda_ == 1:
+        if asked.lambda_ == 1:
             return teachers
         return teachers | {f"the reference of teachers.{name}": self.reference_of(name) for name in self.teachers}
 

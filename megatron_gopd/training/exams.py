@@ -11,7 +11,6 @@ from megatron_gopd.evaluation.probe import Probe
 from megatron_gopd.evaluation.run_suites import Settings, problems_of, run_suite
 from megatron_gopd.evaluation.statistics import Estimate
 from megatron_gopd.evaluation.suite_report import SuiteResult, write_summary
-from megatron_gopd.evaluation.suites import find_suite
 from megatron_gopd.ranks import is_first, on_first
 from megatron_gopd.rewards import check_sandbox
 from megatron_gopd.runs import Spans, print_table
@@ -24,9 +23,8 @@ if TYPE_CHECKING:
 def check_suites(config: Config, tokenizers: Tokenizers) -> None:
     """Raises UserError, before any weight is loaded: an unknown suite, a missing file, no safe place for programs."""
     if config.evaluation:
-        for name in config.evaluation.suites:
-            problems_of(name, _settings(config), tokenizers.student)
-        if any(find_suite(name).domain == "code" for name in config.evaluation.suites):
+        asked = problems_of(config.evaluation.suites, _settings(config), tokenizers.student)
+        if any(problems.run_programs for problems in asked):
             on_first(lambda: check_sandbox(config.sandbox))
 
 
@@ -39,9 +37,8 @@ class Exams:
         self._probe = (
             Probe(config, job.tokenizers, job.student, job.scorers) if asked and asked.prompts is not None else None
         )
-        names = asked.suites if asked else []
-        self._settings = _settings(config) if names else None
-        self._problems = {name: problems_of(name, self._settings, job.tokenizers.student) for name in names}
+        self._settings = _settings(config) if asked else None
+        self._problems = problems_of(asked.suites, self._settings, job.tokenizers.student) if asked else []
 
     def after(self, step: int, recorder: Recorder, spans: Spans) -> dict[str, float]:
         """The metrics `eval/...` of a step at which an evaluation is due; nothing at others."""
@@ -72,11 +69,12 @@ class Exams:
         folder = Path(self._config.run.folder, self._config.run.name, "evaluation", when)
         if self._problems and is_first():
             folder.mkdir(parents=True, exist_ok=True)
-            for name in self._problems:  # an earlier attempt's answers are of other weights
-                (folder / f"{name}.jsonl").unlink(missing_ok=True)
+            for problems in self._problems:  # an earlier attempt's answers are of other weights
+                (folder / f"{problems.name}.jsonl").unlink(missing_ok=True)
+        tokenizer = self._job.tokenizers.student
         results = [
-            run_suite(name, prompts, self._job.rollout, self._job.tokenizers.student, folder, self._settings, step=step)
-            for name, prompts in self._problems.items()
+            run_suite(problems, self._job.rollout, tokenizer, folder, self._settings, step=step)
+            for problems in self._problems
         ]
         if results and is_first():
             write_summary(results, {"step": step}, folder)
@@ -92,4 +90,7 @@ def _settings(config: Config) -> Settings:
         temperature=config.rollout.temperature,
         limit=asked.suite_limit,
         sandbox=config.sandbox,
+        grader=config.rewards,
+        prompt_template=config.data.prompt_template,
+        chat_template_kwargs=config.data.chat_template_kwargs,
     )
