@@ -4,8 +4,8 @@
         --teacher examples/miniature/models/math --reference examples/miniature/models/base \\
         --suite assets/miniature/math_held_out.jsonl
 
-Both models are run beside each other on the same prefixes, so nothing is estimated but the mean over answers. The answers
-are an evaluation folder as `evaluate --suite` writes one, whose settings name the law instead of a model.
+Both models are run beside each other on the same prefixes, so nothing is estimated but the mean over answers. These are
+an evaluation folder, as `evaluate --suite` writes one, whose settings name the law instead of a model.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def main(
     try:
         run(stages, workers)
     except SystemExit:
-        raise UserError(f"a stage failed, as said above; mend that, and the same command goes on from it") from None
+        raise UserError("a stage failed, as said above; mend that, and the same command goes on from it") from None
     holds = report_outcome(stages, time.monotonic() - begun)
     raise typer.Exit(0 if holds else 1)
 
