@@ -46,7 +46,7 @@ def compare_training(
             if a and b:
                 value = Measured.difference(a, b)
                 where = f"{setting.title}, steps {one.steps // 2 + 1} to {one.steps}"
-                yield Evidence(where, f"{one.method} − {other.method}", value, METRICS[metric])
+                yield Evidence(where, f"{one.method} − {other.method}", value, METRICS[metric], items="blocks of steps")
 
 
 def _second_half(variant: Variant, metric: str) -> dict[int, dict[str, float]]:

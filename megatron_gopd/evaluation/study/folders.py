@@ -65,10 +65,9 @@ class Run:
 
     def model_of(self, written: str) -> Path:
         """A model as the configuration writes it; a relative one starts where the run was started."""
-        place = self.path.resolve()
-        suffix = Path(self.config.run.folder, self.config.run.name).parts
-        started = place.parents[len(suffix) - 1] if place.parts[-len(suffix) :] == suffix else Path.cwd()
-        return (started / written).resolve()
+        place, named = self.path.resolve().parts, Path(self.config.run.folder, self.config.run.name).parts
+        inside = place[-len(named) :] == named and len(place) > len(named)
+        return Path(*(place[: -len(named)] if inside else (Path.cwd(),)), written).resolve()
 
 
 def read_folders(paths: Iterable[Path]) -> tuple[list[Run], list[Evaluation]]:

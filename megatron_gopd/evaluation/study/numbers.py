@@ -11,7 +11,7 @@ QUANTITIES = {
     "accuracy": (100, 1, "points"),
     "truncated": (100, 1, "%"),
     "reward": (100, 1, "points"),
-    "tokens": (1, 1, "tokens"),
+    "tokens": (1, 2, "tokens"),
     "entropy": (1, 3, "nats"),
 }
 
@@ -30,13 +30,14 @@ def with_error(value: Measured, quantity: str = "accuracy", sign: bool = False) 
     return f"{number(value.mean, quantity, sign)} ± {number(value.standard_error, quantity)}"
 
 
-def spreads(value: Measured, quantity: str = "accuracy") -> str:
+def spreads(value: Measured, quantity: str = "accuracy", items: str = "problems") -> str:
     """Both standard errors apart, and how many seeds and items they are of."""
-    over_seeds = f"{number(value.over_seeds, quantity)} over {value.seeds} seeds" if value.seeds > 1 else ""
-    alone = "one seed" if value.seeds == 1 else ""
-    return ", ".join(
-        filter(None, [f"{number(value.over_items, quantity)} over {value.items} items", over_seeds, alone])
-    )
+    said = [f"{number(value.over_items, quantity)} over {value.items} {items}"]
+    if not math.isnan(value.over_seeds):
+        said.append(f"{number(value.over_seeds, quantity)} over {value.seeds or 'different'} seeds")
+    elif value.seeds == 1:
+        said.append("one seed")
+    return ", ".join(said)
 
 
 def unit(quantity: str) -> str:

@@ -31,12 +31,15 @@ class Measured:
         return cls(items.mean, items.standard_error, _over_seeds(of_seed), items.items, of_seed)
 
     @classmethod
-    def difference(cls, ours: Values, theirs: Values) -> Measured:
+    def difference(cls, ours: Values, theirs: Values) -> Measured | None:
         """ours - theirs, paired item by item, and seed by seed where both were trained from the same seeds.
 
         A given model is the partner of every seed. Without a seed in common the spreads over seeds add up in square.
+        None without an item in common.
         """
         shared = set(_shared(ours)) & set(_shared(theirs))
+        if not shared:
+            return None
         ours, theirs = _only(ours, shared), _only(theirs, shared)
         if None in theirs:
             pairs = {seed: (ours[seed], theirs[None]) for seed in ours}
@@ -103,8 +106,7 @@ def _over_seeds(of_seed: dict[Seed, float]) -> float:
 
 
 def _shared(values: Values) -> list[str]:
-    first, *others = values.values()
-    return [item for item in first if all(item in other for other in others)]
+    return [item for item in next(iter(values.values()), {}) if all(item in each for each in values.values())]
 
 
 def _only(values: Values, items: set[str]) -> Values:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from megatron_gopd.evaluation.study.models import Subject
 from megatron_gopd.evaluation.study.scores import Measured
 from megatron_gopd.evaluation.study.settings import Domain, Setting, Study
 from megatron_gopd.evaluation.study.variants import Variant, apart
+
+Base = Callable[[Domain, Variant], Subject | None]  # what a row's figures are compared with
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,11 @@ def _same_size(study: Study) -> Iterator[Table]:
         student = [(domain, study.student(widest)) for domain in widest.domains]
         table.sections.append(("", [_row("Teacher", teachers), _row("Student before training", student)]))
         for name, several in (("Single-teacher distillation", False), ("Multi-teacher distillation", True)):
-            rows = _rows([each for each in parts if each.multi == several], widest.domains, dict(teachers))
+            rows = _rows(
+                [each for each in parts if each.multi == several],
+                widest.domains,
+                lambda domain, _: study.teacher(domain),
+            )
             if rows:
                 table.sections.append((name, rows))
         yield table
@@ -74,14 +80,16 @@ def _strong_to_weak(study: Study) -> Iterator[Table]:
         table = _table(f"Larger teacher: {' + '.join(first.teachers)} (Table 3)", "OPD", first.domains)
         table.sections.append(("", [_row("Teacher", [(each, study.teacher(each)) for each in first.domains])]))
         for setting in settings:
-            base = {domain: _opd(setting) for domain in first.domains}
             before = _row("Before training", [(domain, study.student(setting)) for domain in first.domains])
-            rows = [before, *_rows([setting], first.domains, base)]
+            rows = [
+                before,
+                *_rows([setting], first.domains, lambda _, variant, setting=setting: _opd(setting, variant)),
+            ]
             table.sections.append((f"Student: {study.models.name(setting.student)}", rows))
         yield table
 
 
-def _rows(settings: list[Setting], domains: list[Domain], base: dict[Domain, Subject | None]) -> list[Row]:
+def _rows(settings: list[Setting], domains: list[Domain], base: Base) -> list[Row]:
     """A row for each method; of single-teacher settings each gives the columns of its own teacher."""
     rows: dict[str, dict[Domain, Variant]] = {}
     for setting in settings:
@@ -91,7 +99,8 @@ def _rows(settings: list[Setting], domains: list[Domain], base: dict[Domain, Sub
     found = []
     for label, variants in rows.items():
         subjects = [(domain, variants[domain].subject if domain in variants else None) for domain in domains]
-        found.append(_row(label, subjects, base, _note(variants.values())))
+        others = {domain: base(domain, variant) for domain, variant in variants.items()}
+        found.append(_row(label, subjects, others, _note(variants.values())))
     return found
 
 
@@ -138,10 +147,11 @@ def _row(
     return Row(label, cells, note or missing)
 
 
-def _opd(setting: Setting) -> Subject | None:
-    """Of the most steps."""
+def _opd(setting: Setting, variant: Variant) -> Subject | None:
+    """Of the same recipe; for a baseline, of as many steps."""
     found = [each for each in setting.variants if each.method.kind == "gopd" and each.method.strength == 1]
-    return max(found, key=lambda each: each.steps).subject if found else None
+    same = [each for each in found if each.recipe == variant.recipe]
+    return next((each.subject for each in (same or found) if each.steps == variant.steps), None)
 
 
 def _within(setting: Setting, wide: Setting) -> bool:

@@ -72,11 +72,21 @@ def variants_of(runs: list[Run], models: Models) -> list[Variant]:
     """Every method in every recipe, and every merged model; a seed counts once."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        key = repr((_method(run), _references(run), sorted(recipe_of(run).items())))
+        key = repr((method_of(run), _references(run), sorted(recipe_of(run).items())))
         if all(run.config.run.seed != other.config.run.seed for other in groups.setdefault(key, [])):
             groups[key].append(run)
     trained = [_variant(tuple(sorted(group, key=lambda run: run.config.run.seed))) for group in groups.values()]
     return trained + list(_merged(models))
+
+
+def method_of(run: Run) -> Method:
+    """By the algorithm, lambda, and whether the reference is the student's own initial model."""
+    algorithm = run.config.algorithm
+    if algorithm.type != "gopd":
+        return Method(algorithm.type)
+    student = run.model_of(run.config.student.model)
+    corrected = algorithm.lambda_ != 1 and all(each != student for each in _references(run).values())
+    return Method("gopd", algorithm.lambda_, corrected)
 
 
 def recipe_of(run: Run) -> dict[str, object]:
@@ -98,7 +108,7 @@ def _is_beside(key: str) -> bool:
 
 def _variant(runs: tuple[Run, ...]) -> Variant:
     first = runs[0]
-    method = _method(first)
+    method = method_of(first)
     evaluations = {run.config.run.seed: run.final for run in runs if run.final}
     return Variant(
         method=method,
@@ -117,15 +127,6 @@ def _merged(models: Models) -> Iterator[Variant]:
             method = Method("expo", merge.alpha)
             teachers = {models.name(each): each for each in merge.teachers}
             yield Variant(method, merge.base, teachers, {}, {}, (), models.subject(model, str(method)))
-
-
-def _method(run: Run) -> Method:
-    algorithm = run.config.algorithm
-    if algorithm.type != "gopd":
-        return Method(algorithm.type)
-    student = run.model_of(run.config.student.model)
-    corrected = algorithm.lambda_ != 1 and all(each != student for each in _references(run).values())
-    return Method("gopd", algorithm.lambda_, corrected)
 
 
 def _references(run: Run) -> dict[str, Path]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 
+from megatron_gopd.evaluation.study.numbers import spreads
 from megatron_gopd.evaluation.study.scores import Measured
 
 HOLDS, FAILS, OPEN = "holds", "does not hold here", "cannot be told from these runs"
@@ -23,6 +24,11 @@ class Evidence:
     quantity: str = "accuracy"
     margin: float = 0.0  # how far below 0, or from 0, still counts
     rival: str = ""  # which of several other methods it is about
+    items: str = "problems"  # what the standard error is over
+
+    @property
+    def spreads(self) -> str:
+        return spreads(self.value, self.quantity, self.items)
 
     def turned(self) -> Evidence:
         return replace(self, value=self.value.times(-1))
