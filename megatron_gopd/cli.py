@@ -56,7 +56,7 @@ def train(
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the resolved configuration and exit")] = False,
 ) -> None:
-    """Distill a student from its teachers on its own rollouts."""
+    """Train a student: G-OPD on its own rollouts, GRPO, or SFT."""
     from megatron_gopd.config import load_config, to_yaml
 
     settings = load_config(config, overrides or [])
@@ -66,9 +66,9 @@ def train(
     from megatron_gopd.ranks import ranks
 
     with ranks():
-        from megatron_gopd.training.distill import distill
+        from megatron_gopd.training.train import train
 
-        distill(settings)
+        train(settings)
 
 
 @verb

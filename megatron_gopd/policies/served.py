@@ -59,38 +59,17 @@ class ServedScorer:
             settings.server, name=name, model=settings.model, dtype=settings.dtype, logs=logs, most_requests=REQUESTS
         )
         try:
-            refuse = self._refuse_another_model if settings.engine == "sglang" else self._refuse_another_scorer
             for server in self._pool.servers if settings.server.urls else ():
-                self._pool.background.run(refuse(server.client))
+                if settings.engine == "sglang":
+                    self._pool.background.run(refuse_another_model(settings, self.who, server.client))
+                else:
+                    self._pool.background.run(self._refuse_another_scorer(server.client))
         except (LostRequestError, RefusedError) as error:
             self._pool.close()
             raise UserError(f"{self.who}: {error}") from None
         except BaseException:
             self._pool.close()
             raise
-
-    async def _refuse_another_model(self, client: SGLangClient) -> None:
-        """By architecture, and on a CPU by every weight: a teacher of the same shape is found out too."""
-        about = await client.get("/model_info")
-        config = json.loads(Path(self.settings.model, "config.json").read_text())
-        if about["model_type"] != config["model_type"]:
-            raise UserError(
-                f"{self.who}: {client.url} serves a {about['model_type']} ({about['model_path']}), but "
-                f"{self.settings.model} is a {config['model_type']}; name the right server, or the right model"
-            )
-        theirs = await checksums_of(client, self.settings.server.patience_s)
-        if theirs is None:
-            return
-        fingerprints, source = Fingerprints(), HFFolder(self.settings.model)
-        dtype, tied = getattr(torch, self.settings.dtype), config.get("tie_word_embeddings")
-        named = ((name, source.tensor(name).to(dtype)) for name in sorted(source.names()))
-        for _ in fingerprints.of_passing((n, t) for n, t in named if not (tied and n == "lm_head.weight")):
-            pass
-        if differing := fingerprints.differences(theirs):
-            raise UserError(
-                f"{self.who}: {client.url} does not hold the weights of {self.settings.model} in "
-                f"{self.settings.dtype}: {told(differing)} differ; name the right server, or the right model"
-            )
 
     async def _refuse_another_scorer(self, client: SGLangClient) -> None:
         about, wanted = await client.get("/model_info"), describe(self.settings.model)
@@ -103,6 +82,33 @@ class ServedScorer:
                 f"{self.who}: {client.url} serves {about.get('model_path')}, which is not like {self.settings.model}: "
                 f"{'; '.join(wrong[:3])}; name the right server, or the right model"
             )
+
+
+async def refuse_another_model(settings: schema.Scorer, who: str, client: SGLangClient) -> None:
+    """That a server holds the model of `settings`: by architecture, and on a CPU by every weight.
+
+    Raises UserError: it holds another.
+    """
+    about = await client.get("/model_info")
+    config = json.loads(Path(settings.model, "config.json").read_text())
+    if about["model_type"] != config["model_type"]:
+        raise UserError(
+            f"{who}: {client.url} serves a {about['model_type']} ({about['model_path']}), but "
+            f"{settings.model} is a {config['model_type']}; name the right server, or the right model"
+        )
+    theirs = await checksums_of(client, settings.server.patience_s)
+    if theirs is None:
+        return
+    fingerprints, source = Fingerprints(), HFFolder(settings.model)
+    dtype, tied = getattr(torch, settings.dtype), config.get("tie_word_embeddings")
+    named = ((name, source.tensor(name).to(dtype)) for name in sorted(source.names()))
+    for _ in fingerprints.of_passing((n, t) for n, t in named if not (tied and n == "lm_head.weight")):
+        pass
+    if differing := fingerprints.differences(theirs):
+        raise UserError(
+            f"{who}: {client.url} does not hold the weights of {settings.model} in "
+            f"{settings.dtype}: {told(differing)} differ; name the right server, or the right model"
+        )
 
 
 async def _of_sglang(row: Row, temperature: float, client: SGLangClient) -> np.ndarray:

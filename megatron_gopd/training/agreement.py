@@ -6,7 +6,7 @@ import numpy as np
 
 from megatron_gopd.data.trajectory import Trajectory
 from megatron_gopd.errors import UserError
-from megatron_gopd.policies.student import Update
+from megatron_gopd.policies.update import Update
 
 
 def refuse_disagreement(batch: list[Trajectory], update: Update, ceiling: float | None, tokenizer) -> None:

@@ -52,8 +52,11 @@ class Exams:
             return self.hold(f"step-{step}", step, recorder)
 
     def hold(self, when: str, step: int, recorder: Recorder) -> dict[str, float]:
-        """Measure the student as the engine has it; write what was found to evaluation/WHEN."""
+        """Measure the student after `step`; write what was found to evaluation/WHEN."""
         metrics: dict[str, float] = {}
+        engine = self._job.rollout
+        if engine and engine.weight_version != step:  # SFT does not sample from the student, and leaves it behind
+            engine.sync(self._job.student, step)
         if self._probe:
             measured = self._probe.measure(self._job.rollout)
             recorder.measured(when, measured)
