@@ -20,10 +20,13 @@ CARRIED = (
 ).split()
 
 
-def save(tensors: Iterator[tuple[str, torch.Tensor]], source: str | Path, target: Path, dtype: str) -> None:
+def save(
+    tensors: Iterator[tuple[str, torch.Tensor]], source: str | Path, target: Path, dtype: str, **texts: str
+) -> None:
     """Write an exported model to `target`, with the configuration and tokenizer of `source`, the folder it came from.
 
-    Collective; rank 0 writes, holding one shard at a time. `target` appears complete or not at all.
+    texts: files of other names that go with it, NAME.json each. Collective; rank 0 writes, holding one shard at a time.
+    `target` appears complete or not at all.
     """
     if not is_first():
         for _ in tensors:
@@ -31,6 +34,8 @@ def save(tensors: Iterator[tuple[str, torch.Tensor]], source: str | Path, target
         return
     with atomic_folder(target) as folder:
         copy_side_files(source, folder)
+        for name, text in texts.items():
+            (folder / f"{name}.json").write_text(text, encoding="utf-8")
         write_weights(tensors, folder, dtype, SHARD_BYTES)
 
 
