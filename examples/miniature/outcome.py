@@ -51,7 +51,7 @@ def _surpasses(models: Models, stages: list[Stage]) -> tuple[bool, str]:
 
 def _beyond(what: str, gains: list[Estimate]) -> tuple[bool, str]:
     holds = all(gain.mean > SURE * gain.standard_error for gain in gains)
-    shown = [f"{domain} {gain.mean:+.3f} +- {gain.standard_error:.3f}" for domain, gain in zip(DOMAINS, gains, strict=True)]
+    shown = [f"{d} {gain.mean:+.3f} +- {gain.standard_error:.3f}" for d, gain in zip(DOMAINS, gains, strict=True)]
     return holds, f"{what}: {', '.join(shown)} ({_verdict(holds)})"
 
 
