@@ -117,11 +117,11 @@ def serve_scorer(
 @verb
 def evaluate(
     model: Annotated[Path, typer.Option(help="Hugging Face directory")],
-    suite: Annotated[list[str] | None, typer.Option(help="a benchmark by name; may be given several times")] = None,
+    suite: Annotated[list[str] | None, typer.Option(help="a benchmark by name, or a file; repeatable")] = None,
     data: Annotated[Path | None, typer.Option(help="or prompts with labels or tests: jsonl or parquet")] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="answers a prompt; default: 1, of suites 32 or 4")] = None,
-    grader: Annotated[str, typer.Option(help="of --data: math, exact or code")] = "math",
-    prompt_template: Annotated[str, typer.Option(help="of --data: none, math or code")] = "none",
+    grader: Annotated[str, typer.Option(help="of a file: math, exact, code, auto or FILE.py:FUNCTION")] = "math",
+    prompt_template: Annotated[str, typer.Option(help="of a file: none, math or code")] = "none",
     max_response_tokens: Annotated[int | None, typer.Option(min=1, help="default: 1024, of suites 16384")] = None,
     temperature: Annotated[float, typer.Option()] = 1.0,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "bfloat16",
@@ -143,14 +143,16 @@ def evaluate(
         if suite:
             from megatron_gopd.evaluation.run_suites import Settings, evaluate_suites
 
-            settings = Settings(benchmarks, samples, max_response_tokens or 16384, temperature, limit, sandbox)
+            own = {"grader": grader, "prompt_template": prompt_template}
+            settings = Settings(benchmarks, samples, max_response_tokens or 16384, temperature, limit, sandbox, **own)
             evaluate_suites(model, suite, output or Path("evaluations", model.name), settings, dtype=dtype, seed=seed)
             return
-        from megatron_gopd.evaluation.benchmark import Benchmark, evaluate_model
+        from megatron_gopd.evaluation.benchmark import evaluate_model
+        from megatron_gopd.evaluation.labelled import Labelled
 
         evaluate_model(
             model,
-            Benchmark(data, grader=grader, prompt_template=prompt_template, limit=limit, sandbox=sandbox),
+            Labelled(data, grader=grader, prompt_template=prompt_template, limit=limit, sandbox=sandbox),
             samples=samples or 1,
             max_response_tokens=max_response_tokens or 1024,
             temperature=temperature,

@@ -113,11 +113,11 @@ def run_and_tell(path: str) -> None:
         temporary.replace(phase)
         tell(self, name)
 
-    def recording(self, number, batch, update, seconds):
+    def recording(self, number, batch, *rest):
         nonlocal step
         with seen.open("a") as file:
             file.writelines(json.dumps([each.prompt.id, each.sample]) + "\n" for each in batch)
-        record(self, number, batch, update, seconds)
+        record(self, number, batch, *rest)
         step = number + 1
 
     recorder.Recorder.phase, recorder.Recorder.step = telling, recording

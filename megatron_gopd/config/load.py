@@ -127,7 +127,7 @@ def _fields(section: type[BaseModel]) -> dict[str, object]:
 
 
 def _sections_at(location: Key) -> list[type[BaseModel]]:
-    """The section classes that may stand at `location`, following mappings such as `teachers.NAME`, and the type of algorithm."""
+    """The section classes that may stand at `location`: in mappings (`teachers.NAME`), of the algorithm's type."""
     sections, annotation, mapped = [Config], Config, None
     for name in location:
         if name in _ALGORITHMS:

@@ -129,12 +129,8 @@ class Context(Section):
 def _kind_of_prompt(value) -> str | None:
     """Tells the kinds apart by their key, so that a mistake is reported against the kind that was meant."""
     keys = value if isinstance(value, dict) else value.model_fields_set if isinstance(value, BaseModel) else ()
-    kind = (
-        "name"
-        if isinstance(value, str)
-        else next((key for key in ("suffix", "column", "context") if key in keys), None)
-    )
-    return kind and f"prompt: {kind}"
+    kinds = ["name"] if isinstance(value, str) else [key for key in ("suffix", "column", "context") if key in keys]
+    return f"prompt: {kinds[0]}" if kinds else None
 
 
 ScorerPrompt = Annotated[

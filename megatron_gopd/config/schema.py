@@ -102,6 +102,7 @@ class Evaluation(Section):
     """What is measured before the first step, after the last, and in between."""
 
     every: int = Field(0, ge=0, description="steps between evaluations; 0: before and after only")
+    before: bool = Field(True, description="false: nothing is measured before the first step")
     prompts: str | None = Field(None, description="jsonl or parquet file of held-out prompts: how far the teacher is")
     limit: int = Field(16, ge=2, description="prompts used; standard errors are over prompts")
     max_response_tokens: int = Field(64, ge=1, description="of a continuation of such a prompt")
@@ -109,6 +110,7 @@ class Evaluation(Section):
     suite_samples: int = Field(4, ge=1, description="answers to each of their problems")
     suite_max_response_tokens: int | None = Field(None, ge=1, description="default: rollout.max_response_tokens")
     suite_limit: int | None = Field(None, ge=2, description="problems of each suite; default: all")
+    teachers: bool = Field(False, description="have the teachers answer the suites too, before the first step")
     benchmarks: str = Field("data/benchmarks", description="folder of the suites' files")
 
     @model_validator(mode="after")
@@ -175,16 +177,12 @@ class Config(Section):
 
     def scorers(self) -> dict[str, Scorer]:
         """{who it is: settings} of every frozen model a trajectory may be scored by."""
-        teachers = {f"teachers.{name}": teacher for name, teacher in self.teachers.items()}
-        if self.algorithm.type == "grpo":
-            return (
-                {"the reference": self.algorithm.reference or self.initial_student()}
-                if self.algorithm.kl_coefficient
-                else {}
-            )
-        if self.algorithm.type == "sft":
+        asked, teachers = self.algorithm, {f"teachers.{name}": teacher for name, teacher in self.teachers.items()}
+        if asked.type == "grpo":
+            return {"the reference": asked.reference or self.initial_student()} if asked.kl_coefficient else {}
+        if asked.type == "sft":
             return teachers if self.evaluation and self.evaluation.prompts else {}  # they write; a probe compares
-        if self.algorithm.lambda_ == 1:
+        if asked.lambda_ == 1:
             return teachers
         return teachers | {f"the reference of teachers.{name}": self.reference_of(name) for name in self.teachers}
 

@@ -29,7 +29,8 @@ class Prompt:
 class Trajectory:
     """One response, y ~ pi_theta(. | prompt), and what scorers and graders said of it.
 
-    In SFT the teacher sampled it, or the data holds it. Log-probs are float32 nats, one per response token (EOS included), at the rollout temperature.
+    In SFT the teacher sampled it, or the data holds it. Log-probs are float32 nats, one per response token (EOS
+    included), at the rollout temperature.
     """
 
     prompt: Prompt

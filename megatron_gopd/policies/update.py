@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 
 import numpy as np
 import torch
@@ -37,11 +36,9 @@ class Update:
             grad_norm=sum(part.grad_norm for part in parts) / len(parts),
             lr=parts[-1].lr,
             loss=sum(part.loss for part in parts) / len(parts),
-            logprobs=list(chain.from_iterable(part.logprobs for part in parts)),
-            entropy=list(chain.from_iterable(part.entropy for part in parts)),
-            metrics={
-                name: list(chain.from_iterable(part.metrics[name] for part in parts)) for name in parts[0].metrics
-            },
+            logprobs=[row for part in parts for row in part.logprobs],
+            entropy=[row for part in parts for row in part.entropy],
+            metrics={name: [row for part in parts for row in part.metrics[name]] for name in parts[0].metrics},
             router_drift=parts[-1].router_drift,
         )
 

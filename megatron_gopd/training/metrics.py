@@ -39,13 +39,11 @@ def _distances(batch: list[Trajectory], update: Update) -> dict[str, float]:
     if any(trajectory.teacher_logprobs is None for trajectory in batch):
         return {}
     gaps = [ours - trajectory.teacher_logprobs for ours, trajectory in zip(update.logprobs, batch, strict=True)]
-    of = {
-        f"reverse_kl/{teacher}": _mean(
-            [gap for gap, each in zip(gaps, batch, strict=True) if each.prompt.teacher == teacher]
-        )
-        for teacher in _teachers(batch)
-    }
-    return {"reverse_kl": _mean(gaps)} | of
+    metrics = {"reverse_kl": _mean(gaps)}
+    for name in _teachers(batch):
+        of_teacher = [gap for gap, each in zip(gaps, batch, strict=True) if each.prompt.teacher == name]
+        metrics[f"reverse_kl/{name}"] = _mean(of_teacher)
+    return metrics
 
 
 def _off_policy(step: int, batch: list[Trajectory], update: Update) -> dict[str, float]:
@@ -61,18 +59,18 @@ def _off_policy(step: int, batch: list[Trajectory], update: Update) -> dict[str,
 
 
 def _rewards(batch: list[Trajectory]) -> dict[str, float]:
-    """Means over responses, of all and by teacher; how many prompts have nothing to teach, all rewards being equal."""
+    """Means over responses, of all and by teacher; the prompts whose rewards are all equal, which teach nothing."""
+    groups = {"reward": batch}
+    for name in _teachers(batch):
+        groups[f"reward/{name}"] = [trajectory for trajectory in batch if trajectory.prompt.teacher == name]
     metrics = {}
-    of_teacher = {
-        f"reward/{name}": [each for each in batch if each.prompt.teacher == name] for name in _teachers(batch)
-    }
-    for name, graded in ({"reward": batch} | of_teacher).items():
-        rewards = [each.reward for each in graded if each.reward is not None]
+    for name, graded in groups.items():
+        rewards = [trajectory.reward for trajectory in graded if trajectory.reward is not None]
         if rewards:
             metrics[name] = sum(rewards) / len(rewards)
-    if all(each.outcome is not None for each in batch):
-        learned = {each.prompt.id for each in batch if each.outcome}
-        metrics["zero_advantage_groups"] = float(len({each.prompt.id for each in batch} - learned))
+    if all(trajectory.outcome is not None for trajectory in batch):
+        telling = {trajectory.prompt.id for trajectory in batch if trajectory.outcome}
+        metrics["zero_advantage_groups"] = float(len({trajectory.prompt.id for trajectory in batch} - telling))
     return metrics
 
 

@@ -1,4 +1,4 @@
-"""What is around the steps of every loop: folder, logs, servers, checkpoints, evaluations, metrics, the request to stop."""
+"""What is around the steps of every loop: folder, logs, servers, checkpoints, evaluations, metrics, signals."""
 
 from __future__ import annotations
 
@@ -36,7 +36,6 @@ class Session:
     stop: StopRequest
     spans: Spans
     _trained: tuple[int, list[Trajectory], Update] | None = field(default=None, init=False)  # not recorded yet
-    _step: int = field(default=0, init=False)
 
     @classmethod
     @contextlib.contextmanager
@@ -67,19 +66,21 @@ class Session:
         """
         last = self.job.config.run.steps
         self.exams.hold("before", 0, self.recorder)
-        for self._step in range(self.checkpoints.resume(self.recorder.resumed) + 1, last + 1):
+        self.exams.examine_teachers()
+        done = self.checkpoints.resume(self.recorder.resumed)
+        for step in range(done + 1, last + 1):
             with self.spans("step"):
-                yield self._step
+                yield step
             with self.spans("checkpoint"):
-                self.checkpoints.after(self._step)
-            self._record(self.exams.after(self._step, self.recorder, self.spans))
-            if (why := self.stop.agreed()) and self._step < last:
-                saved = self.checkpoints.stop_at(self._step)
-                raise StoppedError(f"{why} after step {self._step} of {last}; {saved}")
+                self.checkpoints.after(step)
+            self._record(self.exams.after(step, self.recorder, self.spans))
+            if (why := self.stop.agreed()) and step < last:
+                raise StoppedError(f"{why} after step {step} of {last}; {self.checkpoints.stop_at(step)}")
         self.checkpoints.finish()
         self.exams.hold("after", last, self.recorder)
         config = self.job.config
         save(self.job.student.export(), config.student.model, self.recorder.model, config.student.dtype)
+        self.exams.compare()
         self.recorder.finish()
 
     def grade(self, chunk: list[Trajectory]) -> None:
@@ -89,7 +90,7 @@ class Session:
 
     def trained(self, batch: list[Trajectory], update: Update) -> None:
         """What the step under way has learned from: its metrics are recorded when it is over, or broken off."""
-        self._trained = self._step, batch, update
+        self._trained = self.job.student.steps_done, batch, update
 
     def _record(self, found: dict[str, float]) -> None:
         """The row of the last step that was trained and not recorded, if there is one."""
