@@ -165,6 +165,19 @@ def evaluate(
         )
 
 
+@verb
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(help="folders of runs and of evaluate --suite, or folders that hold any")
+    ],
+    output: Annotated[Path, typer.Option(help="new folder, or one with an earlier report, which is replaced")],
+) -> None:
+    """The paper's tables, figures and claims from any runs, with standard errors: HTML and Markdown."""
+    from megatron_gopd.evaluation import study
+
+    study.report(runs, output)
+
+
 @functools.partial(verb, of=conversions)
 def hf_to_megatron(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Hugging Face directory with safetensors")],
