@@ -47,7 +47,7 @@ def test_nothing_is_scored_that_grpo_does_not_read(load):
         (SFT, "teachers={t: {model: /student}}", "teachers.t is the student's own initial model"),
         (
             SFT,
-            "teachers={t: {model: /t, engine: served, server: {urls: [u]}}}",
+            "teachers={t: {model: /t, engine: served, server: {urls: ['http://u:1']}}}",
             "teachers.t.engine: served only scores",
         ),
         (SFT, "algorithm.lambda=1", "unknown key 'algorithm.lambda'; keys here: type, loss_aggregation"),

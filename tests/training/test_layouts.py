@@ -19,6 +19,7 @@ LAYOUTS = {
     "pp": {"pp": 2},
     "cp": {"cp": 2},
     "first": {"ranks": [0, 0]},
+    "apart": {"ranks": [0, 0]},  # and the teachers on the other rank
 }
 
 
@@ -26,8 +27,10 @@ LAYOUTS = {
 def two_ranks(chat_models, questions, tmp_path_factory) -> Path:
     """The folder of one run for each layout."""
     folder = tmp_path_factory.mktemp("two-ranks")
-    trees = [two_teachers(chat_models, questions, folder, name, layout) for name, layout in LAYOUTS.items()]
-    on_ranks(2, distill_all, trees=[*trees, grpo(chat_models, questions, folder, {"tp": 2})])
+    trees = {name: two_teachers(chat_models, questions, folder, name, layout) for name, layout in LAYOUTS.items()}
+    for teacher in trees["apart"]["teachers"].values():
+        teacher["layout"] = {"ranks": [1, 1]}
+    on_ranks(2, distill_all, trees=[*trees.values(), grpo(chat_models, questions, folder, {"tp": 2})])
     return folder
 
 
