@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from megatron_gopd.errors import UserError
+from megatron_gopd.errors import UserError, disk_errors
 from megatron_gopd.srun import adopt_srun
 
 app = typer.Typer(
@@ -34,7 +34,8 @@ def verb(function, of: typer.Typer = app):
     def command(*args, **kwargs):
         try:
             adopt_srun()
-            function(*args, **kwargs)
+            with disk_errors():
+                function(*args, **kwargs)
         except UserError as error:
             from megatron_gopd.runs.outcome import leave_the_last_word, write_outcome
 
@@ -58,7 +59,7 @@ def train(
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the resolved configuration and exit")] = False,
 ) -> None:
-    """Distill a student from its teachers on its own rollouts."""
+    """Train a student: G-OPD on its own rollouts, GRPO, or SFT."""
     from megatron_gopd.config import load_config, to_yaml
 
     settings = load_config(config, overrides or [])
@@ -68,9 +69,9 @@ def train(
     from megatron_gopd.ranks import ranks
 
     with ranks():
-        from megatron_gopd.training.distill import distill
+        from megatron_gopd.training.train import train
 
-        distill(settings)
+        train(settings)
 
 
 @verb
@@ -81,7 +82,7 @@ def score(
     layout: Annotated[str, typer.Option(help="tp=2,pp=2,sequence_parallel=true; omitted keys are 1 / false")] = "",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "bfloat16",
     temperature: Annotated[float, typer.Option(help="of the softmax")] = 1.0,
-    max_tokens: Annotated[int, typer.Option(help="packed tokens of one forward pass")] = 16384,
+    max_tokens: Annotated[int, typer.Option(min=1, help="packed tokens of one forward pass")] = 16384,
 ) -> None:
     """Log-prob and entropy of every response token under a model."""
     from megatron_gopd.config import Layout
@@ -119,11 +120,11 @@ def serve_scorer(
 @verb
 def evaluate(
     model: Annotated[Path, typer.Option(help="Hugging Face directory")],
-    suite: Annotated[list[str] | None, typer.Option(help="a benchmark by name; may be given several times")] = None,
+    suite: Annotated[list[str] | None, typer.Option(help="a benchmark by name, or a file; repeatable")] = None,
     data: Annotated[Path | None, typer.Option(help="or prompts with labels or tests: jsonl or parquet")] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="answers a prompt; default: 1, of suites 32 or 4")] = None,
-    grader: Annotated[str, typer.Option(help="of --data: math, exact or code")] = "math",
-    prompt_template: Annotated[str, typer.Option(help="of --data: none, math or code")] = "none",
+    grader: Annotated[str, typer.Option(help="of a file: math, exact, code, auto or FILE.py:FUNCTION")] = "math",
+    prompt_template: Annotated[str, typer.Option(help="of a file: none, math or code")] = "none",
     max_response_tokens: Annotated[int | None, typer.Option(min=1, help="default: 1024, of suites 16384")] = None,
     temperature: Annotated[float, typer.Option()] = 1.0,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "bfloat16",
@@ -145,14 +146,16 @@ def evaluate(
         if suite:
             from megatron_gopd.evaluation.run_suites import Settings, evaluate_suites
 
-            settings = Settings(benchmarks, samples, max_response_tokens or 16384, temperature, limit, sandbox)
+            own = {"grader": grader, "prompt_template": prompt_template}
+            settings = Settings(benchmarks, samples, max_response_tokens or 16384, temperature, limit, sandbox, **own)
             evaluate_suites(model, suite, output or Path("evaluations", model.name), settings, dtype=dtype, seed=seed)
             return
-        from megatron_gopd.evaluation.benchmark import Benchmark, evaluate_model
+        from megatron_gopd.evaluation.benchmark import evaluate_model
+        from megatron_gopd.evaluation.labelled import Labelled
 
         evaluate_model(
             model,
-            Benchmark(data, grader=grader, prompt_template=prompt_template, limit=limit, sandbox=sandbox),
+            Labelled(data, grader=grader, prompt_template=prompt_template, limit=limit, sandbox=sandbox),
             samples=samples or 1,
             max_response_tokens=max_response_tokens or 1024,
             temperature=temperature,
@@ -160,6 +163,19 @@ def evaluate(
             seed=seed,
             output=output,
         )
+
+
+@verb
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(help="folders of runs and of evaluate --suite, or folders that hold any")
+    ],
+    output: Annotated[Path, typer.Option(help="new folder, or one with an earlier report, which is replaced")],
+) -> None:
+    """The paper's tables, figures and claims from any runs, with standard errors: HTML and Markdown."""
+    from megatron_gopd.evaluation import study
+
+    study.report(runs, output)
 
 
 @functools.partial(verb, of=conversions)

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from megatron_gopd.errors import UserError
+from megatron_gopd.errors import UserError, disk_errors
 from megatron_gopd.runs.outcome import leave_the_last_word, write_outcome
 from megatron_gopd.srun import adopt_srun
 
@@ -36,7 +36,8 @@ def ranks(timeout_s: float = 1800) -> Iterator[None]:
     alone = {} if "WORLD_SIZE" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
     dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s), **alone)
     try:
-        yield
+        with disk_errors():
+            yield
     except UserError as error:
         if _is_first_to_report():
             print(f"{error.kind}: {error}", file=sys.stderr, flush=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
 
 from megatron_gopd.config.schema import Config
 from megatron_gopd.errors import UserError
@@ -95,12 +95,14 @@ def _apply(tree: dict, override: str) -> Key:
 
 def _explain(problem: dict, places: dict[Key, str], path: Path) -> str:
     location = tuple(part for part in problem["loc"] if part not in _UNION_BRANCHES)
+    if problem["type"] == "algorithm":  # none of its types
+        location = (*location, "type")
     dotted = ".".join(map(str, location))
     message = problem["msg"].removeprefix("Value error, ")
-    about = location or tuple(message.split()[0].split("."))  # what concerns the whole tree starts with its key
+    about = location or tuple(message.split()[0].rstrip(":").split("."))  # what concerns the whole tree starts with it
     place = next((places[about[:n]] for n in range(len(about), 0, -1) if about[:n] in places), str(path))
     if problem["type"] == "extra_forbidden":
-        return f"{place}: unknown key {dotted!r}{_known_keys(location)}"
+        return f"{place}: unknown key {dotted!r}{_known_keys(problem['loc'])}"
     if problem["type"] == "missing":
         return f"{place}: {dotted!r} is missing"
     given = f" (given: {problem['input']!r})" if isinstance(problem["input"], str | int | float) else ""
@@ -108,9 +110,9 @@ def _explain(problem: dict, places: dict[Key, str], path: Path) -> str:
 
 
 # pydantic puts the branch of a union into an error's location; a reader wants the keys of the file only
-_UNION_BRANCHES = {"prompt: name", "prompt: suffix", "prompt: column", "str", "list[str]"} | {
-    "function-before[_path_is_a_model(), Scorer]"
-}
+_ALGORITHMS = {f"algorithm: {kind}" for kind in ("gopd", "grpo", "sft")}
+_UNION_BRANCHES = {f"prompt: {kind}" for kind in ("name", "suffix", "column", "context")} | _ALGORITHMS
+_UNION_BRANCHES |= {"str", "list[str]", "function-before[path_is_a_model(), Scorer]"}
 
 
 def _known_keys(location: Key) -> str:
@@ -125,17 +127,24 @@ def _fields(section: type[BaseModel]) -> dict[str, object]:
 
 
 def _sections_at(location: Key) -> list[type[BaseModel]]:
-    """The section classes that may stand at `location`, following mappings such as `teachers.NAME`."""
-    sections, mapped = [Config], None
+    """The section classes that may stand at `location`: in mappings (`teachers.NAME`), of the algorithm's type."""
+    sections, annotation, mapped = [Config], Config, None
     for name in location:
+        if name in _ALGORITHMS:
+            sections = _sections_in(annotation, name)
+        if name in _UNION_BRANCHES:
+            continue
         annotation = mapped or next(fields[name] for fields in map(_fields, sections) if name in fields)
         mapped = get_args(annotation)[1] if get_origin(annotation) is dict else None
         sections = [] if mapped else _sections_in(annotation)
     return sections
 
 
-def _sections_in(annotation) -> list[type[BaseModel]]:
-    """The section classes of `Section | None`, `Annotated[Section, ...]` and the like."""
+def _sections_in(annotation, tag: str | None = None) -> list[type[BaseModel]]:
+    """The section classes of `Section | None`, `Annotated[Section, ...]` and the like; with `tag`, those under it."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [section for part in get_args(annotation) for section in _sections_in(part)]
+        return [] if tag else [annotation]
+    parts = get_args(annotation)
+    if any(isinstance(part, Tag) and part.tag == tag for part in parts):
+        tag = None
+    return [section for part in parts for section in _sections_in(part, tag)]

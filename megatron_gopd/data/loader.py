@@ -72,5 +72,6 @@ def _fingerprint(prompts: list[Prompt]) -> str:
     """Of what is asked and who teaches it, in order; not of ids, which may hold the place of a file."""
     digest = hashlib.sha256()
     for prompt in prompts:
-        digest.update(json.dumps([prompt.messages, prompt.teacher], sort_keys=True, default=str).encode())
+        learned = [] if prompt.response_tokens is None else [prompt.response_tokens]
+        digest.update(json.dumps([prompt.messages, prompt.teacher, *learned], sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from megatron_gopd.config import Config
-from megatron_gopd.config.schema import Column, Suffix
+from megatron_gopd.config.schema import Context
 from megatron_gopd.data.balance import equal_sample
-from megatron_gopd.data.render import apply_prompt_template, last_user_message, render, replace_user_message
-from megatron_gopd.data.rows import Row, as_messages, column_of, errors_at, load_rows
-from megatron_gopd.data.tokenizer import Tokenizers
+from megatron_gopd.data.context import render_with_context, teacher_messages
+from megatron_gopd.data.render import apply_prompt_template, render
+from megatron_gopd.data.rows import Row, column_of, errors_at, load_rows
+from megatron_gopd.data.tokenizer import Tokenizers, stop_ids
 from megatron_gopd.data.trajectory import Prompt
 from megatron_gopd.errors import UserError
 
@@ -20,7 +22,7 @@ class PromptSet:
     """The prompts of a run, in the order of their files."""
 
     prompts: list[Prompt]
-    skipped_too_long: int  # left out: longer than data.max_prompt_tokens for one of their models
+    left_out: dict[str, int]  # setting, with its value -> how many prompts were too long for it
     warnings: list[str]
 
 
@@ -31,30 +33,45 @@ def build_prompts(config: Config, tokenizers: Tokenizers, *, held_out: bool = Fa
     Raises UserError naming FILE:LINE of a row that has no teacher or cannot be rendered.
     """
     key, files = ("evaluation.prompts", config.evaluation.prompts) if held_out else ("data.train", config.data.train)
-    limit = config.data.max_prompt_tokens
-    every = []
+    learned = config.algorithm.type == "sft" and not config.teachers
+    every, cut = [], Counter()
     for row in load_rows(files):
         with errors_at(row.source):
-            every.append(_prompt(row, config, tokenizers))
-    prompts = [prompt for prompt in every if _longest(prompt) <= limit]
+            prompt, shortened = _prompt(row, config, tokenizers, learned=learned)
+        every.append(prompt)
+        cut[prompt.teacher] += shortened
+    exceeded = [_exceeded(prompt, config) for prompt in every]
+    prompts = [prompt for prompt, too_long in zip(every, exceeded, strict=True) if too_long is None]
+    left_out = Counter(too_long[0] for too_long in exceeded if too_long)
     if not prompts:
         raise UserError(
-            f"{key}: all {len(every)} prompts are longer than data.max_prompt_tokens ({limit}); "
-            f"the shortest has {min(map(_longest, every))} tokens"
+            f"{key}: all {len(every)} prompts are longer than {' or '.join(left_out)}; "
+            f"the shortest has {min(tokens for _, tokens in exceeded)} tokens"
         )
     warnings = [
         f"teacher {name!r} has no prompts in {key}: it will not be asked"
         for name in config.teachers
         if not any(prompt.teacher == name for prompt in prompts)
     ]
+    warnings += [
+        f"the context of {count} prompt(s) was cut to teachers.{name}.prompt.max_tokens "
+        f"({config.teachers[name].prompt.max_tokens})"
+        for name, count in cut.items()
+        if count
+    ]
     if config.data.balance == "equal" and not held_out:
         prompts = _balanced(prompts, config)
-    return PromptSet(prompts, sum(_longest(prompt) > limit for prompt in every), warnings)
+    return PromptSet(prompts, dict(left_out), warnings)
 
 
 def choose_teacher(row: Row, teachers: Iterable[str]) -> str:
-    """opd_teacher, else a data_source that names a teacher, else the only teacher; UserError where none fits."""
+    """opd_teacher, else a data_source that names a teacher, else the only teacher; UserError where none fits.
+
+    "" where there are no teachers.
+    """
     names = list(teachers)
+    if not names:
+        return ""
     known = f"the teachers are {', '.join(names)}"
     if row.tag is not None:
         if row.tag not in names:
@@ -68,19 +85,23 @@ def choose_teacher(row: Row, teachers: Iterable[str]) -> str:
     return names[0]
 
 
-def _prompt(row: Row, config: Config, tokenizers: Tokenizers) -> Prompt:
+def _prompt(row: Row, config: Config, tokenizers: Tokenizers, *, learned: bool) -> tuple[Prompt, bool]:
+    """The prompt, and whether its context was cut; `learned`: the row's own response is what is imitated."""
     teacher = choose_teacher(row, config.teachers)
     messages = apply_prompt_template(row.messages, config.data.prompt_template)
     kwargs = config.data.chat_template_kwargs
     student_tokens = render(tokenizers.student, messages, kwargs)
-    teacher_tokens = reference_tokens = student_tokens
-    kind = config.teachers[teacher].prompt
+    teacher_tokens, reference_tokens, cut = student_tokens, student_tokens, False
+    kind = config.teachers[teacher].prompt if teacher else "student_tokens"
     if kind == "own_template":
         teacher_tokens = render(tokenizers.teachers[teacher], messages, kwargs)
-        reference_tokens = render(tokenizers.references[teacher], messages, kwargs)
+        if teacher in tokenizers.references:
+            reference_tokens = render(tokenizers.references[teacher], messages, kwargs)
+    elif isinstance(kind, Context):
+        teacher_tokens, cut = render_with_context(kind, row, messages, tokenizers.student, kwargs)
     elif kind != "student_tokens":
-        teacher_tokens = render(tokenizers.student, _teacher_messages(kind, row, messages), kwargs)
-    return Prompt(
+        teacher_tokens = render(tokenizers.student, teacher_messages(kind, row, messages), kwargs)
+    prompt = Prompt(
         id=row.id,
         messages=messages,
         label=row.label,
@@ -90,20 +111,41 @@ def _prompt(row: Row, config: Config, tokenizers: Tokenizers) -> Prompt:
         reference_tokens=reference_tokens,
         source=row.source,
         tests=row.tests,
+        response_tokens=_response(row, config, tokenizers) if learned else None,
+        columns=row.columns if config.has_own_reward else {},
     )
+    return prompt, cut
 
 
-def _teacher_messages(kind: Suffix | Column, row: Row, messages: list[dict]) -> list[dict]:
-    """What the teacher alone reads; data.prompt_template is no part of a column, which is read as written."""
-    if isinstance(kind, Suffix):
-        return replace_user_message(messages, f"{last_user_message(messages)['content']}\n{kind.suffix}")
-    value = column_of(row, kind.column)
-    column = as_messages(value, kind.column)
-    return replace_user_message(messages, value) if isinstance(value, str) else column
+def _response(row: Row, config: Config, tokenizers: Tokenizers) -> list[int]:
+    """The tokens of the row's response, and the one that ends it."""
+    text = column_of(row, "response")
+    if not isinstance(text, str) or not text:
+        raise UserError(f"'response' is not text: {str(text)[:50]!r}")
+    ends = stop_ids(config.student.model, tokenizers.student)
+    end = tokenizers.student.eos_token_id if tokenizers.student.eos_token_id in ends else ends[0]
+    return [*tokenizers.student(text, add_special_tokens=False)["input_ids"], end]
 
 
-def _longest(prompt: Prompt) -> int:
-    return max(len(prompt.student_tokens), len(prompt.teacher_tokens), len(prompt.reference_tokens))
+def _limits(prompt: Prompt, config: Config) -> Iterator[tuple[str, int, int]]:
+    """(setting, its value, the tokens it bounds)"""
+    kind = config.teachers[prompt.teacher].prompt if prompt.teacher else None
+    read = [prompt.student_tokens, prompt.reference_tokens]
+    if isinstance(kind, Context):
+        yield f"teachers.{prompt.teacher}.prompt.max_tokens", kind.max_tokens, len(prompt.teacher_tokens)
+    else:
+        read.append(prompt.teacher_tokens)
+    yield "data.max_prompt_tokens", config.data.max_prompt_tokens, max(map(len, read))
+    if prompt.response_tokens:
+        yield "rollout.max_response_tokens", config.rollout.max_response_tokens, len(prompt.response_tokens)
+
+
+def _exceeded(prompt: Prompt, config: Config) -> tuple[str, int] | None:
+    """The first setting that the prompt is too long for, and its tokens."""
+    for setting, limit, tokens in _limits(prompt, config):
+        if tokens > limit:
+            return f"{setting} ({limit})", tokens
+    return None
 
 
 def _balanced(prompts: list[Prompt], config: Config) -> list[Prompt]:

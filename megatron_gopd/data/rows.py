@@ -63,10 +63,16 @@ def errors_at(source: str) -> Iterator[None]:
 
 
 def column_of(row: Row, name: str) -> object:
-    """The value of a column: at top level, then in extra_info, then in metadata; UserError where there is none."""
+    """The value of a column: at top level, then in extra_info, then in metadata; UserError where there is none.
+
+    A dotted name such as extra_info.ref_solution says itself where it is.
+    """
     for columns in (row.columns, _mapping(row.columns, "extra_info"), _mapping(row.columns, "metadata")):
         if columns.get(name) is not None:
             return columns[name]
+    outer, _, inner = name.partition(".")
+    if inner and _mapping(row.columns, outer).get(inner) is not None:
+        return row.columns[outer][inner]
     raise UserError(f"no column {name!r}, nor in extra_info or metadata; columns: {', '.join(row.columns)}")
 
 

@@ -29,9 +29,11 @@ class Tokenizers:
 
 def load_tokenizers(config: Config) -> Tokenizers:
     """Load the tokenizers of all models of a run; raises UserError where one differs from the student's."""
-    folders = {config.student.model}
-    for name, teacher in config.teachers.items():
-        folders |= {teacher.model, config.reference_of(name).model}
+    references = (
+        {} if config.algorithm.type != "gopd" else {name: config.reference_of(name) for name in config.teachers}
+    )
+    frozen = [*config.teachers.values(), *references.values(), *config.scorers().values()]
+    folders = {config.student.model, *(model.model for model in frozen)}
     loaded = {folder: load_tokenizer(folder) for folder in sorted(folders)}
     student = loaded[config.student.model]
     for folder, tokenizer in loaded.items():
@@ -39,7 +41,7 @@ def load_tokenizers(config: Config) -> Tokenizers:
     return Tokenizers(
         student,
         {name: loaded[teacher.model] for name, teacher in config.teachers.items()},
-        {name: loaded[config.reference_of(name).model] for name in config.teachers},
+        {name: loaded[reference.model] for name, reference in references.items()},
     )
 
 

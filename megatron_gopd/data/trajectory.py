@@ -15,30 +15,35 @@ class Prompt:
     id: str
     messages: list[dict]
     label: str | None
-    teacher: str
+    teacher: str  # "" where there is none
     student_tokens: list[int]
     teacher_tokens: list[int]
     reference_tokens: list[int]
     source: str = ""  # FILE:LINE, for messages
     tests: str | None = None  # JSON, of a prompt that asks for a program
+    response_tokens: list[int] | None = None  # that the data holds, end included; where it is what is learned
+    columns: dict = field(default_factory=dict)  # of its row, where a reward of the user's own reads them
 
 
 @dataclass
 class Trajectory:
-    """One sampled response, y ~ pi_theta(. | prompt), and what the scorers said of it.
+    """One response, y ~ pi_theta(. | prompt), and what scorers and graders said of it.
 
-    Log-probs are float32 nats, one per response token (EOS included), at the rollout temperature.
+    In SFT the teacher sampled it, or the data holds it. Log-probs are float32 nats, one per response token (EOS
+    included), at the rollout temperature.
     """
 
     prompt: Prompt
     sample: int  # which of the prompt's samples
     response_tokens: list[int]
-    behaviour_logprobs: np.ndarray  # [response] by the engine that sampled
+    behaviour_logprobs: np.ndarray | None  # [response] by the engine that sampled; None: nobody did
     finish_reason: Literal["stop", "length"]
     weight_version: int = 0
     teacher_logprobs: np.ndarray | None = None  # [response]
     reference_logprobs: np.ndarray | None = None  # [response]; None where lambda = 1 does not need it
+    old_logprobs: np.ndarray | None = None  # [response] the trainer's before the first of several optimizer steps
     reward: float | None = None
+    outcome: float | None = None  # its group advantage
     metadata: dict = field(default_factory=dict)
 
     def __len__(self) -> int:

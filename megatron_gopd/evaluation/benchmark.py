@@ -3,73 +3,21 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch.distributed as dist
-
-from megatron_gopd.config.schema import Sandbox
-from megatron_gopd.data import (
-    PROMPT_TEMPLATES,
-    Prompt,
-    Row,
-    Trajectory,
-    apply_prompt_template,
-    load_rows,
-    load_tokenizer,
-    render,
-)
-from megatron_gopd.data.rows import errors_at
-from megatron_gopd.errors import UserError
+from megatron_gopd.data import Trajectory, load_tokenizer
+from megatron_gopd.evaluation.labelled import Labelled
 from megatron_gopd.evaluation.options import check_options
 from megatron_gopd.evaluation.statistics import Estimate
 from megatron_gopd.ranks import is_first, on_first
-from megatron_gopd.rewards import Grade, GraderPool, check_sandbox, parse_tests
+from megatron_gopd.rewards import Grade, Graders, check_sandbox, grader_of
 from megatron_gopd.rollout import EmbeddedEngine
 from megatron_gopd.runs import write_text
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """Labelled prompts and how an answer is graded."""
-
-    data: Path
-    grader: str = "math"
-    prompt_template: str = "none"
-    limit: int | None = None
-    sandbox: Sandbox = field(default_factory=Sandbox)
-
-    def prompts(self, tokenizer) -> list[Prompt]:
-        """Raises UserError: an unknown grader or template, a row without a label, or without tests that can be read."""
-        if self.grader not in ("math", "exact", "code"):
-            raise UserError(f"--grader {self.grader}: choose math, exact or code")
-        if self.prompt_template not in PROMPT_TEMPLATES:
-            raise UserError(f"--prompt-template {self.prompt_template}: choose {', '.join(PROMPT_TEMPLATES)}")
-        prompts = []
-        for row in load_rows(self.data)[: self.limit]:
-            with errors_at(row.source):
-                self._check(row)
-            messages = apply_prompt_template(row.messages, self.prompt_template)
-            tokens = render(tokenizer, messages, {"enable_thinking": False})
-            prompts.append(Prompt(row.id, messages, row.label, "", tokens, tokens, tokens, row.source, row.tests))
-        return prompts
-
-    def answer(self, prompt: Prompt) -> str | None:
-        """What an answer to `prompt` is graded against."""
-        return prompt.tests if self.grader == "code" else prompt.label
-
-    def _check(self, row: Row) -> None:
-        if self.grader != "code" and row.label is None:
-            raise UserError("no label to grade against; add `label`, `answer` or `ground_truth`")
-        if self.grader == "code":
-            if row.tests is None:
-                raise UserError("no tests to grade against; add `tests`")
-            parse_tests(row.tests)
-
-
 def evaluate_model(
     model: Path,
-    benchmark: Benchmark,
+    labelled: Labelled,
     *,
     samples: int,
     max_response_tokens: int,
@@ -88,9 +36,9 @@ def evaluate_model(
     """
     check_options(dtype, temperature, output)
     tokenizer = load_tokenizer(model)
-    prompts = benchmark.prompts(tokenizer)
-    if benchmark.grader == "code":
-        on_first(lambda: check_sandbox(benchmark.sandbox))
+    prompts = labelled.prompts(tokenizer)
+    if any(grader_of(labelled.grader, prompt) == "code" for prompt in prompts):
+        on_first(lambda: check_sandbox(labelled.sandbox))
     engine = EmbeddedEngine(
         model,
         dtype=dtype,
@@ -101,15 +49,17 @@ def evaluate_model(
     )
     answers = [trajectory for chunk in engine.generate(prompts, step=0) for trajectory in chunk]
     texts = [tokenizer.decode(answer.response_tokens, skip_special_tokens=True) for answer in answers]
-    grades: list = [None]
-    if is_first():
-        with GraderPool(benchmark.grader, sandbox=benchmark.sandbox) as pool:
-            grades = [pool.grade(texts, [benchmark.answer(answer.prompt) for answer in answers])]
-    dist.broadcast_object_list(grades, src=0)
-    scores = [grade.score for grade in grades[0]]
+
+    def graded() -> list[Grade]:
+        with Graders(labelled.grader, labelled.sandbox) as graders:
+            reasons = [answer.finish_reason for answer in answers]
+            return graders.grade([answer.prompt for answer in answers], texts, reasons)
+
+    grades = on_first(graded)
+    scores = [grade.score for grade in grades]
     result = Estimate.of([sum(scores[i : i + samples]) / samples for i in range(0, len(scores), samples)])
     if is_first():
-        _report(result, answers, texts, grades[0], samples, output)
+        _report(result, answers, texts, grades, samples, output)
     return result
 
 

@@ -9,6 +9,14 @@ from pathlib import Path
 from megatron_gopd.evaluation.probe import Measurement, compare
 from megatron_gopd.runs import print_table, write_text
 
+PANELS = {
+    "reverse_kl": "reverse KL (nats/token)",
+    "reward": "reward",
+    "loss": "loss",
+    "response_tokens_mean": "response length (tokens)",
+    "entropy": "entropy (nats/token)",
+}
+
 
 def write_measurement(measurement: Measurement, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,23 +33,23 @@ def print_comparison(before: Measurement, after: Measurement) -> None:
 
 
 def plot_curve(metrics: Path, target: Path) -> None:
-    """Reverse KL, response length and entropy over the steps in a metrics.jsonl, as PNG."""
+    """What is learned, response length and entropy over the steps in a metrics.jsonl, as PNG.
+
+    Learned is the reverse KL, the reward, or both; where there is neither, the loss.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    panels = [
-        ("reverse_kl", "reverse KL (nats/token)"),
-        ("response_tokens_mean", "response length (tokens)"),
-        ("entropy", "entropy (nats/token)"),
-    ]
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(12, 3.2), layout="constrained")
-    for axis, (key, label) in zip(axes, panels, strict=True):
+    learned = [key for key in ("reverse_kl", "reward") if all(key in row for row in rows)] or ["loss"]
+    panels = [*learned, "response_tokens_mean", "entropy"]
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(4 * len(panels), 3.2), layout="constrained")
+    for axis, key in zip(axes, panels, strict=True):
         axis.plot([row["step"] for row in rows], [row[key] for row in rows], marker="o", markersize=3)
         axis.set_xlabel("step")
-        axis.set_ylabel(label)
+        axis.set_ylabel(PANELS[key])
         axis.grid(alpha=0.3)
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=120)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from megatron_gopd.config.rules import FILES_OF_PROBLEMS
 from megatron_gopd.config.schema import Sandbox
 from megatron_gopd.data import Prompt, Trajectory, load_tokenizer
 from megatron_gopd.errors import UserError
 from megatron_gopd.evaluation.answers import Answer, Answers
+from megatron_gopd.evaluation.labelled import NO_THINKING, Labelled
 from megatron_gopd.evaluation.options import check_options
 from megatron_gopd.evaluation.suite_report import SuiteResult, write_report
-from megatron_gopd.evaluation.suites import Suite, find_suite
+from megatron_gopd.evaluation.suites import find_suite
 from megatron_gopd.ranks import is_first, on_first
-from megatron_gopd.rewards import GraderPool, check_sandbox
+from megatron_gopd.rewards import Graders, check_sandbox, grader_of
 from megatron_gopd.rollout import EmbeddedEngine, RolloutEngine
 from megatron_gopd.runs import write_text
+
+SAMPLES_OF_A_FILE = 4
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,26 @@ class Settings:
     temperature: float = 1.0
     limit: int | None = None  # the first problems of each suite
     sandbox: Sandbox = field(default_factory=Sandbox)
+    # of files of the user's own
+    grader: str = "math"
+    prompt_template: str = "none"
+    chat_template_kwargs: Mapping = field(default_factory=lambda: NO_THINKING)
+
+
+@dataclass(frozen=True)
+class Problems:
+    """A suite that is ready to be asked."""
+
+    name: str  # of what is written of it, and of its metrics
+    prompts: list[Prompt]
+    grader: str
+    samples: int
+    published: int | None  # problems of the whole benchmark
+    fingerprint: str | None = None  # of a file of the user's own, and of how it is graded
+
+    @property
+    def run_programs(self) -> bool:
+        return any(grader_of(self.grader, prompt) == "code" for prompt in self.prompts)
 
 
 def evaluate_suites(
@@ -41,10 +68,10 @@ def evaluate_suites(
     """
     check_options(dtype, settings.temperature, None)
     tokenizer = load_tokenizer(model)
-    asked = {name: problems_of(name, settings, tokenizer) for name in names}
-    if any(find_suite(name).domain == "code" for name in names):
+    asked = problems_of(names, settings, tokenizer)
+    if any(problems.run_programs for problems in asked):
         on_first(lambda: check_sandbox(settings.sandbox))
-    described = _describe(model, settings, dtype, seed)
+    described = _describe(model, asked, settings, dtype, seed)
     on_first(lambda: _open(output, described))
     engine = EmbeddedEngine(
         model,
@@ -53,58 +80,77 @@ def evaluate_suites(
         temperature=settings.temperature,
         seed=seed,
     )
-    results = [run_suite(name, prompts, engine, tokenizer, output, settings) for name, prompts in asked.items()]
+    results = [run_suite(problems, engine, tokenizer, output, settings) for problems in asked]
     if is_first():
         write_report(results, described, output)
     return results
 
 
-def problems_of(name: str, settings: Settings, tokenizer) -> list[Prompt]:
-    return find_suite(name).prompts(name, settings.benchmarks, tokenizer)[: settings.limit]
+def problems_of(names: list[str], settings: Settings, tokenizer) -> list[Problems]:
+    """The problems of benchmarks by name, and of .jsonl and .parquet files of the user's own, named by their stem.
+
+    Raises UserError: see evaluate_suites; two of one name.
+    """
+    found = [_problems(name, settings, tokenizer) for name in names]
+    twice = [name for name, count in Counter(each.name for each in found).items() if count > 1]
+    if twice:
+        raise UserError(f"two suites are called {twice[0]!r}; rename one of the files")
+    return found
+
+
+def _problems(name: str, settings: Settings, tokenizer) -> Problems:
+    if not name.endswith(FILES_OF_PROBLEMS):
+        suite = find_suite(name)
+        prompts = suite.prompts(name, settings.benchmarks, tokenizer)[: settings.limit]
+        return Problems(name, prompts, suite.domain, settings.samples or suite.samples, suite.size)
+    own = settings.grader, settings.prompt_template, settings.limit, settings.sandbox, settings.chat_template_kwargs
+    path, samples = Path(name), settings.samples or SAMPLES_OF_A_FILE
+    prompts = Labelled(path, *own).prompts(tokenizer)
+    read = hashlib.sha256(path.read_bytes() + json.dumps([settings.grader, settings.prompt_template]).encode())
+    return Problems(path.name.partition(".")[0], prompts, settings.grader, samples, None, read.hexdigest()[:16])
 
 
 def run_suite(
-    name: str, prompts: list[Prompt], engine: RolloutEngine, tokenizer, folder: Path, settings: Settings, step: int = 0
+    problems: Problems, engine: RolloutEngine, tokenizer, folder: Path, settings: Settings, step: int = 0
 ) -> SuiteResult:
     """Answer the problems that `folder`/NAME.jsonl lacks, and sum up all of them. Collective.
 
     step: of a training run; it chooses the random numbers.
     """
-    suite = find_suite(name)
-    samples = settings.samples or suite.samples
-    path = folder / f"{name}.jsonl"
+    samples, path = problems.samples, folder / f"{problems.name}.jsonl"
     done = on_first(lambda: Answers(path, samples).done)
-    left = [prompt for prompt in prompts if prompt.id not in done]
+    left = [prompt for prompt in problems.prompts if prompt.id not in done]
     book = Answers(path, samples) if is_first() else None
-    pool = GraderPool(suite.domain, sandbox=settings.sandbox) if is_first() else None
+    graders = Graders(problems.grader, settings.sandbox) if is_first() else None
     try:
         chunks = engine.generate(left, step, samples=samples, max_tokens=settings.max_response_tokens) if left else ()
         for chunk in chunks:
             if is_first():
-                book.add(_graded(chunk, tokenizer, pool))
-                print(f"{name}: {len(book.rows)} of {len(prompts) * samples} answers", flush=True)
+                book.add(_graded(chunk, tokenizer, graders))
+                print(f"{problems.name}: {len(book.rows)} of {len(problems.prompts) * samples} answers", flush=True)
     finally:
-        if pool:
-            pool.close()
-    return on_first(lambda: _summed_up(name, suite, samples, prompts, book))
+        if graders:
+            graders.close()
+    return on_first(lambda: _summed_up(problems, book))
 
 
-def _summed_up(name: str, suite: Suite, samples: int, prompts: list[Prompt], book: Answers) -> SuiteResult:
-    asked = {prompt.id for prompt in prompts}  # a limit may be lower than it was
-    return SuiteResult.of(name, suite.size, samples, [row for row in book.rows if row.id in asked])
+def _summed_up(problems: Problems, book: Answers) -> SuiteResult:
+    asked = {prompt.id for prompt in problems.prompts}  # a limit may be lower than it was
+    rows = [row for row in book.rows if row.id in asked]
+    return SuiteResult.of(problems.name, problems.published, problems.samples, rows)
 
 
-def _graded(chunk: list[Trajectory], tokenizer, pool: GraderPool) -> list[Answer]:
+def _graded(chunk: list[Trajectory], tokenizer, graders: Graders) -> list[Answer]:
     texts = [tokenizer.decode(each.response_tokens, skip_special_tokens=True) for each in chunk]
-    labels = [each.prompt.tests or each.prompt.label for each in chunk]
+    grades = graders.grade([each.prompt for each in chunk], texts, [each.finish_reason for each in chunk])
     return [
         Answer(each.prompt.id, each.sample, text, len(each), grade.score, grade.problem, each.finish_reason)
-        for each, text, grade in zip(chunk, texts, pool.grade(texts, labels), strict=True)
+        for each, text, grade in zip(chunk, texts, grades, strict=True)
     ]
 
 
-def _describe(model: Path, settings: Settings, dtype: str, seed: int) -> dict:
-    """What makes two evaluations the same: all but how many problems are asked, and where programs run."""
+def _describe(model: Path, asked: list[Problems], settings: Settings, dtype: str, seed: int) -> dict:
+    """What makes two evaluations the same: all but which and how many problems are asked, and where programs run."""
     return {
         "model": str(model.resolve()),
         "samples": settings.samples,
@@ -112,23 +158,23 @@ def _describe(model: Path, settings: Settings, dtype: str, seed: int) -> dict:
         "temperature": settings.temperature,
         "dtype": dtype,
         "seed": seed,
-    }
+    } | {f"problems of {each.name}": each.fingerprint for each in asked if each.fingerprint}
 
 
 def _open(output: Path, described: dict) -> None:
     """Make the folder, or see that it holds an evaluation with these settings."""
     path = output / "settings.json"
-    if not path.exists():
-        if output.is_file() or (output.is_dir() and any(output.iterdir())):
-            raise UserError(f"--output {output} holds no evaluation; name a new or an empty folder")
-        output.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(described, indent=1) + "\n")
-        return
-    there = json.loads(path.read_text(encoding="utf-8"))
+    there: dict = {}
+    if path.exists():
+        there = json.loads(path.read_text(encoding="utf-8"))
+    elif output.is_file() or (output.is_dir() and any(output.iterdir())):
+        raise UserError(f"--output {output} holds no evaluation; name a new or an empty folder")
     differing = [
-        f"{key}: there {there.get(key)}, here {value}" for key, value in described.items() if there.get(key) != value
+        f"{key}: there {there[key]}, here {value}" for key, value in described.items() if there.get(key, value) != value
     ]
     if differing:
         raise UserError(
             f"--output {output} holds an evaluation of other settings ({'; '.join(differing)}); name another"
         )
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(there | described, indent=1) + "\n")

@@ -177,7 +177,7 @@ def _models(config: Config, ranks: int) -> tuple[str, str, str]:
     for file in files:
         if not os.access(file, os.R_OK):
             return "failed", f"data.train {file} cannot be read", "a path that all nodes see"
-    return "ok", f"{1 + len(config.teachers)} models fit their layouts on {ranks} ranks", ""
+    return "ok", f"{1 + len(config.scorers())} models fit their layouts on {ranks} ranks", ""
 
 
 def _disk(config: Config) -> tuple[str, str, str]:

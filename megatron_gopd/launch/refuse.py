@@ -155,12 +155,8 @@ def seconds_of(time: str) -> float:
 
 
 def _layouts(config: Config) -> list[tuple[str, Layout]]:
-    roles = [("student", config.student.layout)]
-    for name, teacher in config.teachers.items():
-        roles.append((f"teachers.{name}", teacher.layout))
-        if config.algorithm.lambda_ != 1:
-            roles.append((f"the reference of teachers.{name}", config.reference_of(name).layout))
-    return roles
+    roles = {"student": config.student, **config.scorers()}
+    return [(role, model.layout) for role, model in roles.items()]
 
 
 def _check_fills(request: Request, role: str, layout: Layout) -> None:

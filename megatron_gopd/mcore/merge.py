@@ -6,6 +6,7 @@ theta = theta_base + (1 + alpha) (mean of the teachers - theta_base). alpha = 0 
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Sequence
@@ -16,10 +17,10 @@ import torch
 
 from megatron_gopd.data.tokenizer import check_same_tokenizer, load_tokenizer
 from megatron_gopd.errors import UserError
-from megatron_gopd.mcore.architecture import Architecture, read_config
+from megatron_gopd.mcore.architecture import Architecture
+from megatron_gopd.mcore.hf_config import read_config
 from megatron_gopd.mcore.hf_folder import HFFolder, all_finite
-from megatron_gopd.mcore.save import save
-from megatron_gopd.runs.atomic import atomic_folder
+from megatron_gopd.mcore.save import SHARD_BYTES, copy_side_files, new_folder, write_weights
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -32,8 +33,8 @@ def merge(
     """Write the merged model of each alpha: one to `output`, several to `output`/alpha-0.25 and so on.
 
     Computed in float32, one tensor at a time, and rounded to the dtype of the base, or of the first teacher where no
-    base is given; configuration, tokenizer and generation settings are that model's. `output` appears whole or not at
-    all. Memory: a shard of the result (4 GiB) and a few tensors.
+    base is given; configuration, tokenizer and generation settings are that model's. merge.json beside them names the
+    inputs. `output` appears whole or not at all. Memory: a shard of the result (4 GiB) and a few tensors.
 
     Returns:
         The folders written, in the order of `alphas`.
@@ -42,15 +43,12 @@ def merge(
         UserError: the models differ in more than their values, a value is not finite, `output` exists, an alpha
             without a base.
     """
-    folders = {alpha: f"alpha-{alpha:g}" for alpha in alphas}
+    folders = {alpha: f"alpha-{alpha:g}" if len(alphas) > 1 else "" for alpha in alphas}
     _check_request(teachers, output, base, alphas, folders)
     inputs = _Inputs.open([Path(teacher) for teacher in teachers], base and Path(base))
-    if len(alphas) == 1:
-        inputs.save(alphas[0], output)
-        return [output]
-    with atomic_folder(output) as whole:
+    with new_folder(output) as whole:
         for alpha, folder in folders.items():
-            inputs.save(alpha, whole / folder)
+            inputs.write(alpha, whole / folder)
     return [output / folder for folder in folders.values()]
 
 
@@ -89,12 +87,20 @@ class _Inputs:
             _check_same_tensors(opened[first], names[first], opened[other], names[other])
         return cls([opened[teacher] for teacher in teachers], opened[base] if base else None, sorted(names[first]))
 
-    def save(self, alpha: float, target: Path) -> None:
+    def write(self, alpha: float, folder: Path) -> None:
         source = self._like.folder
         config = read_config(source)
         stored = str(self._like.tensor(EMBEDDING).dtype).removeprefix("torch.")
         dtype = config.get("dtype") or config.get("torch_dtype") or stored
-        save(((name, self._merged(name, alpha)) for name in self.names), source, target, dtype)
+        folder.mkdir(exist_ok=True)
+        copy_side_files(source, folder)
+        (folder / "merge.json").write_text(json.dumps(self._origin(alpha), indent=1) + "\n", encoding="utf-8")
+        write_weights(((name, self._merged(name, alpha)) for name in self.names), folder, dtype, SHARD_BYTES)
+
+    def _origin(self, alpha: float) -> dict:
+        """What merge.json says of the result: a report on its evaluation asks where it comes from."""
+        base, *teachers = (os.path.realpath(each.folder) for each in (self._like, *self.teachers))
+        return {"teachers": teachers, "base": base if self.base else None, "alpha": alpha}
 
     @property
     def _like(self) -> HFFolder:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def advantage(student: Tensor, teacher: Tensor, reference: Tensor | None, lambda_: float) -> Tensor:
+def advantage(
+    student: Tensor, teacher: Tensor, reference: Tensor | None, lambda_: float, clamp: float | None = None
+) -> Tensor:
     """A_t of every sampled token, to be ascended; detached.
 
         A_t = lambda (log pi*(y_t) - log pi_ref(y_t)) - (log pi_theta(y_t) - log pi_ref(y_t))
@@ -17,6 +19,7 @@ def advantage(student: Tensor, teacher: Tensor, reference: Tensor | None, lambda
     Args:
         student, teacher, reference: [tokens] log-probs of the sampled tokens, nats, one temperature for all.
         lambda_: reward scale; 1 is on-policy distillation, > 1 extrapolates (ExOPD), 0 pulls to the reference.
+        clamp: bound of the second term's absolute value, nats; None: there is none.
 
     Returns:
         [tokens], nats.
@@ -28,5 +31,6 @@ def advantage(student: Tensor, teacher: Tensor, reference: Tensor | None, lambda
     if lambda_ != 1:
         if reference is None:
             raise ValueError(f"lambda = {lambda_} needs the reference's log-probs")
-        gap = gap + (lambda_ - 1) * (teacher - reference)
+        beyond = (lambda_ - 1) * (teacher - reference)
+        gap = gap + (beyond if clamp is None else beyond.clamp(-clamp, clamp))
     return gap.detach()

@@ -11,12 +11,17 @@ from torch import Tensor
 
 @dataclass
 class TokenRows:
-    """What an objective may know of every response token besides the student's view of it. All [tokens]."""
+    """What an objective may know of every response token besides the student's view of it. All [tokens].
+
+    Only `weights` is always there; an objective says which of the others it reads.
+    """
 
     weights: Tensor  # from aggregation.token_weights, over the whole batch
-    behaviour_logprobs: Tensor
-    teacher_logprobs: Tensor
+    behaviour_logprobs: Tensor | None = None  # by the engine that sampled
+    teacher_logprobs: Tensor | None = None
     reference_logprobs: Tensor | None = None
+    old_logprobs: Tensor | None = None  # the student's before the first of several steps; None: as they are now
+    outcome: Tensor | None = None  # the group advantage of the token's response, from objective.group
 
     def select(self, tokens: slice | Tensor, device: torch.device | None = None) -> TokenRows:
         """The rows of some tokens."""

@@ -23,7 +23,7 @@ from megatron_gopd.policies.served import ServedScorer
 class Scorers:
     """Every frozen model of the job, each held once, and who scores what.
 
-    A trajectory is scored by its own teacher only; by its reference only where lambda != 1.
+    A trajectory is scored by its own teacher only; by its reference only where lambda != 1, or GRPO has a KL.
     """
 
     def __init__(self, config: Config):
@@ -41,21 +41,29 @@ class Scorers:
             served.start(logs)
 
     def score(self, chunk: list[Trajectory]) -> None:
-        """Fill in teacher_logprobs and reference_logprobs. Collective; every rank passes the same chunk."""
-        for name, teacher in self.config.teachers.items():
+        """Fill in teacher_logprobs and reference_logprobs, as far as the algorithm reads them.
+
+        Collective; every rank passes the same chunk.
+        """
+        asked = self.config.scorers()
+        if "the reference" in asked:  # of GRPO, for all
+            self._refer(asked["the reference"], "the reference", chunk)
+        for name in self.config.teachers:
             taught = [trajectory for trajectory in chunk if trajectory.prompt.teacher == name]
             if not taught:
                 continue
             rows = [Row(trajectory.prompt.teacher_tokens, trajectory.response_tokens) for trajectory in taught]
-            for trajectory, values in zip(taught, self._ask(teacher, f"teachers.{name}", rows, taught), strict=True):
-                trajectory.teacher_logprobs = values
-            if self.config.algorithm.lambda_ == 1:
-                continue
-            reference = self.config.reference_of(name)
-            rows = [Row(trajectory.prompt.reference_tokens, trajectory.response_tokens) for trajectory in taught]
-            answers = self._ask(reference, f"the reference of teachers.{name}", rows, taught)
+            answers = self._ask(asked[f"teachers.{name}"], f"teachers.{name}", rows, taught)
             for trajectory, values in zip(taught, answers, strict=True):
-                trajectory.reference_logprobs = values
+                trajectory.teacher_logprobs = values
+            who = f"the reference of teachers.{name}"
+            if who in asked:
+                self._refer(asked[who], who, taught)
+
+    def _refer(self, settings: schema.Scorer, who: str, chunk: list[Trajectory]) -> None:
+        rows = [Row(trajectory.prompt.reference_tokens, trajectory.response_tokens) for trajectory in chunk]
+        for trajectory, values in zip(chunk, self._ask(settings, who, rows, chunk), strict=True):
+            trajectory.reference_logprobs = values
 
     def close(self) -> None:
         """End the servers that were started here."""

@@ -61,9 +61,11 @@ class ServedScorer:
             settings.server, name=name, model=settings.model, dtype=settings.dtype, logs=logs, most_requests=REQUESTS
         )
         try:
-            refuse = self._refuse_another_model if settings.engine == "sglang" else self._refuse_another_scorer
             for server in self._pool.servers if settings.server.urls else ():
-                self._pool.background.run(refuse(server.client))
+                if settings.engine == "sglang":
+                    self._pool.background.run(refuse_another_model(settings, self.who, server.client))
+                else:
+                    self._pool.background.run(self._refuse_another_scorer(server.client))
         except (LostRequestError, RefusedError) as error:
             self._pool.close()
             raise UserError(f"{self.who}: {error}") from None
@@ -71,49 +73,51 @@ class ServedScorer:
             self._pool.close()
             raise
 
-    async def _refuse_another_model(self, client: SGLangClient) -> None:
-        """By architecture, and on a CPU by every weight: a teacher of the same shape is found out too."""
-        about = await client.get("/model_info")
-        config = json.loads(Path(self.settings.model, "config.json").read_text())
-        if about["model_type"] != config["model_type"]:
-            raise UserError(
-                f"{self.who}: {client.url} serves a {about['model_type']} ({about['model_path']}), but "
-                f"{self.settings.model} is a {config['model_type']}; name the right server, or the right model"
-            )
-        self._refuse_another_shape(client.url, Path(about["model_path"]))
-        theirs = await checksums_of(client, self.settings.server.patience_s)
-        if theirs is None:
-            return
-        fingerprints, source = Fingerprints(), HFFolder(self.settings.model)
-        dtype, tied = getattr(torch, self.settings.dtype), config.get("tie_word_embeddings")
-        named = ((name, source.tensor(name).to(dtype)) for name in sorted(source.names()))
-        for _ in fingerprints.of_passing((n, t) for n, t in named if not (tied and n == "lm_head.weight")):
-            pass
-        if differing := fingerprints.differences(theirs):
-            raise UserError(
-                f"{self.who}: {client.url} does not hold the weights of {self.settings.model} in "
-                f"{self.settings.dtype}: {told(differing)} differ; name the right server, or the right model"
-            )
-
-    def _refuse_another_shape(self, url: str, served: Path) -> None:
-        """Where its folder can be read from here: what holds on a GPU, whose checksums are made otherwise."""
-        if (served / "config.json").is_file():
-            ours, theirs = (asdict(Architecture.read(folder)) for folder in (self.settings.model, served))
-            self._refuse(_differences(ours, theirs), url, served)
-
     async def _refuse_another_scorer(self, client: SGLangClient) -> None:
         about, wanted = await client.get("/model_info"), describe(self.settings.model)
         wrong = _differences(wanted["architecture"], about.get("architecture", {}))
         if about.get("tokenizer") != wanted["tokenizer"]:
             wrong.append("another tokenizer")
-        self._refuse(wrong, client.url, about.get("model_path"))
+        _refuse(wrong, self.settings, self.who, client.url, about.get("model_path"))
 
-    def _refuse(self, wrong: list[str], url: str, served: object) -> None:
-        if wrong:
-            raise UserError(
-                f"{self.who}: {url} serves {served}, which is not like {self.settings.model}: {'; '.join(wrong[:3])}; "
-                f"name the right server, or the right model"
-            )
+
+async def refuse_another_model(settings: schema.Scorer, who: str, client: SGLangClient) -> None:
+    """That a server holds the model of `settings`: by architecture, and on a CPU by every weight.
+
+    Raises UserError: it holds another.
+    """
+    about = await client.get("/model_info")
+    config = json.loads(Path(settings.model, "config.json").read_text())
+    if about["model_type"] != config["model_type"]:
+        raise UserError(
+            f"{who}: {client.url} serves a {about['model_type']} ({about['model_path']}), but "
+            f"{settings.model} is a {config['model_type']}; name the right server, or the right model"
+        )
+    served = Path(about["model_path"])
+    if (served / "config.json").is_file():  # holds on a GPU too, whose checksums are made otherwise
+        shapes = (asdict(Architecture.read(folder)) for folder in (settings.model, served))
+        _refuse(_differences(*shapes), settings, who, client.url, served)
+    theirs = await checksums_of(client, settings.server.patience_s)
+    if theirs is None:
+        return
+    fingerprints, source = Fingerprints(), HFFolder(settings.model)
+    dtype, tied = getattr(torch, settings.dtype), config.get("tie_word_embeddings")
+    named = ((name, source.tensor(name).to(dtype)) for name in sorted(source.names()))
+    for _ in fingerprints.of_passing((n, t) for n, t in named if not (tied and n == "lm_head.weight")):
+        pass
+    if differing := fingerprints.differences(theirs):
+        raise UserError(
+            f"{who}: {client.url} does not hold the weights of {settings.model} in "
+            f"{settings.dtype}: {told(differing)} differ; name the right server, or the right model"
+        )
+
+
+def _refuse(wrong: list[str], settings: schema.Scorer, who: str, url: str, served: object) -> None:
+    if wrong:
+        raise UserError(
+            f"{who}: {url} serves {served}, which is not like {settings.model}: {'; '.join(wrong[:3])}; "
+            f"name the right server, or the right model"
+        )
 
 
 def _differences(ours: dict, theirs: dict) -> list[str]:

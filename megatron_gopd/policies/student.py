@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,23 +24,12 @@ from megatron_gopd.mcore.levers import settle
 from megatron_gopd.mcore.model import Model, build_model
 from megatron_gopd.mcore.offload import Offloader
 from megatron_gopd.mcore.optimizer import build_optimizer, learning_rate, optimizer_tensors, wrap_for_training
-from megatron_gopd.objective import TokenRows, token_weights
+from megatron_gopd.objective import TokenRows
+from megatron_gopd.policies import scoring
 from megatron_gopd.policies.lm_head import token_losses
 from megatron_gopd.policies.micro_batches import my_micro_batches, reports
 from megatron_gopd.policies.token_table import TokenTable
-
-
-@dataclass
-class Update:
-    """What one optimizer step saw and did. Token columns are of the weights BEFORE the step, one array a trajectory."""
-
-    grad_norm: float
-    lr: float
-    loss: float
-    logprobs: list[np.ndarray]
-    entropy: list[np.ndarray]
-    advantage: list[np.ndarray]
-    router_drift: float | None = None  # of a student with experts, after the step: |W - W_start| / |W_start|
+from megatron_gopd.policies.update import Update, known_of_every_token, refuse_non_finite
 
 
 class Student:
@@ -51,7 +39,7 @@ class Student:
         """Collective over all ranks. Raises UserError for a model or layout that cannot be used."""
         settings = self.settings = settle(config.student)
         self.config = config
-        self.steps_done = 0
+        self._optimizer_steps, self._steps_a_batch = 0, getattr(config.algorithm, "mini_batches", 1)
         self._span = settings.layout.span(dist.get_world_size(), "student")
         self._away: Offloader | None = None
         self.model = build_model(  # None: no part on this rank
@@ -63,16 +51,22 @@ class Student:
             self._wrapped = wrap_for_training(self.model, config.optimizer, settings.overlap_communication)
             self._optimizer = build_optimizer(self.model, self._wrapped, config.optimizer)
 
+    @property
+    def steps_done(self) -> int:
+        """Batches it has learned from, each in one optimizer step or in algorithm.mini_batches."""
+        return self._optimizer_steps // self._steps_a_batch
+
     def update(self, batch: list[Trajectory], token_loss: TokenLossFunction) -> Update:
-        """One optimizer step on scored trajectories. Collective; every rank passes the whole batch.
+        """One optimizer step on trajectories that hold what `token_loss` reads. Collective, of the whole batch.
 
         Raises:
             UserError: a log-prob, the loss or the gradient is not finite; the weights are then as before.
         """
         rows = [Row(trajectory.prompt.student_tokens, trajectory.response_tokens) for trajectory in batch]
-        table = TokenTable([len(row.response_tokens) for row in rows], ["logprobs", "entropy", "advantage", "loss"])
         naive = self.config.training.logprob == "naive"
-        known = _known_of_every_token(batch, self.config.algorithm.loss_aggregation)
+        known = known_of_every_token(batch, self.config.algorithm.loss_aggregation)
+        told = _metrics_of(token_loss, known)
+        table = TokenTable([len(row.response_tokens) for row in rows], ["logprobs", "entropy", *told, "loss"])
 
         def head(hidden: Tensor, micro_batch: MicroBatch) -> Tensor:
             rows = known.select(table.indices(micro_batch), hidden.device)
@@ -81,9 +75,8 @@ class Student:
             )
             if reports(self.model):
                 logprobs = result.logprobs
-                seen = {"logprobs": logprobs, "entropy": result.entropy, "advantage": result.metrics["advantage"]}
                 loss = result.loss.detach() / max(1, len(logprobs)) * torch.ones_like(logprobs)
-                table.put(micro_batch, seen | {"loss": loss})
+                table.put(micro_batch, {"logprobs": logprobs, "entropy": result.entropy, "loss": loss} | result.metrics)
             if self.settings.overlap_communication:
                 # the head's reduction starts when autograd hands over a gradient; the kernel's own is in main_grad
                 return result.loss + 0.0 * self.model.lm_head()[0, 0]
@@ -97,9 +90,18 @@ class Student:
             micro_batches = my_micro_batches(self.model, rows, self.config.training.max_tokens_per_micro_batch)
             run(self.model, micro_batches, head, train=True, module=self._wrapped, gather=naive)
         columns = table.gather()
-        _refuse_non_finite(columns["logprobs"], batch)
-        loss = math.fsum(float(column.sum(dtype=np.float64)) for column in columns.pop("loss"))
-        return Update(*self._step(), loss=loss, **columns, router_drift=self._router_drift())
+        refuse_non_finite(columns["logprobs"], batch)
+        loss = math.fsum(float(column.sum(dtype=np.float64)) for column in columns["loss"])
+        norm, lr = self._step()
+        metrics = {name: columns[name] for name in told}
+        return Update(norm, lr, loss, columns["logprobs"], columns["entropy"], metrics, self._router_drift())
+
+    def logprobs(self, batch: list[Trajectory]) -> list[np.ndarray]:
+        """Log-prob of every response token under the weights of now: [response] float32 a trajectory. Collective."""
+        rows = [Row(trajectory.prompt.student_tokens, trajectory.response_tokens) for trajectory in batch]
+        training, temperature = self.config.training, self.config.rollout.temperature
+        budget, naive = training.max_tokens_per_micro_batch, training.logprob == "naive"
+        return scoring.score(self.model, rows, temperature=temperature, max_tokens=budget, naive=naive)[0]
 
     def export(self) -> Iterator[tuple[str, Tensor]]:
         """(Hugging Face name, tensor) of the current weights. Collective; draw the whole iterator on every rank."""
@@ -117,7 +119,7 @@ class Student:
         """Continue where `loaded`, read for state(loading=True), was taken: after step `steps_done`. Collective."""
         if self.model is not None:
             load_training_state(self.model, self._optimizer, loaded)
-        self.steps_done = steps_done
+        self._optimizer_steps = steps_done * self._steps_a_batch
 
     def _step(self) -> tuple[float, float]:
         """The optimizer step, unless the gradient is not finite; returns its norm and the learning rate."""
@@ -136,7 +138,7 @@ class Student:
             )
         if self.model is not None:
             self._apply(lr)
-        self.steps_done += 1
+        self._optimizer_steps += 1
         return norm, lr
 
     def _apply(self, lr: float) -> None:
@@ -189,27 +191,7 @@ def _highest(value: float) -> float:
     return tensor.item()
 
 
-def _known_of_every_token(batch: list[Trajectory], aggregation) -> TokenRows:
-    """The token columns of the whole batch, flat [tokens], before the student is asked."""
-
-    def flat(arrays) -> Tensor:
-        return torch.from_numpy(np.concatenate(list(arrays)))
-
-    referenced = all(trajectory.reference_logprobs is not None for trajectory in batch)
-    return TokenRows(
-        weights=token_weights(torch.tensor([len(trajectory) for trajectory in batch]), aggregation),
-        behaviour_logprobs=flat(trajectory.behaviour_logprobs for trajectory in batch),
-        teacher_logprobs=flat(trajectory.teacher_logprobs for trajectory in batch),
-        reference_logprobs=flat(trajectory.reference_logprobs for trajectory in batch) if referenced else None,
-    )
-
-
-def _refuse_non_finite(logprobs: list[np.ndarray], batch: list[Trajectory]) -> None:
-    for values, trajectory in zip(logprobs, batch, strict=True):
-        if not np.isfinite(values).all():
-            token = int(np.flatnonzero(~np.isfinite(values))[0])
-            raise UserError(
-                f"the student's log-prob of response token {token} of prompt {trajectory.prompt.id!r} "
-                f"({trajectory.prompt.source}) is {values[token]}; the weights hold NaN, or have diverged: "
-                f"lower optimizer.lr"
-            )
+def _metrics_of(token_loss: TokenLossFunction, known: TokenRows) -> list[str]:
+    """What the objective tells of every token, asked on no tokens: ranks that see none must know as well."""
+    nothing = torch.empty(0)
+    return list(token_loss(nothing, nothing, known.select(slice(0, 0))).metrics)

@@ -3,7 +3,19 @@
 from megatron_gopd.rewards.code import check_sandbox, code
 from megatron_gopd.rewards.grade import Grade
 from megatron_gopd.rewards.graders import exact, math
+from megatron_gopd.rewards.grading import Graders, check_gradable, grader_of
 from megatron_gopd.rewards.pool import GraderPool
 from megatron_gopd.rewards.tests import parse_tests
 
-__all__ = ["Grade", "GraderPool", "check_sandbox", "code", "exact", "math", "parse_tests"]
+__all__ = [
+    "Grade",
+    "GraderPool",
+    "Graders",
+    "check_gradable",
+    "check_sandbox",
+    "code",
+    "exact",
+    "grader_of",
+    "math",
+    "parse_tests",
+]

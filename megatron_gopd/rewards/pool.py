@@ -15,21 +15,24 @@ from contextlib import suppress
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from pebble import ProcessExpired, ProcessPool
 
 from megatron_gopd.config.schema import Sandbox
 from megatron_gopd.rewards.code import code
+from megatron_gopd.rewards.custom import CustomReward
 from megatron_gopd.rewards.grade import Grade
 from megatron_gopd.rewards.graders import GRADERS
 from megatron_gopd.rewards.sandbox import SandboxError
 
-Grader = Callable[[str, str], float | Grade]
+Grader = Callable[..., float | Grade]
+CRASH = "crash: "  # how the problem of an answer begins that broke its grader
 MAX_CHARACTERS = 100_000  # of a response, from its end, where the answer stands
 WORKER_MEMORY = 4 << 30  # bytes that grading may take
 STARTS = 3  # of the workers in one call, before it gives up
 SANDBOX_GRACE_S = 10.0  # after the time of all tests: the sandbox ends itself before
+CUSTOM_S = 30.0  # for a function of the user's own
 GRACE_S = 5.0  # after the time limit, when a worker that nobody stopped ends itself
 
 
@@ -43,44 +46,55 @@ class GraderPool:
 
     def __init__(
         self,
-        kind: Literal["exact", "math", "code"],
+        kind: str,
         workers: int | None = None,
         timeout_s: float | None = None,
         sandbox: Sandbox | None = None,
     ):
-        """Code is run in `sandbox`, which sets its time and by default takes every core; the others take 2 and 5 s."""
+        """`kind`: exact, math, code, or FILE.py:FUNCTION.
+
+        Code is run in `sandbox`, which sets its time and by default takes every core; the others take 2 workers and
+        5 s, a function 30 s.
+        """
+        custom = CustomReward.parse(kind)
         if kind == "code":
             sandbox = sandbox or Sandbox()
             self._grader: Grader = partial(code, sandbox=sandbox)
             workers = workers or sandbox.workers or _cores()
             timeout_s = timeout_s or sandbox.seconds + SANDBOX_GRACE_S
         else:
-            self._grader = GRADERS[kind]
-        self._missing = Grade(0.0, "no tests" if kind == "code" else "no label")
+            self._grader = custom or GRADERS[kind]
+            timeout_s = timeout_s or (CUSTOM_S if custom else None)
+        self._missing = None if custom else Grade(0.0, "no tests" if kind == "code" else "no label")
         self._workers = workers or 2
         self._timeout_s = timeout_s or 5.0
         self._pool: ProcessPool | None = None
         self._closed = False
         self._lock = threading.Lock()
 
-    def grade(self, responses: Sequence[str], labels: Sequence[str | None]) -> list[Grade]:
+    def grade(
+        self, responses: Sequence[str], labels: Sequence[str | None], rows: Sequence[dict] | None = None
+    ) -> list[Grade]:
         """One Grade for each response, in order; any thread may call. The labels of code are its tests.
+
+        `rows` are what a function is told beside them. Without a label (or tests) only a function grades.
 
         Raises ValueError where the lengths differ, RuntimeError where the pool is closed or its workers cannot start,
         SandboxError where the kernel refuses the sandbox: that is no fault of an answer.
         """
-        rows = list(zip(responses, labels, strict=True))
-        grades = {row: self._missing for row, (_, label) in enumerate(rows) if not (label and label.strip())}
+        tasks = list(zip(responses, labels, rows or [{}] * len(responses), strict=True))
+        unlabelled = [task for task, (_, label, _) in enumerate(tasks) if not (label and label.strip())]
+        grades = {task: self._missing for task in unlabelled if self._missing}
         for _ in range(STARTS):
-            waiting = [row for row in range(len(rows)) if row not in grades]
+            waiting = [task for task in range(len(tasks)) if task not in grades]
             if not waiting:
                 break
-            # strict=False: a pool that broke took only the first rows
-            graded = zip(waiting, self._run([rows[row] for row in waiting]), strict=False)
-            grades |= {row: _grade_of(future) for row, future in graded if _is_graded(future)}
-        if len(grades) < len(rows):
+            # strict=False: a pool that broke took only the first tasks
+            graded = zip(waiting, self._run([tasks[task] for task in waiting]), strict=False)
+            grades |= {task: _grade_of(future) for task, future in graded if _is_graded(future)}
+        if len(grades) < len(tasks):
             raise RuntimeError(f"the grading workers died {STARTS} times before they took up an answer")
-        return [grades[row] for row in range(len(rows))]
+        return [grades[task] for task in range(len(tasks))]
 
     def close(self) -> None:
         """End the workers at once; a `grade` still running in another thread raises. Closing twice is fine."""
@@ -94,13 +108,13 @@ class GraderPool:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def _run(self, rows: list[tuple[str, str]]) -> list[Future]:
-        """Grade until every row is done or the pool is no more."""
+    def _run(self, tasks: list[tuple[str, str | None, dict]]) -> list[Future]:
+        """Grade until every task is done or the pool is no more."""
         pool = self._running()
         futures: list[Future] = []
         with suppress(RuntimeError):  # the pool broke or closed meanwhile
-            for response, label in rows:
-                args = (self._grader, response[-MAX_CHARACTERS:], label, self._timeout_s + GRACE_S)
+            for response, label, row in tasks:
+                args = (self._grader, response[-MAX_CHARACTERS:], label, row, self._timeout_s + GRACE_S)
                 futures.append(pool.schedule(_grade, args=args, timeout=self._timeout_s))
         while wait(futures, timeout=1).not_done and pool.active:
             pass
@@ -137,7 +151,7 @@ def _grade_of(future: Future) -> Grade:
     died = isinstance(error, ProcessExpired)
     if isinstance(error, TimeoutError) or (died and error.exitcode == -signal.SIGALRM):
         return Grade(0.0, "timeout")
-    return Grade(0.0, f"crash: the worker died, exit code {error.exitcode}" if died else f"crash: {error}")
+    return Grade(0.0, f"{CRASH}the worker died, exit code {error.exitcode}" if died else f"{CRASH}{error}")
 
 
 def _cores() -> int:
@@ -154,18 +168,21 @@ def _start_worker(grader: Grader) -> None:
         soft = taken + WORKER_MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own time limits are off
-    grader(r"\boxed{1}", "1")  # imports and compiles what grading needs
+    if isinstance(grader, CustomReward):
+        grader.load()
+    else:
+        grader(r"\boxed{1}", "1")  # imports and compiles what grading needs
 
 
-def _grade(grader: Grader, response: str, label: str, limit_s: float) -> Grade:
+def _grade(grader: Grader, response: str, label: str | None, row: dict, limit_s: float) -> Grade:
     """Runs in a worker. The timer ends a worker whose pool was killed and cannot."""
     signal.setitimer(signal.ITIMER_REAL, limit_s)
     try:
-        grade = grader(response, label)
+        grade = grader(response, label, **row)
         return grade if isinstance(grade, Grade) else Grade(grade)
     except SandboxError:
         raise
     except Exception as error:  # noqa: BLE001  as text: not every exception survives the way back
-        return Grade(0.0, f"crash: {type(error).__name__}: {error}"[:200])
+        return Grade(0.0, f"{CRASH}{type(error).__name__}: {error}"[:200])
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -1,7 +1,16 @@
 """Engines that sample y ~ pi_theta, behind one protocol."""
 
 from megatron_gopd.rollout.embedded import EmbeddedEngine
-from megatron_gopd.rollout.protocol import Exports, RolloutEngine
+from megatron_gopd.rollout.protocol import Exports, RolloutEngine, Source
 from megatron_gopd.rollout.sglang import SGLangEngine
+from megatron_gopd.rollout.teachers import TeacherResponses, WrittenResponses
 
-__all__ = ["EmbeddedEngine", "Exports", "RolloutEngine", "SGLangEngine"]
+__all__ = [
+    "EmbeddedEngine",
+    "Exports",
+    "RolloutEngine",
+    "SGLangEngine",
+    "Source",
+    "TeacherResponses",
+    "WrittenResponses",
+]

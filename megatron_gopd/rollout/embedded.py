@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_gopd.config import Config
+from megatron_gopd.config.models import Model
 from megatron_gopd.data import Prompt, Trajectory, load_tokenizer, stop_ids
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.megatron_folder import MegatronFolder, is_megatron_folder
@@ -46,12 +47,12 @@ class EmbeddedEngine:
         self.model = load_for_decoding(folder, dtype)
 
     @classmethod
-    def of_student(cls, config: Config) -> EmbeddedEngine:
-        """The engine a run's `rollout` section asks for."""
+    def of(cls, model: Model, config: Config) -> EmbeddedEngine:
+        """The engine a run's `rollout` section asks for, with the weights of `model`, the student's or a teacher's."""
         rollout = config.rollout
         return cls(
-            config.student.model,
-            dtype=config.student.dtype,
+            model.model,
+            dtype=model.dtype,
             max_response_tokens=rollout.max_response_tokens,
             temperature=rollout.temperature,
             samples_per_prompt=rollout.samples_per_prompt,

@@ -18,6 +18,16 @@ class Exports(Protocol):
     def export(self) -> Iterator[tuple[str, Tensor]]: ...
 
 
+class Source(Protocol):
+    """Where the batches of a loop come from: a RolloutEngine, or others with these of its methods."""
+
+    def start(self, policy: Exports, logs: Path) -> None: ...
+
+    def generate(self, prompts: list[Prompt], step: int) -> Iterator[list[Trajectory]]: ...
+
+    def close(self) -> None: ...
+
+
 class RolloutEngine(Protocol):
     """Every method is collective over all ranks, and raises UserError for what a user can mend."""
 

@@ -11,15 +11,18 @@ from pathlib import Path
 import numpy as np
 
 from megatron_gopd.config import Config
+from megatron_gopd.config.models import Model, RolloutServers, Servers
 from megatron_gopd.data import Prompt, Trajectory, load_tokenizer, stop_ids
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
+from megatron_gopd.policies.served import refuse_another_model
 from megatron_gopd.ranks import is_first, on_first
 from megatron_gopd.rollout.batch import Batch, Turn
 from megatron_gopd.rollout.protocol import Exports
 from megatron_gopd.rollout.sampling import Response
 from megatron_gopd.rollout.server_weights import ServerWeights
 from megatron_gopd.rollout.trajectories import trajectory_of
+from megatron_gopd.servers.client import LostRequestError, RefusedError
 from megatron_gopd.servers.pool import ServerPool
 
 # everything that a server would otherwise take from the model's generation_config.json
@@ -32,17 +35,19 @@ PLAIN = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "frequency_penalty": 0.0, "pre
 class SGLangEngine:
     """Samples from servers that hold the student's weights; see RolloutEngine for what its methods promise."""
 
-    def __init__(self, config: Config):
-        """Raises UserError: the student has no tokenizer or no stop id."""
-        self.config, settings = config, config.rollout
-        self._folder = config.student.model
+    def __init__(self, config: Config, model: Model | None = None, servers: Servers | None = None):
+        """`model`, in `servers`, where it is not the student's. Raises UserError: it has no tokenizer or no stop id."""
+        self.config, self._model = config, model or config.student
+        self._servers = servers or config.rollout.sglang
+        self._colocated = isinstance(self._servers, RolloutServers) and self._servers.colocated
+        self._folder = self._model.model
         tokenizer = load_tokenizer(self._folder)
         self.stop_ids = stop_ids(self._folder, tokenizer)
         self._last_id = max(tokenizer.get_vocab().values())
         self._vocab_size = Architecture.read(self._folder).vocab_size
         self.weight_version = 0
         self._pool: ServerPool | None = None  # on rank 0
-        self._most_at_a_time = settings.max_batch_size * (len(settings.sglang.urls) or settings.sglang.count)
+        self._most_at_a_time = config.rollout.max_batch_size * (len(self._servers.urls) or self._servers.count)
 
     def start(self, student: Exports, logs: Path) -> None:
         """See RolloutEngine.start."""
@@ -145,22 +150,46 @@ class SGLangEngine:
 
     def _occupy(self) -> None:
         """Colocated: the servers take back the memory they gave away."""
-        if self.config.rollout.sglang.colocated:
+        if self._colocated:
             on_first(lambda: self._pool.occupy())
 
     def _release(self) -> None:
-        if self.config.rollout.sglang.colocated:
+        if self._colocated:
             on_first(lambda: self._pool.release())
 
     def _start(self, logs: Path) -> None:
-        settings = self.config.rollout
-        self._pool = ServerPool(
-            settings.sglang,
-            name="rollout",
-            model=self._folder,
-            dtype=self.config.student.dtype,
-            logs=logs,
-            most_requests=settings.max_batch_size,
-            needs_weights=True,
-            options={"load-format": "dummy"},  # the first sync brings the weights
-        )
+        # the first sync brings the weights
+        self._pool = self._pool_of("rollout", logs, needs_weights=True, options={"load-format": "dummy"})
+
+    def _pool_of(self, name: str, logs: Path, **options) -> ServerPool:
+        most = self.config.rollout.max_batch_size
+        held = {"model": self._folder, "dtype": self._model.dtype}
+        return ServerPool(self._servers, name=name, logs=logs, most_requests=most, **held, **options)
+
+
+class FrozenSGLangEngine(SGLangEngine):
+    """Samples from servers that hold a teacher, which no update reaches."""
+
+    def __init__(self, config: Config, name: str):
+        super().__init__(config, config.teachers[name], config.teachers[name].server)
+        self._who = f"teachers.{name}"
+
+    def start(self, policy: Exports, logs: Path) -> None:
+        """Start or find the servers. Raises UserError: one does not start, or holds another model."""
+        on_first(lambda: self._start(logs))
+
+    def close(self) -> None:
+        if self._pool:
+            self._pool.close()
+            self._pool = None
+
+    def _start(self, logs: Path) -> None:
+        self._pool = self._pool_of(self._who.replace(".", "-"), logs)
+        try:
+            for server in self._pool.servers if self._servers.urls else ():
+                self._pool.background.run(refuse_another_model(self._model, self._who, server.client))
+        except (LostRequestError, RefusedError) as error:
+            raise UserError(f"{self._who}: {error}") from None
+
+    def _known(self, version: str) -> int:
+        return 0

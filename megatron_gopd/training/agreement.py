@@ -7,7 +7,7 @@ import numpy as np
 from megatron_gopd.config.schema import Rollout
 from megatron_gopd.data.trajectory import Trajectory
 from megatron_gopd.errors import UserError
-from megatron_gopd.policies.student import Update
+from megatron_gopd.policies.update import Update
 
 # nats a token, on average: far above what precision does to one model (0.01 to 0.1), far below what lies between a
 # model and one of which a tensor was never filled

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 
 from megatron_gopd.config import Config
 from megatron_gopd.data import PromptLoader, Trajectory
-from megatron_gopd.rollout import RolloutEngine
+from megatron_gopd.rollout import Source
 
 
 class Batches:
     """What each step trains on, and where in the data it starts."""
 
-    def __init__(self, config: Config, loader: PromptLoader, engine: RolloutEngine):
+    def __init__(self, config: Config, loader: PromptLoader, source: Source):
         self._ahead, self._last = config.rollout.max_staleness, config.run.steps
-        self._loader, self._engine = loader, engine
+        self._loader, self._source = loader, source
         self._under_way: dict[int, Iterator[list[Trajectory]]] = {}
         self._starts: dict[int, dict] = {}  # positions in the data, of steps that are not over
 
@@ -35,4 +35,4 @@ class Batches:
 
     def _begin(self, step: int) -> Iterator[list[Trajectory]]:
         self._starts[step] = self._loader.state_dict()
-        return self._engine.generate(self._loader.next_batch(), step)
+        return self._source.generate(self._loader.next_batch(), step)

@@ -50,7 +50,8 @@ class Checkpoints:
             job.student.load_state(loaded, saved["step"])
         if same_ranks:
             load_random_state(loaded)
-        job.rollout.sync(job.student, saved["weight_version"])
+        if job.rollout:
+            job.rollout.sync(job.student, saved["weight_version"])
         if is_first():
             print(f"continuing after step {saved['step']}, from {checkpoint.path}", flush=True)
         return saved["step"]
@@ -118,7 +119,7 @@ class Checkpoints:
         return about(Architecture.read(job.config.student.model), step) | {
             "ranks": dist.get_world_size(),
             "data": job.batches.position_after(step),
-            "weight_version": job.rollout.weight_version,
+            "weight_version": job.rollout.weight_version if job.rollout else 0,
             "config": job.config.model_dump(mode="json", by_alias=True),
         }
 

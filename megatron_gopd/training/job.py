@@ -10,41 +10,53 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megatron_gopd.config import Config
-from megatron_gopd.data import PromptLoader, Tokenizers, build_prompts, load_tokenizers
+from megatron_gopd.data import PromptLoader, PromptSet, Tokenizers, build_prompts, load_tokenizers
 from megatron_gopd.mcore import weights
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.model import check_fp8
 from megatron_gopd.policies.scorers import Scorers
 from megatron_gopd.policies.student import Student
 from megatron_gopd.ranks import is_first, on_first
-from megatron_gopd.rollout import EmbeddedEngine, RolloutEngine, SGLangEngine
+from megatron_gopd.rewards import check_gradable
+from megatron_gopd.rollout import (
+    EmbeddedEngine,
+    RolloutEngine,
+    SGLangEngine,
+    Source,
+    TeacherResponses,
+    WrittenResponses,
+)
 from megatron_gopd.runs import RunFolder
 from megatron_gopd.training.batches import Batches
 from megatron_gopd.training.exams import check_suites
-from megatron_gopd.training.grading import check_rewards
 
 
 @dataclass
 class Job:
-    """The parts of a distillation run, the same objects on every rank."""
+    """The parts of a run, the same objects on every rank."""
 
     config: Config
     tokenizers: Tokenizers
     loader: PromptLoader
     student: Student
     scorers: Scorers
-    rollout: RolloutEngine
+    rollout: RolloutEngine | None  # samples from the student; None where nothing asks it to
+    source: Source  # of what is trained on: the rollout engine, or whoever writes what SFT imitates
     batches: Batches
 
     @contextlib.contextmanager
     def serving(self, logs: Path) -> Iterator[None]:
         """Servers that sample or score are up within the block, their logs in the folder `logs`. Collective."""
+        engines = [self.rollout, self.source] if self.source is not self.rollout else [self.rollout]
+        engines = [engine for engine in engines if engine]
         try:
             self.scorers.start(logs)
-            self.rollout.start(self.student, logs)
+            for engine in engines:
+                engine.start(self.student, logs)
             yield
         finally:
-            self.rollout.close()
+            for engine in engines:
+                engine.close()
             self.scorers.close()
 
 
@@ -54,15 +66,27 @@ def build_job(config: Config) -> Job:
     check_models(config, dist.get_world_size())
     tokenizers = load_tokenizers(config)
     prompts = build_prompts(config, tokenizers)
-    on_first(lambda: check_rewards(config, prompts.prompts))
+    if config.algorithm.type != "sft":  # which is not graded
+        on_first(lambda: check_gradable(config.rewards, prompts.prompts, config.sandbox, every=config.needs_rewards))
     check_suites(config, tokenizers)
     if is_first():
-        _announce(prompts.skipped_too_long, prompts.warnings, config)
+        _announce(prompts)
     loader = PromptLoader(prompts.prompts, config.data.batch_size, config.run.seed)
     student = Student(config)
     scorers = Scorers(config)
-    engine = SGLangEngine(config) if config.rollout.engine == "sglang" else EmbeddedEngine.of_student(config)
-    return Job(config, tokenizers, loader, student, scorers, engine, Batches(config, loader, engine))
+    rollout = _rollout(config)
+    source = rollout if config.algorithm.type != "sft" else _writers(config)
+    return Job(config, tokenizers, loader, student, scorers, rollout, source, Batches(config, loader, source))
+
+
+def _rollout(config: Config) -> RolloutEngine | None:
+    if config.algorithm.type == "sft" and not config.evaluation:
+        return None
+    return SGLangEngine(config) if config.rollout.engine == "sglang" else EmbeddedEngine.of(config.student, config)
+
+
+def _writers(config: Config) -> Source:
+    return TeacherResponses(config) if config.teachers else WrittenResponses()
 
 
 def check_models(config: Config, world: int) -> None:
@@ -78,8 +102,8 @@ def check_models(config: Config, world: int) -> None:
         weights.check(settings.model)
 
 
-def _announce(skipped: int, warnings: list[str], config: Config) -> None:
-    if skipped:
-        print(f"left out {skipped} prompt(s) longer than data.max_prompt_tokens ({config.data.max_prompt_tokens})")
-    for warning in warnings:
+def _announce(prompts: PromptSet) -> None:
+    for setting, count in prompts.left_out.items():
+        print(f"left out {count} prompt(s) longer than {setting}")
+    for warning in prompts.warnings:
         print(f"warning: {warning}")

@@ -5,39 +5,77 @@ from __future__ import annotations
 import numpy as np
 
 from megatron_gopd.data.trajectory import Trajectory
-from megatron_gopd.policies.student import Update
+from megatron_gopd.policies.update import Update
+
+COLUMNS = {"advantage": "advantage_mean", "clipped": "clip_fraction", "reference_kl": "reference_kl"}
 
 
 def step_metrics(step: int, batch: list[Trajectory], update: Update, seconds: dict[str, float]) -> dict[str, float]:
-    """Means over the batch's response tokens, nats, of the weights before the update; seconds of each phase."""
-    gaps = [ours - trajectory.teacher_logprobs for ours, trajectory in zip(update.logprobs, batch, strict=True)]
-    drift = np.abs(_flat(update.logprobs) - _flat(trajectory.behaviour_logprobs for trajectory in batch))
+    """Means over the batch's response tokens, nats, of the weights before the update; seconds of each phase.
+
+    A row has what its algorithm has: no reverse_kl without teachers' log-probs, no reward where nothing is graded.
+    """
     tokens = sum(map(len, batch))
-    metrics = {
-        "loss": update.loss,
-        "reverse_kl": _mean(gaps),
-        "advantage_mean": _mean(update.advantage),
+    metrics = {"loss": update.loss} | _distances(batch, update)
+    for column, name in COLUMNS.items():
+        if column in update.metrics:
+            metrics[name] = _mean(update.metrics[column])
+    metrics |= {
         "entropy": _mean(update.entropy),
         "grad_norm": update.grad_norm,
         "lr": update.lr,
         "response_tokens_mean": tokens / len(batch),
         "truncated_fraction": sum(trajectory.finish_reason == "length" for trajectory in batch) / len(batch),
+    }
+    metrics |= _off_policy(step, batch, update) | _rewards(batch)
+    if update.router_drift is not None:
+        metrics["router_drift"] = update.router_drift
+    metrics |= {f"timing/{name}_s": value for name, value in seconds.items()}
+    return metrics | {"tokens_per_s": tokens / seconds["step"]}
+
+
+def _distances(batch: list[Trajectory], update: Update) -> dict[str, float]:
+    """log pi_theta - log pi*, of all and by teacher."""
+    if any(trajectory.teacher_logprobs is None for trajectory in batch):
+        return {}
+    gaps = [ours - trajectory.teacher_logprobs for ours, trajectory in zip(update.logprobs, batch, strict=True)]
+    metrics = {"reverse_kl": _mean(gaps)}
+    for name in _teachers(batch):
+        of_teacher = [gap for gap, each in zip(gaps, batch, strict=True) if each.prompt.teacher == name]
+        metrics[f"reverse_kl/{name}"] = _mean(of_teacher)
+    return metrics
+
+
+def _off_policy(step: int, batch: list[Trajectory], update: Update) -> dict[str, float]:
+    """How far the policy that sampled is from the one that learned: nothing where it was another model."""
+    if "advantage" not in update.metrics:
+        return {}
+    drift = np.abs(_flat(update.logprobs) - _flat(trajectory.behaviour_logprobs for trajectory in batch))
+    return {
         "train_rollout_logprob_abs_diff": float(drift.mean()),
         "train_rollout_logprob_abs_diff_max": float(drift.max()),
         "staleness": step - 1 - sum(trajectory.weight_version for trajectory in batch) / len(batch),
     }
-    if update.router_drift is not None:
-        metrics["router_drift"] = update.router_drift
-    rewards = [trajectory.reward for trajectory in batch if trajectory.reward is not None]
-    if rewards:
-        metrics["reward"] = sum(rewards) / len(rewards)
-    for teacher in sorted({trajectory.prompt.teacher for trajectory in batch}):
-        taught = [i for i, trajectory in enumerate(batch) if trajectory.prompt.teacher == teacher]
-        metrics[f"reverse_kl/{teacher}"] = _mean([gaps[i] for i in taught])
-        if rewards := [batch[i].reward for i in taught if batch[i].reward is not None]:
-            metrics[f"reward/{teacher}"] = sum(rewards) / len(rewards)
-    metrics |= {f"timing/{name}_s": value for name, value in seconds.items()}
-    return metrics | {"tokens_per_s": tokens / seconds["step"]}
+
+
+def _rewards(batch: list[Trajectory]) -> dict[str, float]:
+    """Means over responses, of all and by teacher; the prompts whose rewards are all equal, which teach nothing."""
+    groups = {"reward": batch}
+    for name in _teachers(batch):
+        groups[f"reward/{name}"] = [trajectory for trajectory in batch if trajectory.prompt.teacher == name]
+    metrics = {}
+    for name, graded in groups.items():
+        rewards = [trajectory.reward for trajectory in graded if trajectory.reward is not None]
+        if rewards:
+            metrics[name] = sum(rewards) / len(rewards)
+    if all(trajectory.outcome is not None for trajectory in batch):
+        telling = {trajectory.prompt.id for trajectory in batch if trajectory.outcome}
+        metrics["zero_advantage_groups"] = float(len({trajectory.prompt.id for trajectory in batch} - telling))
+    return metrics
+
+
+def _teachers(batch: list[Trajectory]) -> list[str]:
+    return sorted({trajectory.prompt.teacher for trajectory in batch} - {""})
 
 
 def _flat(arrays) -> np.ndarray:

@@ -9,7 +9,7 @@ from megatron_gopd.config import Config
 from megatron_gopd.data.trajectory import Trajectory
 from megatron_gopd.evaluation.probe import Measurement
 from megatron_gopd.evaluation.report import plot_curve, print_comparison, write_measurement
-from megatron_gopd.policies.student import Update
+from megatron_gopd.policies.update import Update
 from megatron_gopd.ranks import is_first, on_first
 from megatron_gopd.runs import Checkpoint, RunFolder, StepLine, open_sinks
 from megatron_gopd.training.metrics import step_metrics

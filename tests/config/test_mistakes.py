@@ -62,8 +62,8 @@ def test_a_mistake_is_named_with_its_line(message, old, new, expected):
     ("prompt", "expected"),
     [
         ("own_templat", "Input should be 'student_tokens' or 'own_template' (given: 'own_templat')"),
-        ("{sufix: a}", "write student_tokens, own_template, {suffix: TEXT} or {column: NAME}"),
-        ("3", "write student_tokens, own_template, {suffix: TEXT} or {column: NAME} (given: 3)"),
+        ("{sufix: a}", "write student_tokens, own_template, {suffix: TEXT}, {column: NAME} or {context: COLUMN}"),
+        ("3", "write student_tokens, own_template, {suffix: TEXT}, {column: NAME} or {context: COLUMN} (given: 3)"),
     ],
 )
 def test_a_wrong_scorer_prompt_is_one_message(message, prompt, expected):
@@ -119,7 +119,7 @@ def test_a_file_that_is_no_text_is_refused(path):
         ("optimiser.lr=1", "override 'optimiser.lr=1': unknown key 'optimiser'; did you mean 'optimizer'?"),
         ("student.layout.tp=0", "override 'student.layout.tp=0': student.layout.tp: Input should be greater"),
         ("teachers.code.dtype=float32", "override 'teachers.code.dtype=float32': 'teachers.code.model' is missing"),
-        ("teachers={}", "override 'teachers={}': teachers: Dictionary should have at least 1 item"),
+        ("teachers={}", "override 'teachers={}': teachers is empty: distillation needs one"),
         ("teachers={math: {}}", "override 'teachers={math: {}}': 'teachers.math.model' is missing"),
     ],
 )

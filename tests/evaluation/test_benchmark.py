@@ -36,12 +36,13 @@ def evaluate(models, one_rank, tmp_path_factory):
     """evaluate(model, label, **options) -> Estimate; label is a value or a function of the row's number."""
 
     def evaluate(model: str, label, **options) -> Estimate:
-        from megatron_gopd.evaluation.benchmark import Benchmark, evaluate_model
+        from megatron_gopd.evaluation.benchmark import evaluate_model
+        from megatron_gopd.evaluation.labelled import Labelled
 
         data = write_questions(tmp_path_factory.mktemp("data") / "test.jsonl", PROBLEMS, label=label)
         asked = {name: options.pop(name) for name in ("grader", "prompt_template", "limit") if name in options}
         settings = {"samples": SAMPLES, "max_response_tokens": 4, "temperature": 1.0, "dtype": "float32", "seed": 1}
-        return evaluate_model(models[model], Benchmark(data, **{"grader": "exact"} | asked), **settings | options)
+        return evaluate_model(models[model], Labelled(data, **{"grader": "exact"} | asked), **settings | options)
 
     return evaluate
 
@@ -96,7 +97,7 @@ def test_a_problem_without_a_label_is_named(evaluate):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"grader": "none"}, "--grader none: choose math, exact or code"),
+        ({"grader": "none"}, "--grader none: choose math, exact, code, auto or FILE.py:FUNCTION"),
         ({"prompt_template": "poem"}, "--prompt-template poem: choose none, math, code"),
         ({"dtype": "float16"}, "--dtype float16: choose float32 or bfloat16"),
         ({"temperature": 0.0}, "--temperature 0.0: must be above 0"),

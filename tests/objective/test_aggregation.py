@@ -53,7 +53,7 @@ def loss_and_gradient(batch, micro_batches: list[list[int]]):
     for rows in micro_batches:
         pick = torch.cat([torch.arange(bounds[row], bounds[row + 1]) for row in rows])
         logprobs = table[previous[pick]].log_softmax(-1).gather(1, tokens[pick, None])[:, 0]
-        part = gopd_loss(1.25, 5.0)(logprobs, None, TokenRows(*(column[pick] for column in vars(known).values())))
+        part = gopd_loss(1.25, 5.0)(logprobs, None, known.select(pick))
         (logprobs * part.dloss_dlogprobs).sum().backward()
         loss += part.loss.item()
     return loss, table.grad

@@ -123,4 +123,4 @@ def test_a_gradient_of_nan_leaves_the_weights_as_they_were(folder):
 
 def test_every_row_is_reported_at_its_own_length(folder):
     (update,), _ = take_steps(folder, 1, budget=50)
-    assert [len(values) for values in update.advantage] == [response for _, response in LENGTHS]
+    assert [len(values) for values in update.metrics["advantage"]] == [response for _, response in LENGTHS]

@@ -31,16 +31,17 @@ def make_config(chat_models, questions, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def distill(one_rank):
-    """distill(config) -> the job it held, after the run."""
+    """distill(config) -> the job it held, after the run: of any algorithm."""
 
     def run(config: Config) -> SimpleNamespace:
-        from megatron_gopd.training import distill
+        from megatron_gopd.training import session
+        from megatron_gopd.training.train import train
 
         kept = []
         with pytest.MonkeyPatch.context() as patch:
-            build = distill.build_job
-            patch.setattr(distill, "build_job", lambda config: kept.append(build(config)) or kept[-1])
-            distill.distill(config)
+            build = session.build_job
+            patch.setattr(session, "build_job", lambda config: kept.append(build(config)) or kept[-1])
+            train(config)
         return kept[0]
 
     return run

@@ -17,10 +17,10 @@ def trajectory(teacher: str, behaviour, scores, reason: str = "stop", reward: fl
 
 
 def update_of(logprobs: list[list[float]]):
-    from megatron_gopd.policies.student import Update
+    from megatron_gopd.policies.update import Update
 
-    columns = [[np.array(row, dtype=np.float32) + shift for row in logprobs] for shift in (0, 3, 1)]
-    return Update(0.5, 1e-5, 0.25, *columns)  # entropy is log-prob + 3, advantage + 1
+    ours, entropy, advantage = ([np.array(row, dtype=np.float32) + shift for row in logprobs] for shift in (0, 3, 1))
+    return Update(0.5, 1e-5, 0.25, ours, entropy, {"advantage": advantage})
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import yaml
 
 from megatron_gopd.config import Config
 from megatron_gopd.errors import UserError
+from megatron_gopd.runs import read_manifest, write_manifest
 from tests.ranks import on_ranks
 from tests.training.runs_on_ranks import distill_and_resume, interrupted, metrics_of, two_teachers
 
@@ -120,10 +121,10 @@ def test_the_newest_checkpoints_are_kept(make_config, distill):
 
 
 def change_manifest(run: Path, change) -> None:
-    file = run / "checkpoints" / "step-00000002" / "manifest.json"
-    manifest = json.loads(file.read_text())
-    change(manifest["about"])
-    file.write_text(json.dumps(manifest))
+    checkpoint = run / "checkpoints" / "step-00000002"
+    about = read_manifest(checkpoint)
+    change(about)
+    write_manifest(checkpoint, about)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,184 @@
+"""Models: the student, its teachers and references, and the servers that may hold them."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
+
+from megatron_gopd.config.layout import Layout
+from megatron_gopd.config.section import Section
+
+Dtype = Literal["float32", "bfloat16"]
+Lever = Literal[True, False, "auto"]  # auto: on where there is a GPU
+
+
+class Fp8(Section):
+    """FP8 GEMMs through Transformer Engine, on GPUs that have them."""
+
+    format: Literal["hybrid", "e4m3"] = Field("hybrid", description="hybrid: e4m3 forward, e5m2 gradients")
+    recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] = Field(
+        "blockwise", description="how scales are found; mxfp8 needs Blackwell"
+    )
+    first_last_layers_bf16: bool = Field(False, description="keep layers at both ends in bf16; not with delayed")
+    layers_at_start_bf16: int = Field(1, ge=0)
+    layers_at_end_bf16: int = Field(1, ge=0)
+    weights: bool = Field(False, description="hold the weights in FP8 too")
+
+    @model_validator(mode="after")
+    def _delayed_scales_every_layer(self):
+        if self.first_last_layers_bf16 and self.recipe == "delayed":
+            raise ValueError("first_last_layers_bf16 does not go with recipe: delayed; choose another recipe")
+        return self
+
+
+class Model(Section):
+    """A Hugging Face directory and how it is held."""
+
+    model: str = Field(description="Hugging Face directory: config.json and safetensors")
+    layout: Layout = Layout()
+    dtype: Dtype = "bfloat16"
+    fp8: Fp8 | None = None
+    offload: Lever = Field(
+        "auto", description="between uses, keep in host memory: a frozen model's weights, the student's optimizer"
+    )
+
+
+class Servers(Section):
+    """SGLang servers: those at `urls`, or, without any, servers that the run starts, watches and ends."""
+
+    urls: list[str] = Field(default_factory=list, description="of servers that others run")
+    token_variable: str = Field(
+        "MEGATRON_GOPD_TOKEN", description="environment variable with the token that external servers ask for"
+    )
+    count: int = Field(1, ge=1, description="servers the run starts")
+    gpus: list[list[int]] | None = Field(None, description="the GPUs of each server the run starts; default: all")
+    options: dict[str, bool | int | float | str] = Field(
+        default_factory=dict, description="of sglang.launch_server, such as {tp-size: 2, quantization: fp8}"
+    )
+    start_timeout_s: float = Field(900, gt=0, description="seconds until a server that was started must answer")
+    patience_s: float = Field(
+        120, gt=0, description="seconds without a good answer after which a server is started anew, or given up"
+    )
+
+    @field_validator("urls")
+    @classmethod
+    def _addresses(cls, urls: list[str]) -> list[str]:
+        for url in urls:
+            if not re.fullmatch(r"https?://[^/\s]+(/\S*)?", url):
+                raise ValueError(f"{url!r} is no address; write http://HOST:PORT")
+            if urls.count(url) > 1:
+                raise ValueError(f"{url!r} is named twice")
+        return urls
+
+    @model_validator(mode="after")
+    def _gpus_of_every_server(self):
+        if self.gpus is not None and (self.urls or len(self.gpus) != self.count):
+            raise ValueError(f"gpus lists the GPUs of each of the {self.count} server(s) the run starts; see count")
+        return self
+
+
+class RolloutServers(Servers):
+    """Servers that sample, and take over the student's weights after every step."""
+
+    sync: Literal["disk", "distributed", "tensor"] = Field(
+        "disk", description="disk: a folder both sides see; distributed: broadcast by gloo or NCCL; tensor: CUDA IPC"
+    )
+    sync_folder: str = Field("/dev/shm", description="where `disk` writes")
+    sync_timeout_s: float = Field(600, gt=0, description="seconds every wait of a weight update may take")
+    bucket_bytes: int = Field(2**29, ge=1, description="weights that `distributed` and `tensor` send at a time")
+    verify_every: int = Field(
+        10, ge=0, description="prove the engine's weights equal at the first update and every so many; 0: never"
+    )
+    colocated: bool = Field(False, description="release the servers' memory while the student trains")
+
+
+class Student(Model):
+    recompute: Literal["auto", "none", "selective", "full"] = Field(
+        "auto", description="activations computed again in the backward pass: none, attention, or every layer (a GPU's)"
+    )
+    overlap_communication: Lever = Field(
+        "auto", description="reduce gradients over data-parallel ranks while the backward pass goes on"
+    )
+
+
+class Suffix(Section):
+    suffix: str = Field(min_length=1, description="text the teacher alone reads after the last user message")
+
+
+class Column(Section):
+    column: str = Field(min_length=1, description="data column with the prompt the teacher reads")
+
+
+CONTEXT_TEMPLATE = """{prompt}
+
+The following is known to you alone:
+{context}
+
+With its help, answer the question above in your own words, without referring to it."""
+
+
+class Context(Section):
+    """Privileged context, from the data, that the teacher alone reads."""
+
+    context: str = Field(min_length=1, description="data column of the context; extra_info.NAME: one within another")
+    template: str = Field(CONTEXT_TEMPLATE, description="what takes the place of the last user message")
+    max_tokens: int = Field(8192, ge=1, description="of the prompt with its context")
+    too_long: Literal["leave_out", "truncate"] = Field(
+        "leave_out", description="of what exceeds max_tokens: leave out the row, or cut the context's end; counted"
+    )
+
+    @model_validator(mode="after")
+    def _template_has_both(self):
+        missing = [name for name in ("{prompt}", "{context}") if name not in self.template]
+        if missing:
+            raise ValueError(f"the template has no {' and no '.join(missing)}")
+        return self
+
+
+def _kind_of_prompt(value) -> str | None:
+    """Tells the kinds apart by their key, so that a mistake is reported against the kind that was meant."""
+    keys = value if isinstance(value, dict) else value.model_fields_set if isinstance(value, BaseModel) else ()
+    kinds = ["name"] if isinstance(value, str) else [key for key in ("suffix", "column", "context") if key in keys]
+    return f"prompt: {kinds[0]}" if kinds else None
+
+
+ScorerPrompt = Annotated[
+    Annotated[Literal["student_tokens", "own_template"], Tag("prompt: name")]
+    | Annotated[Suffix, Tag("prompt: suffix")]
+    | Annotated[Column, Tag("prompt: column")]
+    | Annotated[Context, Tag("prompt: context")],
+    Discriminator(
+        _kind_of_prompt,
+        custom_error_type="prompt",
+        custom_error_message="write student_tokens, own_template, {suffix: TEXT}, {column: NAME} or {context: COLUMN}",
+    ),
+]
+
+
+def path_is_a_model(value):
+    return {"model": value} if isinstance(value, str) else value
+
+
+class Scorer(Model):
+    """A frozen model, in this job or behind servers."""
+
+    engine: Literal["megatron", "sglang", "served"] = Field(
+        "megatron", description="in this job; SGLang servers; or our own scorer, by megatron-gopd serve-scorer"
+    )
+    server: Servers = Field(default_factory=Servers, description="of engine: sglang or served")
+
+    @model_validator(mode="after")
+    def _someone_serves_it(self):
+        if self.engine == "served" and not self.server.urls:
+            raise ValueError("engine: served needs server.urls, of a megatron-gopd serve-scorer")
+        return self
+
+
+Reference = Annotated[Scorer, BeforeValidator(path_is_a_model)]
+
+
+class Teacher(Scorer):
+    reference: Reference | None = Field(None, description="default: algorithm.reference")
+    prompt: ScorerPrompt = "student_tokens"

@@ -1,0 +1,145 @@
+"""Set-ups that could not work or could not learn, refused as a whole. A message starts with the key it is about."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from megatron_gopd.config.models import Model
+    from megatron_gopd.config.schema import Config
+
+FILES_OF_PROBLEMS = (".jsonl", ".jsonl.gz", ".parquet")
+
+
+def somebody_teaches(config: Config) -> None:
+    kind = config.algorithm.type
+    if kind == "gopd" and not config.teachers:
+        raise ValueError("teachers is empty: distillation needs one, teachers.NAME.model (or another algorithm.type)")
+    if kind == "grpo" and config.teachers:
+        raise ValueError("teachers have nothing to say in GRPO, whose rewards come from the data: leave them out")
+    if not config.teachers and config.data.balance == "equal":
+        raise ValueError("data.balance: equal is a matter of teachers, and there are none: leave it out")
+
+
+def every_teacher_teaches(config: Config) -> None:
+    for name, teacher in config.teachers.items():
+        if teacher.prompt != "student_tokens":
+            continue
+        if _same_folder(teacher, config.student):
+            nothing = "every advantage would be 0" if config.algorithm.type == "gopd" else "it knows all of it already"
+            raise ValueError(
+                f"teachers.{name} is the student's own initial model reading the same prompt: {nothing}. "
+                f"Give teachers.{name}.prompt a suffix, a column or a context, or name another model"
+            )
+        extrapolates = config.algorithm.type == "gopd" and config.algorithm.lambda_ != 1
+        if extrapolates and _same_folder(teacher, config.reference_of(name)):
+            raise ValueError(
+                f"teachers.{name} and its reference are the same model, so lambda has nothing to scale. "
+                f"Name another reference, or set algorithm.lambda to 1"
+            )
+
+
+def lambda_has_what_is_clamped(config: Config) -> None:
+    if config.algorithm.type == "gopd" and config.algorithm.clamp is not None and config.algorithm.lambda_ == 1:
+        raise ValueError("algorithm.clamp bounds the term of lambda - 1, which is 0: leave it out, or set lambda")
+
+
+def rewards_tell_responses_apart(config: Config) -> None:
+    if not config.needs_rewards:
+        return
+    asks = "GRPO" if config.algorithm.type == "grpo" else "algorithm.reward_weight"
+    if config.rewards == "none":
+        raise ValueError(f"rewards is none, but {asks} learns from them: exact, math, code, auto or FILE.py:FUNCTION")
+    if config.rollout.samples_per_prompt < 2:
+        raise ValueError(
+            f"rollout.samples_per_prompt is 1, but {asks} compares the responses to one prompt: sample 2 or more"
+        )
+
+
+def mini_batches_are_equal(config: Config) -> None:
+    parts = config.algorithm.mini_batches if config.algorithm.type == "grpo" else 1
+    if config.data.batch_size % parts:
+        raise ValueError(
+            f"algorithm.mini_batches ({parts}) must divide the prompts of a step, data.batch_size "
+            f"({config.data.batch_size})"
+        )
+
+
+def somebody_writes_what_is_imitated(config: Config) -> None:
+    if config.algorithm.type != "sft":
+        return
+    served = [name for name, teacher in config.teachers.items() if teacher.engine == "served"]
+    if served:
+        raise ValueError(f"teachers.{served[0]}.engine: served only scores, and SFT has teachers write: use sglang")
+    if not config.teachers and config.rollout.samples_per_prompt > 1:
+        raise ValueError("rollout.samples_per_prompt: a row of data has one response; leave it out, or name teachers")
+
+
+def servers_score_at_temperature_1(config: Config) -> None:
+    served = [who for who, scorer in config.scorers().items() if scorer.engine == "sglang"]
+    if served and config.rollout.temperature != 1:
+        raise ValueError(
+            f"rollout.temperature is {config.rollout.temperature}, but SGLang's log-probs of given tokens are at "
+            f"temperature 1 whatever it is told: set rollout.temperature to 1, or engine: megatron for {served[0]}"
+        )
+
+
+def exact_measures_have_a_teacher_here(config: Config) -> None:
+    if not (config.evaluation and config.evaluation.prompts):
+        return
+    if not config.teachers:
+        raise ValueError("evaluation.prompts measures the distance from teachers, and there are none: use suites")
+    served = [name for name, teacher in config.teachers.items() if teacher.engine != "megatron"]
+    if served:
+        raise ValueError(
+            f"evaluation measures the exact divergence from a teacher in this job, but teachers.{served[0]}.engine "
+            f"is {config.teachers[served[0]].engine}: leave evaluation.prompts out, or set that engine to megatron"
+        )
+
+
+def teachers_that_are_examined_answer(config: Config) -> None:
+    if not (config.evaluation and config.evaluation.teachers):
+        return
+    if not (config.teachers and config.evaluation.suites):
+        raise ValueError("evaluation.teachers has teachers answer evaluation.suites, and there are none: leave it out")
+    served = [name for name, teacher in config.teachers.items() if teacher.engine != "megatron"]
+    if served:
+        raise ValueError(
+            f"evaluation.teachers loads the teachers where it samples, but teachers.{served[0]}.engine is "
+            f"{config.teachers[served[0]].engine}: leave it out, and ask that teacher by evaluate --suite"
+        )
+
+
+def files_of_problems_have_a_grader(config: Config) -> None:
+    suites = config.evaluation.suites if config.evaluation else []
+    files = [name for name in suites if name.endswith(FILES_OF_PROBLEMS)]
+    if files and config.rewards == "none":
+        raise ValueError(f"evaluation.suites: nothing grades the answers to {files[0]}: set rewards")
+
+
+def warmup_ends_before_the_run(config: Config) -> None:
+    if config.optimizer.warmup_steps >= config.run.steps and config.optimizer.warmup_steps:
+        raise ValueError(
+            f"optimizer.warmup_steps ({config.optimizer.warmup_steps}) must be below run.steps ({config.run.steps})"
+        )
+
+
+def _same_folder(one: Model, other: Model) -> bool:
+    """However their paths are written: with a slash at the end, ./ in front, from the root, or through a link."""
+    return os.path.realpath(one.model) == os.path.realpath(other.model)
+
+
+RULES = (
+    somebody_teaches,
+    every_teacher_teaches,
+    lambda_has_what_is_clamped,
+    rewards_tell_responses_apart,
+    mini_batches_are_equal,
+    somebody_writes_what_is_imitated,
+    servers_score_at_temperature_1,
+    exact_measures_have_a_teacher_here,
+    teachers_that_are_examined_answer,
+    files_of_problems_have_a_grader,
+    warmup_ends_before_the_run,
+)

@@ -1,0 +1,69 @@
+"""Group Relative Policy Optimization as a token loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from megatron_gopd.objective.correction import rollout_correction
+from megatron_gopd.objective.token_loss import TokenLoss, TokenRows
+
+
+def grpo_loss(
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    dual_clip: float | None = 3.0,
+    kl_coefficient: float = 0.0,
+    correction_cap: float | None = 5.0,
+):
+    """Build `token_loss(logprobs, entropy, rows)`.
+
+        rho_t = pi_theta(y_t) / pi_old(y_t)
+        l_t   = max(-A rho_t, -A clamp(rho_t, 1 - clip_low, 1 + clip_high)),  and where A < 0: min(l_t, -A dual_clip)
+        L     = sum_t weight_t (w_t l_t + kl_coefficient k_t)
+        k_t   = exp(log pi_ref - log pi_theta) - (log pi_ref - log pi_theta) - 1
+
+    A is the response's group advantage, rows.outcome. Without rows.old_logprobs the step is on-policy: rho_t is 1 and
+    nothing is clipped. w_t is objective.rollout_correction of the old log-probs. Log-ratios are clamped to +-20.
+    Sources: PPO (arXiv:1707.06347), dual clip (arXiv:1912.09729), k3 (joschu.net/blog/kl-approx.html),
+    GRPO (arXiv:2402.03300); verl's compute_policy_loss_vanilla and low_var_kl.
+    """
+
+    def token_loss(logprobs: Tensor, entropy: Tensor, rows: TokenRows) -> TokenLoss:
+        student = logprobs.detach()
+        old = student if rows.old_logprobs is None else rows.old_logprobs
+        gain, weights = rows.outcome.to(student.dtype), rows.weights.to(student.dtype)
+        loss, slope, clipped = _surrogate(student - old, gain, clip_low, clip_high, dual_clip)
+        metrics = {"advantage": gain, "clipped": clipped.to(student.dtype)}
+        if correction_cap is not None:
+            metrics["rollout_correction"] = rollout_correction(old, rows.behaviour_logprobs, correction_cap)
+            loss, slope = loss * metrics["rollout_correction"], slope * metrics["rollout_correction"]
+        if kl_coefficient:
+            metrics["reference_kl"], kl_slope = _k3(rows.reference_logprobs - student)
+            loss, slope = loss + kl_coefficient * metrics["reference_kl"], slope + kl_coefficient * kl_slope
+        return TokenLoss((weights * loss).sum(), weights * slope, None, metrics)
+
+    return token_loss
+
+
+def _surrogate(
+    log_ratio: Tensor, gain: Tensor, low: float, high: float, dual: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """l_t, its derivative in log pi_theta, and where it is flat because a clip holds it."""
+    ratio = torch.exp(log_ratio.clamp(-20.0, 20.0))
+    plain, bounded = -gain * ratio, -gain * ratio.clamp(1 - low, 1 + high)
+    clipped = bounded > plain
+    loss = torch.maximum(plain, bounded)
+    if dual is not None:
+        too_far = (gain < 0) & (loss > -gain * dual)
+        loss, clipped = torch.where(too_far, -gain * dual, loss), clipped | too_far
+    flat = clipped | (log_ratio.abs() > 20.0)
+    return loss, torch.where(flat, 0.0, plain), clipped
+
+
+def _k3(log_ratio: Tensor) -> tuple[Tensor, Tensor]:
+    """The estimate of KL(pi_theta || pi_ref) from log pi_ref - log pi_theta, and its derivative in log pi_theta."""
+    bounded = log_ratio.clamp(-20.0, 20.0)
+    ratio = bounded.exp()
+    return ratio - bounded - 1, torch.where(log_ratio == bounded, 1 - ratio, 0.0)

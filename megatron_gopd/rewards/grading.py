@@ -1,0 +1,94 @@
+"""Which grader a response gets, and the pools of all that a setting `rewards` may ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+from megatron_gopd.config.schema import Sandbox
+from megatron_gopd.data.rows import errors_at
+from megatron_gopd.data.trajectory import Prompt
+from megatron_gopd.errors import UserError
+from megatron_gopd.rewards.code import check_sandbox
+from megatron_gopd.rewards.custom import CustomReward
+from megatron_gopd.rewards.grade import Grade
+from megatron_gopd.rewards.pool import CRASH, GraderPool
+from megatron_gopd.rewards.tests import parse_tests
+
+WAY_OUT = {
+    "code": "no tests, and rewards: code; add a column `tests`, or set rewards: auto",
+    "auto": "neither a label nor tests, so nothing grades it; add one of them",
+}
+
+
+def grader_of(rewards: str, prompt: Prompt) -> str | None:
+    """Which grader the setting `rewards` means for this prompt; None where it is not graded."""
+    if CustomReward.parse(rewards):
+        return rewards
+    if rewards == "code" or (rewards == "auto" and prompt.tests is not None):
+        return "code"
+    if rewards == "none" or prompt.label is None:
+        return None
+    return "math" if rewards == "auto" else rewards
+
+
+def check_gradable(rewards: str, prompts: Sequence[Prompt], sandbox: Sandbox, *, every: bool) -> None:
+    """Raises UserError, before any work is done: a row that cannot be graded (any such, with `every`), tests that
+    cannot be read, a machine that cannot run programs safely, a function of the user's own that cannot be loaded.
+    """
+    if custom := CustomReward.parse(rewards):
+        custom.load()
+    kinds = [grader_of(rewards, prompt) for prompt in prompts]
+    for prompt, kind in zip(prompts, kinds, strict=True):
+        with errors_at(prompt.source):
+            if (kind == "code" and prompt.tests is None) or (every and kind is None):
+                raise UserError(
+                    WAY_OUT.get(rewards, f"no label, and rewards: {rewards}; add `label`, `answer` or `ground_truth`")
+                )
+            if kind == "code":
+                parse_tests(prompt.tests)
+    if "code" in kinds:
+        check_sandbox(sandbox)
+
+
+class Graders:
+    """A pool for each grader that `rewards` may ask for; their workers start when they are needed."""
+
+    def __init__(self, rewards: str, sandbox: Sandbox):
+        self._rewards = rewards
+        kinds = {"none": [], "auto": ["math", "code"]}.get(rewards, [rewards])
+        self._pools = {kind: GraderPool(kind, sandbox=sandbox) for kind in kinds}
+
+    def grade(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], finish_reasons: Sequence[str]
+    ) -> list[Grade | None]:
+        """One Grade a response, None where nothing grades its prompt.
+
+        Raises UserError: the user's own function failed, which is no fault of an answer.
+        """
+        grades: list[Grade | None] = [None] * len(prompts)
+        for kind, pool in self._pools.items():
+            mine = [i for i, prompt in enumerate(prompts) if grader_of(self._rewards, prompt) == kind]
+            labels = [prompts[i].tests if kind == "code" else prompts[i].label for i in mine]
+            rows = [_row(prompts[i], finish_reasons[i]) if CustomReward.parse(kind) else {} for i in mine]
+            for i, grade in zip(mine, pool.grade([responses[i] for i in mine], labels, rows), strict=True):
+                if CustomReward.parse(kind) and grade.problem and grade.problem.startswith(CRASH):
+                    raise UserError(f"{prompts[i].source}: rewards: {kind} failed on a response to it: {grade.problem}")
+                grades[i] = grade
+        return grades
+
+    def close(self) -> None:
+        for pool in self._pools.values():
+            pool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def _row(prompt: Prompt, finish_reason: str) -> dict:
+    """What a function of the user's own is told beside response and label."""
+    columns = {name: value for name, value in prompt.columns.items() if name not in ("response", "label")}
+    return columns | {"id": prompt.id, "tests": prompt.tests, "finish_reason": finish_reason}

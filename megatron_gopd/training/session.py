@@ -1,0 +1,100 @@
+"""What is around the steps of every loop: folder, logs, servers, checkpoints, evaluations, metrics, signals."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Self
+
+import torch.distributed as dist
+
+from megatron_gopd.config import Config
+from megatron_gopd.data.trajectory import Trajectory
+from megatron_gopd.errors import StoppedError
+from megatron_gopd.mcore.save import save
+from megatron_gopd.policies.update import Update
+from megatron_gopd.runs import Spans, log_to
+from megatron_gopd.servers.pool import LostServersError
+from megatron_gopd.training.checkpoints import Checkpoints
+from megatron_gopd.training.exams import Exams
+from megatron_gopd.training.grading import Grader
+from megatron_gopd.training.job import Job, build_job
+from megatron_gopd.training.recorder import Recorder
+from megatron_gopd.training.stop import StopRequest
+
+
+@dataclass
+class Session:
+    """One attempt at a run. Every method is collective over the ranks of the job."""
+
+    job: Job
+    recorder: Recorder
+    checkpoints: Checkpoints
+    exams: Exams
+    grader: Grader
+    stop: StopRequest
+    spans: Spans
+    _trained: tuple[int, list[Trajectory], Update] | None = field(default=None, init=False)  # not recorded yet
+
+    @classmethod
+    @contextlib.contextmanager
+    def of(cls, config: Config) -> Iterator[Self]:
+        """Build the job; open its folder, its logs and its servers for the time of the block.
+
+        Raises:
+            UserError: whatever of the configuration, the data or the models the user can mend.
+            LostServersError: no server answers any more; there is a checkpoint of the steps done.
+        """
+        job = build_job(config)
+        exams = Exams(config, job)
+        recorder = Recorder(config, job.tokenizers.student)
+        checkpoints = Checkpoints(job, recorder.checkpoints)
+        logs = log_to(recorder.logs, dist.get_rank())
+        with recorder, logs, StopRequest() as stop, Grader(config) as grader, job.serving(recorder.logs):
+            session = cls(job, recorder, checkpoints, exams, grader, stop, Spans(on_enter=recorder.phase))
+            try:
+                yield session
+            except LostServersError as error:
+                session._record({})
+                raise checkpoints.stopped(error) from None
+
+    def steps(self) -> Iterator[int]:
+        """The numbers of the steps to do, those of an earlier attempt left out; what is due in between is done there.
+
+        The body of the loop over them hands what it did to `trained`. After the last step the student is saved.
+        """
+        last = self.job.config.run.steps
+        self.exams.hold("before", 0, self.recorder)
+        self.exams.examine_teachers()
+        done = self.checkpoints.resume(self.recorder.resumed)
+        for step in range(done + 1, last + 1):
+            with self.spans("step"):
+                yield step
+            with self.spans("checkpoint"):
+                self.checkpoints.after(step)
+            self._record(self.exams.after(step, self.recorder, self.spans))
+            if (why := self.stop.agreed()) and step < last:
+                raise StoppedError(f"{why} after step {step} of {last}; {self.checkpoints.stop_at(step)}")
+        self.checkpoints.finish()
+        self.exams.hold("after", last, self.recorder)
+        config = self.job.config
+        save(self.job.student.export(), config.student.model, self.recorder.model, config.student.dtype)
+        self.exams.compare()
+        self.recorder.finish()
+
+    def grade(self, chunk: list[Trajectory]) -> None:
+        """Fill in the rewards of trajectories."""
+        with self.spans("reward"):
+            self.grader.grade(chunk, self.job.tokenizers.student)
+
+    def trained(self, batch: list[Trajectory], update: Update) -> None:
+        """What the step under way has learned from: its metrics are recorded when it is over, or broken off."""
+        self._trained = self.job.student.steps_done, batch, update
+
+    def _record(self, found: dict[str, float]) -> None:
+        """The row of the last step that was trained and not recorded, if there is one."""
+        if self._trained:
+            step, batch, update = self._trained
+            self.recorder.step(step, batch, update, self.spans.take(), found)
+        self._trained = None
