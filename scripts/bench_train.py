@@ -1,11 +1,11 @@
-"""A whole step of ours beside one of TRL's DistillationTrainer: same tiny models, prompts, batch and lengths, in one run.
+"""A whole step of ours beside one of TRL's DistillationTrainer: the same models, prompts, batch and lengths, in one run.
 
-Called by make bench-train. Each side is a process of its own, in its own environment, and they take turns step by step, so
-that both see the same machine. A step is rollout, scores of the teacher, loss, gradient, optimizer, and the new weights in
-the rollout. Both are in float32 with lambda = 1 (TRL: beta = 1, the reverse KL) and sample at temperature 1; TRL's step gets
-its whole batch at once and no gradient checkpointing, which is its fastest setting here.
+Called by make bench-train. Each side is a process of its own, in its own environment, and they take turns step by step,
+so that both see the same machine. A step is rollout, scores of the teacher, loss, gradient, optimizer, and the new
+weights in the rollout. Both are in float32 with lambda = 1 (TRL: beta = 1, the reverse KL) and sample at temperature 1;
+TRL's step gets its whole batch at once and no gradient checkpointing, which is its fastest setting here.
 
-Prints a table and one line that sums up; exit code 0 when ours takes at most half of TRL's time for each response token.
+Prints a table and one line that sums up; exit code 0 when ours takes at most half of TRL's time a response token.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 BOUND = 0.5
-WARM_UP, STEPS = 2, 10
-BATCH, TOKENS = 256, 32
+WARM_UP, STEPS = 1, 5
+BATCH, TOKENS = map(int, os.environ.get("SHAPE", "256,32").split(","))
 SIZES = {"num_hidden_layers": 3, "intermediate_size": 192, "num_key_value_heads": 4}
 ENVIRONMENTS = {
     "ours": ROOT / ".venv/bin/python",
@@ -80,9 +80,9 @@ def turn(step: Callable[[], dict]) -> bool:
     """Wait for the other process to say so, then time one step; False when there are no more."""
     if not sys.stdin.readline():
         return False
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     said = step()
-    print(json.dumps({"seconds": time.perf_counter() - start} | said), flush=True)
+    print(json.dumps({"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu} | said), flush=True)
     return True
 
 
@@ -118,9 +118,9 @@ def run_ours(folder: Path) -> int:
                 job.rollout.sync(job.student)
             return {"tokens": sum(map(len, batch)), "phases": spans.take()}
 
-        number = 1
-        while turn(lambda: step(number)):
-            number += 1
+        steps = iter(range(1, WARM_UP + STEPS + 1))
+        while turn(lambda: step(next(steps))):
+            pass
     return 0
 
 
@@ -134,13 +134,14 @@ def run_trl(folder: Path) -> int:
 
         def on_step_begin(self, args, state, control, **_):
             control.should_training_stop = not sys.stdin.readline()
-            self.begun = time.perf_counter()
+            self.begun, self.cpu = time.perf_counter(), time.process_time()
 
         def on_step_end(self, args, state, control, **_):
             seconds = time.perf_counter() - self.begun
             phases = {"rollout": trainer.rollout_s, "score and train": seconds - trainer.rollout_s}
             tokens = round(trainer._metrics["train"]["completions/mean_length"][-1] * BATCH)
-            print(json.dumps({"seconds": seconds, "tokens": tokens, "phases": phases}), flush=True)
+            cpu = time.process_time() - self.cpu
+            print(json.dumps({"seconds": seconds, "cpu": cpu, "tokens": tokens, "phases": phases}), flush=True)
 
     class Timed(DistillationTrainer):
         def _generate_and_score_completions(self, inputs):
@@ -184,10 +185,13 @@ def report(steps: dict[str, list[dict]]) -> int:
         median = statistics.median(step["seconds"] for step in taken)
         phases = {key: statistics.median(step["phases"].get(key, 0.0) for step in taken) for key in taken[0]["phases"]}
         said = ", ".join(f"{key} {value:.2f}" for key, value in phases.items() if key != "step")
-        rows.append((name, median, 1e3 * per_token(taken), sum(step["tokens"] for step in taken) / len(taken), said))
+        cpu = statistics.median(step["cpu"] for step in taken)
+        rows.append(
+            (name, median, cpu, 1e3 * per_token(taken), sum(step["tokens"] for step in taken) / len(taken), said)
+        )
     print_table(
         f"A step of {BATCH} prompts, at most {TOKENS} tokens each: medians of {STEPS}",
-        ["", "seconds", "ms a response token", "response tokens", "phases (s)"],
+        ["", "seconds", "CPU seconds", "ms a response token", "response tokens", "phases (s)"],
         rows,
     )
     ratio = per_token(steps["ours"]) / per_token(steps["trl"])
