@@ -1,4 +1,4 @@
-"""A whole step of ours beside one of TRL's DistillationTrainer: the same models, prompts, batch and lengths, in one run.
+"""A whole step of ours beside one of TRL's DistillationTrainer: same models, prompts, batch and lengths, in one run.
 
 Called by make bench-train. Each side is a process of its own, in its own environment, and they take turns step by step,
 so that both see the same machine. A step is rollout, scores of the teacher, loss, gradient, optimizer, and the new
@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 BOUND = 0.5
-WARM_UP, STEPS = 1, 5
+WARM_UP, STEPS = 2, 8
 BATCH, TOKENS = map(int, os.environ.get("SHAPE", "256,32").split(","))
 SIZES = {"num_hidden_layers": 3, "intermediate_size": 192, "num_key_value_heads": 4}
 ENVIRONMENTS = {
