@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from megatron_gopd.errors import UserError
+from megatron_gopd.errors import UserError, disk_errors
 from megatron_gopd.srun import adopt_srun
 
 app = typer.Typer(
@@ -34,12 +34,15 @@ def verb(function, of: typer.Typer = app):
     def command(*args, **kwargs):
         try:
             adopt_srun()
-            function(*args, **kwargs)
+            with disk_errors():
+                function(*args, **kwargs)
         except UserError as error:
-            from megatron_gopd.runs.outcome import write_outcome
+            from megatron_gopd.runs.outcome import leave_the_last_word, write_outcome
 
             # before the ranks know of each other, each meets the same mistake
-            if os.environ.get("RANK", "0") == "0":
+            if os.environ.get("RANK", "0") != "0":
+                leave_the_last_word()
+            else:
                 print(f"{error.kind}: {error}", file=sys.stderr)
                 write_outcome(error.exit_code, error.kind, str(error))
             raise typer.Exit(error.exit_code) from None
@@ -79,7 +82,7 @@ def score(
     layout: Annotated[str, typer.Option(help="tp=2,pp=2,sequence_parallel=true; omitted keys are 1 / false")] = "",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "bfloat16",
     temperature: Annotated[float, typer.Option(help="of the softmax")] = 1.0,
-    max_tokens: Annotated[int, typer.Option(help="packed tokens of one forward pass")] = 16384,
+    max_tokens: Annotated[int, typer.Option(min=1, help="packed tokens of one forward pass")] = 16384,
 ) -> None:
     """Log-prob and entropy of every response token under a model."""
     from megatron_gopd.config import Layout

@@ -1,5 +1,13 @@
 """The one exception a user is meant to read."""
 
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator
+
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
 
 class UserError(Exception):
     """A mistake the user can mend: the message says what is wrong, where, and how to mend it.
@@ -14,3 +22,15 @@ class StoppedError(UserError):
     """Told to stop, and stopped where it can go on: no mistake. Exit code 75 is EX_TEMPFAIL of sysexits.h."""
 
     kind, exit_code = "interrupted", 75
+
+
+@contextlib.contextmanager
+def disk_errors() -> Iterator[None]:
+    """A disk that is full or cannot be written is the user's to mend, wherever it shows: OSError -> UserError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        raise UserError(f"{error.strerror}{where}; make room there, or name another folder, and start again") from None

@@ -12,8 +12,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from megatron_gopd.errors import UserError
-from megatron_gopd.runs.outcome import write_outcome
+from megatron_gopd.errors import UserError, disk_errors
+from megatron_gopd.runs.outcome import leave_the_last_word, write_outcome
 from megatron_gopd.srun import adopt_srun
 
 Result = TypeVar("Result")
@@ -36,7 +36,8 @@ def ranks(timeout_s: float = 1800) -> Iterator[None]:
     alone = {} if "WORLD_SIZE" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
     dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s), **alone)
     try:
-        yield
+        with disk_errors():
+            yield
     except UserError as error:
         if _is_first_to_report():
             print(f"{error.kind}: {error}", file=sys.stderr, flush=True)
@@ -77,6 +78,9 @@ def on_first(function: Callable[[], Result], group: dist.ProcessGroup | None = N
 
 def _is_first_to_report() -> bool:
     try:
-        return dist.distributed_c10d._get_default_store().add("megatron_gopd/reported", 1) == 1
+        first = dist.distributed_c10d._get_default_store().add("megatron_gopd/reported", 1) == 1
     except RuntimeError:  # the store died with the rank that reported
         return False
+    if not first:
+        leave_the_last_word()
+    return first

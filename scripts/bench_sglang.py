@@ -74,7 +74,7 @@ def agreement(folder: Path, family: str, models: dict[str, Path]) -> float:
 
 def measure(folder: Path, models: dict[str, Path]) -> float:
     """Updates, throughput and overlap with one server of a larger model; returns our share of a plain load's rate."""
-    from megatron_gopd.rollout.updates import WAYS
+    from megatron_gopd.rollout.server_weights import WAYS
     from megatron_gopd.training.job import build_job
 
     sizes = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6}

@@ -1,6 +1,6 @@
 """Base and teachers as this repository carries them: those of a finished `make miniature`, in bfloat16.
 
-    python examples/miniature/ship.py
+python examples/miniature/ship.py
 """
 
 from __future__ import annotations

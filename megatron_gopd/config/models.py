@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from megatron_gopd.config.layout import Layout
 from megatron_gopd.config.section import Section
@@ -60,6 +61,16 @@ class Servers(Section):
     patience_s: float = Field(
         120, gt=0, description="seconds without a good answer after which a server is started anew, or given up"
     )
+
+    @field_validator("urls")
+    @classmethod
+    def _addresses(cls, urls: list[str]) -> list[str]:
+        for url in urls:
+            if not re.fullmatch(r"https?://[^/\s]+(/\S*)?", url):
+                raise ValueError(f"{url!r} is no address; write http://HOST:PORT")
+            if urls.count(url) > 1:
+                raise ValueError(f"{url!r} is named twice")
+        return urls
 
     @model_validator(mode="after")
     def _gpus_of_every_server(self):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 from megatron_gopd.config import Config, Layout
 from megatron_gopd.errors import UserError
@@ -19,6 +20,8 @@ def check_request(request: Request, configs: list[Config]) -> None:
     """Raises UserError for what can be told from the request alone."""
     _check_counts(request)
     _check_times(request)
+    _check_container(request)
+    _check_names(configs)
     for name in request.export:
         if "=" in name:
             raise UserError(f"--export {name.partition('=')[0]}=...: name the variable only; its value comes from here")
@@ -49,6 +52,7 @@ def check_cluster(request: Request, script: Path, folder: Path, *, shared: bool)
             f"run.folder {folder} is on a {kind} file system, which {nodes} nodes do not share; "
             f"--set run.folder=PATH with a path that they do, or say --shared-folder if each node mounts it there"
         )
+    _check_default_time(request, where)
 
 
 def check_bash(script: str) -> None:
@@ -108,6 +112,32 @@ def _check_times(request: Request) -> None:
             f"--time {request.time} leaves nothing before the stop signal, {request.stop_before_s} s before the end; "
             f"ask for more time, or a smaller --stop-before (a step and a checkpoint must fit into it)"
         )
+
+
+def _check_default_time(request: Request, where: dict[str, str]) -> None:
+    """Without --time a job gets the partition's, which may be over before it has begun."""
+    times = [where.get(name, "NONE") for name in ("DefaultTime", "MaxTime")]
+    given = next((time for time in times if time != "NONE"), "UNLIMITED")
+    if request.time is None and given != "UNLIMITED" and seconds_of(given) <= request.stop_before_s:
+        raise UserError(
+            f"without --time the partition {where['PartitionName']} gives a job {given}, which leaves nothing before "
+            f"the stop signal, {request.stop_before_s} s before the end; ask for a --time, or a smaller --stop-before"
+        )
+
+
+def _check_container(request: Request) -> None:
+    known = get_args(get_type_hints(Request)["container_runtime"])
+    if request.container_runtime not in known:
+        raise UserError(f"--container-runtime {request.container_runtime}: choose {' or '.join(known)}")
+    if request.container_mounts and not request.container_image:
+        raise UserError("--container-mounts without a container: name its --container-image")
+
+
+def _check_names(configs: list[Config]) -> None:
+    """Jobs of a sweep run side by side, each in a folder of its own."""
+    names = [config.run.name for config in configs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"--sweep gives two runs the name {twice!r}: leave out one of its values")
 
 
 def seconds_of(time: str) -> float:

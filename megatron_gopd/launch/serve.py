@@ -20,15 +20,9 @@ import urllib.request
 from pathlib import Path
 
 from megatron_gopd.runs.atomic import write_text
+from megatron_gopd.servers.environment import of_no_rank
 
-# a server that finds these takes itself for a rank of the trainer, or for an MPI process
-PREFIXES = ("SLURM", "PMI", "PMIX", "OMPI_", "TORCHELASTIC_", "MPI_")
-NAMES = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
-
-
-def server_environment(variables: dict[str, str]) -> dict[str, str]:
-    """Without the variables of SLURM, PMI and torchrun; CUDA_VISIBLE_DEVICES, which SLURM sets too, stays."""
-    return {key: value for key, value in variables.items() if not key.startswith(PREFIXES) and key not in NAMES}
+DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy is not meant for nodes of the job
 
 
 def serve(command: str, folder: Path, deadline_s: float) -> int:
@@ -40,13 +34,14 @@ def serve(command: str, folder: Path, deadline_s: float) -> int:
     words = [word.replace("{port}", str(port)).replace("{host}", node) for word in shlex.split(command)]
     print(f"{node}, GPUs {os.environ.get('CUDA_VISIBLE_DEVICES', 'none')}: {shlex.join(words)}", flush=True)
     # a session of its own: SLURM's signals to the step must not end it under a trainer that still finishes its step
-    server = subprocess.Popen(words, env=server_environment(dict(os.environ)), start_new_session=True)
+    server = subprocess.Popen(words, env=of_no_rank(os.environ), start_new_session=True)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         end = time.monotonic() + deadline_s
-        while not _is_healthy(port):
+        while not _is_healthy(node, port):
             if server.poll() is not None or time.monotonic() > end or (folder / "stop").exists():
-                print(f"{node}: not healthy within {deadline_s} s, exit code {server.poll()}", flush=True)
+                asked = f"http://{node}:{port}/health"
+                print(f"{asked} did not answer within {deadline_s:g} s; exit code {server.poll()}", flush=True)
                 return 1
             time.sleep(0.5)
         write_text(folder / f"{node}.url", f"http://{node}:{port}\n")
@@ -60,9 +55,10 @@ def serve(command: str, folder: Path, deadline_s: float) -> int:
         _end(server)
 
 
-def _is_healthy(port: int) -> bool:
+def _is_healthy(node: str, port: int) -> bool:
+    """By the name that others ask for it by: a server may listen there alone, or not there."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+        with DIRECTLY.open(f"http://{node}:{port}/health", timeout=30) as answer:
             return answer.status == 200
     except (urllib.error.URLError, OSError):
         return False

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import megatron_gopd
 
-PACKAGES = ("torch", "megatron-core", "transformers", "numpy")
+PACKAGES = ("torch", "megatron-core", "transformers", "sglang", "numpy")
 
 
 def versions() -> dict[str, str]:

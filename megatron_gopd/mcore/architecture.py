@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from megatron.core.transformer import TransformerConfig
 
 from megatron_gopd.config import Layout, schema
 from megatron_gopd.errors import UserError
+from megatron_gopd.mcore.hf_config import Fields, read_config
 
 SUPPORTED = ("llama", "qwen2", "qwen3", "qwen3_moe")
 # Transformer Engine's layers where it is installed and there is a GPU to run them, Megatron's local ones elsewhere
@@ -63,30 +63,41 @@ class Architecture:
         model_type = hf.get("model_type")
         if model_type not in SUPPORTED:
             raise UserError(f"{where}: model_type {model_type!r} is not supported; supported: {', '.join(SUPPORTED)}")
-        _refuse_unsupported(hf, where)
-        try:
-            heads, hidden = hf["num_attention_heads"], hf["hidden_size"]
-            rope = hf.get("rope_parameters") or {}
-            return cls(
-                model_type=model_type,
-                vocab_size=hf["vocab_size"],
-                hidden_size=hidden,
-                ffn_size=hf["intermediate_size"],
-                layers=hf["num_hidden_layers"],
-                heads=heads,
-                groups=hf.get("num_key_value_heads") or heads,
-                head_dim=hf.get("head_dim") or hidden // heads,
-                norm_eps=hf.get("rms_norm_eps", 1e-6),
-                rope_theta=float(rope.get("rope_theta") or hf.get("rope_theta") or 10000.0),
-                rope_factor=_llama3_factor(hf, where),
-                max_positions=hf.get("max_position_embeddings", 0),
-                tied=hf.get("tie_word_embeddings", False),
-                qkv_bias=model_type == "qwen2",
-                qk_norm=model_type in ("qwen3", "qwen3_moe"),
-                experts=_experts(hf) if model_type == "qwen3_moe" else None,
+        fields = Fields(hf, where)
+        _refuse_unsupported(hf, fields, where)
+        heads, hidden = fields.count("num_attention_heads"), fields.count("hidden_size")
+        rope = fields.mapping("rope_parameters")
+        found = cls(
+            model_type=model_type,
+            vocab_size=fields.count("vocab_size"),
+            hidden_size=hidden,
+            ffn_size=fields.count("intermediate_size"),
+            layers=fields.count("num_hidden_layers"),
+            heads=heads,
+            groups=fields.count("num_key_value_heads", heads),
+            head_dim=fields.count("head_dim", max(1, hidden // heads)),
+            norm_eps=fields.number("rms_norm_eps", 1e-6),
+            rope_theta=Fields(rope, where).number("rope_theta", fields.number("rope_theta", 10000.0)),
+            rope_factor=_llama3_factor(rope or fields.mapping("rope_scaling"), where),
+            max_positions=fields.count("max_position_embeddings", 0),
+            tied=fields.flag("tie_word_embeddings", False),
+            qkv_bias=model_type == "qwen2",
+            qk_norm=model_type in ("qwen3", "qwen3_moe"),
+            experts=_experts(hf, fields) if model_type == "qwen3_moe" else None,
+        )
+        found._refuse_impossible(where)
+        return found
+
+    def _refuse_impossible(self, where: str) -> None:
+        """Sizes that no model can have together."""
+        if self.heads % self.groups:
+            raise UserError(
+                f"{where}: num_attention_heads {self.heads} is no multiple of num_key_value_heads {self.groups}"
             )
-        except KeyError as error:
-            raise UserError(f"{where}: the key {error} is missing; is this a complete Hugging Face model?") from None
+        if self.head_dim % 2:
+            raise UserError(f"{where}: head_dim {self.head_dim} is odd, but rotary embeddings turn pairs of values")
+        if self.experts and self.experts.per_token > self.experts.count:
+            raise UserError(f"{where}: num_experts_per_tok {self.experts.per_token} of {self.experts.count} experts")
 
     def padded_vocab(self, tp: int) -> int:
         """Vocabulary rows after padding, so that tp divides them."""
@@ -183,28 +194,14 @@ class Architecture:
         }
 
 
-def read_config(folder: str | Path) -> dict:
-    """config.json of a Hugging Face directory. Raises UserError."""
-    path = Path(folder) / "config.json"
-    try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{folder} is no Hugging Face model directory: it has no config.json") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: a JSON object is expected, not a {type(config).__name__}")
-    return config
-
-
-def _refuse_unsupported(hf: dict, where: str) -> None:
+def _refuse_unsupported(hf: dict, fields: Fields, where: str) -> None:
     """What would silently compute another model."""
     refused = {
         "hidden_act": hf.get("hidden_act", "silu") not in ("silu", "swish"),
         "mlp_bias": bool(hf.get("mlp_bias")),
         "use_sliding_window": bool(hf.get("use_sliding_window")),
         "attention_bias": bool(hf.get("attention_bias")),
-        "layer_types": any(kind != "full_attention" for kind in hf.get("layer_types") or ()),
+        "layer_types": any(kind != "full_attention" for kind in fields.names("layer_types")),
         "mlp_only_layers": bool(hf.get("mlp_only_layers")),
         "decoder_sparse_step": hf.get("decoder_sparse_step", 1) != 1,
         "partial_rotary_factor": (hf.get("partial_rotary_factor") or 1.0) != 1.0,
@@ -235,18 +232,17 @@ def _fp8_settings(fp8: schema.Fp8 | None) -> dict:
     }
 
 
-def _experts(hf: dict) -> Experts:
+def _experts(hf: dict, fields: Fields) -> Experts:
     return Experts(
-        count=hf["num_local_experts"] if "num_local_experts" in hf else hf["num_experts"],  # transformers 5, 4
-        per_token=hf["num_experts_per_tok"],
-        ffn_size=hf["moe_intermediate_size"],
-        normalize_top_k=hf.get("norm_topk_prob", False),
+        count=fields.count("num_local_experts" if "num_local_experts" in hf else "num_experts"),  # transformers 5, 4
+        per_token=fields.count("num_experts_per_tok"),
+        ffn_size=fields.count("moe_intermediate_size"),
+        normalize_top_k=fields.flag("norm_topk_prob", False),
     )
 
 
-def _llama3_factor(hf: dict, where: str) -> float | None:
+def _llama3_factor(rope: dict, where: str) -> float | None:
     """The factor of llama3 RoPE scaling; None without scaling."""
-    rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind == "default":
         return None
@@ -254,4 +250,4 @@ def _llama3_factor(hf: dict, where: str) -> float | None:
         raise UserError(
             f"{where}: RoPE scaling {rope} is not supported; supported: default, and llama3 with {_LLAMA3_ROPE}"
         )
-    return float(rope["factor"])
+    return Fields(rope, where).number("factor")

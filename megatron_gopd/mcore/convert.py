@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
 from torch import Tensor
 
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.hf_folder import HFFolder
 from megatron_gopd.mcore.megatron_folder import STATE, MegatronFolder, about, is_megatron_folder
-from megatron_gopd.mcore.save import SHARD_BYTES, copy_side_files, write_weights
+from megatron_gopd.mcore.save import SHARD_BYTES, copy_side_files, new_folder, write_weights
 from megatron_gopd.mcore.skeleton import Parameter, Skeleton, build_skeleton
 from megatron_gopd.mcore.torch_dist import write_state
-from megatron_gopd.runs import atomic_folder, write_manifest
+from megatron_gopd.runs import write_manifest
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _DERIVED = re.compile(r".*\.rotary_emb\.inv_freq")  # old checkpoints carry what follows from config.json
@@ -38,6 +35,7 @@ def hf_to_megatron(source: Path, target: Path, *, verify: bool = False) -> None:
         UserError: an unsupported architecture, weights that are not those config.json promises, damaged files, a
             `target` that exists or cannot be written; with `verify`, that it reads back otherwise. Nothing is written.
     """
+    _refuse_ranks()
     architecture = Architecture.read(source)
     weights, skeleton = HFFolder(source), build_skeleton(architecture)
     _compare_with_config(weights, skeleton, architecture)
@@ -46,7 +44,7 @@ def hf_to_megatron(source: Path, target: Path, *, verify: bool = False) -> None:
     def chunks(parameter: Parameter) -> list[Tensor]:
         return parameter.to_chunks([weights.tensor(name) for name in parameter.rule.names])
 
-    with _new_folder(target) as folder:
+    with new_folder(target) as folder:
         copy_side_files(source, folder)
         (folder / STATE).mkdir()
         write_state(folder / STATE, skeleton, dtypes, chunks)
@@ -64,10 +62,11 @@ def megatron_to_hf(source: Path, target: Path, *, shard_bytes: int = SHARD_BYTES
     Raises:
         UserError: as hf_to_megatron; a config.json that differs from the architecture the checkpoint records.
     """
+    _refuse_ranks()
     if not is_megatron_folder(source):
         raise UserError(f"{source} is no Megatron checkpoint of megatron-gopd: it has no folder {STATE}")
     weights = MegatronFolder(source)
-    with _new_folder(target) as folder, ThreadPoolExecutor(1) as aside:
+    with new_folder(target) as folder, ThreadPoolExecutor(1) as aside:
         checked = aside.submit(weights.check)  # hashing takes about as long as reading
         try:
             copy_side_files(source, folder)
@@ -145,16 +144,6 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
     return same_kind and torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
 
 
-@contextlib.contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """Like runs.atomic_folder, but what stands there is the user's: only an empty folder is replaced."""
+def _refuse_ranks() -> None:
     if dist.get_world_size() > 1:
         raise UserError("a conversion runs in one process; start it without torchrun")
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise UserError(f"{target} exists; name a new folder, or remove it")
-    try:
-        with atomic_folder(target) as folder:
-            yield folder
-    except (OSError, RuntimeError, SafetensorError) as error:
-        cause = error if isinstance(error, OSError) else error.__context__ or error
-        raise UserError(f"{target} cannot be written: {getattr(cause, 'strerror', None) or cause}") from None

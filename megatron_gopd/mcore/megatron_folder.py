@@ -45,7 +45,7 @@ class MegatronFolder:
         recorded = read_manifest(folder)
         if recorded.get("kind") != KIND:
             raise UserError(f"{folder}: its manifest is of a {recorded.get('kind')!r}, not of a {KIND!r}")
-        wanted, found = recorded["architecture"], asdict(self.architecture)
+        wanted, found = recorded.get("architecture") or {}, asdict(self.architecture)
         wrong = [f"{key}: {wanted.get(key)} in the checkpoint, {found.get(key)} in config.json"
                  for key in found | wanted if wanted.get(key) != found.get(key)]  # fmt: skip
         if wrong:

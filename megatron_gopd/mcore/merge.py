@@ -17,10 +17,10 @@ import torch
 
 from megatron_gopd.data.tokenizer import check_same_tokenizer, load_tokenizer
 from megatron_gopd.errors import UserError
-from megatron_gopd.mcore.architecture import Architecture, read_config
+from megatron_gopd.mcore.architecture import Architecture
+from megatron_gopd.mcore.hf_config import read_config
 from megatron_gopd.mcore.hf_folder import HFFolder, all_finite
-from megatron_gopd.mcore.save import save
-from megatron_gopd.runs.atomic import atomic_folder
+from megatron_gopd.mcore.save import SHARD_BYTES, copy_side_files, new_folder, write_weights
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -43,15 +43,12 @@ def merge(
         UserError: the models differ in more than their values, a value is not finite, `output` exists, an alpha
             without a base.
     """
-    folders = {alpha: f"alpha-{alpha:g}" for alpha in alphas}
+    folders = {alpha: f"alpha-{alpha:g}" if len(alphas) > 1 else "" for alpha in alphas}
     _check_request(teachers, output, base, alphas, folders)
     inputs = _Inputs.open([Path(teacher) for teacher in teachers], base and Path(base))
-    if len(alphas) == 1:
-        inputs.save(alphas[0], output)
-        return [output]
-    with atomic_folder(output) as whole:
+    with new_folder(output) as whole:
         for alpha, folder in folders.items():
-            inputs.save(alpha, whole / folder)
+            inputs.write(alpha, whole / folder)
     return [output / folder for folder in folders.values()]
 
 
@@ -90,13 +87,15 @@ class _Inputs:
             _check_same_tensors(opened[first], names[first], opened[other], names[other])
         return cls([opened[teacher] for teacher in teachers], opened[base] if base else None, sorted(names[first]))
 
-    def save(self, alpha: float, target: Path) -> None:
+    def write(self, alpha: float, folder: Path) -> None:
         source = self._like.folder
         config = read_config(source)
         stored = str(self._like.tensor(EMBEDDING).dtype).removeprefix("torch.")
         dtype = config.get("dtype") or config.get("torch_dtype") or stored
-        merged = ((name, self._merged(name, alpha)) for name in self.names)
-        save(merged, source, target, dtype, merge=json.dumps(self._origin(alpha), indent=1) + "\n")
+        folder.mkdir(exist_ok=True)
+        copy_side_files(source, folder)
+        (folder / "merge.json").write_text(json.dumps(self._origin(alpha), indent=1) + "\n", encoding="utf-8")
+        write_weights(((name, self._merged(name, alpha)) for name in self.names), folder, dtype, SHARD_BYTES)
 
     def _origin(self, alpha: float) -> dict:
         """What merge.json says of the result: a report on its evaluation asks where it comes from."""

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from megatron_gopd.errors import UserError
 from megatron_gopd.ranks import is_first
 from megatron_gopd.runs.atomic import atomic_folder, sync_behind
 
@@ -20,13 +26,26 @@ CARRIED = (
 ).split()
 
 
-def save(
-    tensors: Iterator[tuple[str, torch.Tensor]], source: str | Path, target: Path, dtype: str, **texts: str
-) -> None:
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Like runs.atomic_folder, but what stands there is the user's: only an empty folder is replaced.
+
+    Raises UserError: `target` exists, or cannot be written.
+    """
+    if os.path.lexists(target) and (target.is_symlink() or not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists; name a new folder, or remove it")
+    try:
+        with atomic_folder(target) as folder:
+            yield folder
+    except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by a RuntimeError
+        cause = error if isinstance(error, OSError) else error.__context__ or error
+        raise UserError(f"{target} cannot be written: {getattr(cause, 'strerror', None) or cause}") from None
+
+
+def save(tensors: Iterator[tuple[str, torch.Tensor]], source: str | Path, target: Path, dtype: str) -> None:
     """Write an exported model to `target`, with the configuration and tokenizer of `source`, the folder it came from.
 
-    texts: files of other names that go with it, NAME.json each. Collective; rank 0 writes, holding one shard at a time.
-    `target` appears complete or not at all.
+    Collective; rank 0 writes, holding one shard at a time. `target` appears complete or not at all.
     """
     if not is_first():
         for _ in tensors:
@@ -34,8 +53,6 @@ def save(
         return
     with atomic_folder(target) as folder:
         copy_side_files(source, folder)
-        for name, text in texts.items():
-            (folder / f"{name}.json").write_text(text, encoding="utf-8")
         write_weights(tensors, folder, dtype, SHARD_BYTES)
 
 
@@ -49,7 +66,7 @@ def copy_side_files(source: str | Path, folder: Path) -> None:
 def write_weights(tensors: Iterator[tuple[str, torch.Tensor]], folder: Path, dtype: str, shard_bytes: int) -> None:
     """Write tensors as safetensors beside the config.json in `folder`, which then names `dtype`.
 
-    Holds one shard at a time: at most `shard_bytes`, or one tensor that is larger.
+    Holds one shard at a time: at most `shard_bytes`, or one tensor that is larger. Raises OSError.
     """
     path = folder / "config.json"
     config = json.loads(path.read_text())
@@ -84,7 +101,7 @@ def _write_parts(
     def flush() -> None:
         shards.append({name: tensor.nbytes for name, tensor in held.items()})
         path = folder / f"{len(shards)}.part"
-        save_file(held, path, metadata={"format": "pt"})
+        _save_file(held, path)
         held.clear()
         finished(path)
 
@@ -94,3 +111,12 @@ def _write_parts(
         held[name] = tensor.contiguous().cpu()
     flush()
     return shards
+
+
+def _save_file(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        raise OSError(code, os.strerror(code) if number else str(error), str(path)) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from megatron_gopd.config import schema
 from megatron_gopd.data.packing import Row
 from megatron_gopd.errors import UserError
+from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.hf_folder import HFFolder
 from megatron_gopd.policies.serve import describe
 from megatron_gopd.ranks import on_first
@@ -73,15 +75,10 @@ class ServedScorer:
 
     async def _refuse_another_scorer(self, client: SGLangClient) -> None:
         about, wanted = await client.get("/model_info"), describe(self.settings.model)
-        ours, theirs = wanted["architecture"], about.get("architecture", {})
-        wrong = [f"{key}: {ours[key]} here, {theirs.get(key)} there" for key in ours if theirs.get(key) != ours[key]]
+        wrong = _differences(wanted["architecture"], about.get("architecture", {}))
         if about.get("tokenizer") != wanted["tokenizer"]:
             wrong.append("another tokenizer")
-        if wrong:
-            raise UserError(
-                f"{self.who}: {client.url} serves {about.get('model_path')}, which is not like {self.settings.model}: "
-                f"{'; '.join(wrong[:3])}; name the right server, or the right model"
-            )
+        _refuse(wrong, self.settings, self.who, client.url, about.get("model_path"))
 
 
 async def refuse_another_model(settings: schema.Scorer, who: str, client: SGLangClient) -> None:
@@ -96,6 +93,10 @@ async def refuse_another_model(settings: schema.Scorer, who: str, client: SGLang
             f"{who}: {client.url} serves a {about['model_type']} ({about['model_path']}), but "
             f"{settings.model} is a {config['model_type']}; name the right server, or the right model"
         )
+    served = Path(about["model_path"])
+    if (served / "config.json").is_file():  # holds on a GPU too, whose checksums are made otherwise
+        shapes = (asdict(Architecture.read(folder)) for folder in (settings.model, served))
+        _refuse(_differences(*shapes), settings, who, client.url, served)
     theirs = await checksums_of(client, settings.server.patience_s)
     if theirs is None:
         return
@@ -109,6 +110,19 @@ async def refuse_another_model(settings: schema.Scorer, who: str, client: SGLang
             f"{who}: {client.url} does not hold the weights of {settings.model} in "
             f"{settings.dtype}: {told(differing)} differ; name the right server, or the right model"
         )
+
+
+def _refuse(wrong: list[str], settings: schema.Scorer, who: str, url: str, served: object) -> None:
+    if wrong:
+        raise UserError(
+            f"{who}: {url} serves {served}, which is not like {settings.model}: {'; '.join(wrong[:3])}; "
+            f"name the right server, or the right model"
+        )
+
+
+def _differences(ours: dict, theirs: dict) -> list[str]:
+    """Of two architectures."""
+    return [f"{key}: {ours[key]} here, {theirs.get(key)} there" for key in ours if theirs.get(key) != ours[key]]
 
 
 async def _of_sglang(row: Row, temperature: float, client: SGLangClient) -> np.ndarray:

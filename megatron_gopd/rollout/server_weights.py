@@ -11,8 +11,9 @@ from torch import Tensor
 from megatron_gopd.config import Config
 from megatron_gopd.errors import UserError
 from megatron_gopd.ranks import is_first, on_first
+from megatron_gopd.rollout.broadcast import Distributed
 from megatron_gopd.rollout.protocol import Exports
-from megatron_gopd.rollout.updates import WAYS, Update, UpdateError
+from megatron_gopd.rollout.updates import FromDisk, FromTensor, Update, UpdateError
 from megatron_gopd.servers.client import LostRequestError
 from megatron_gopd.servers.fingerprints import Fingerprints, checksums_of, told
 from megatron_gopd.servers.pool import LostServersError, ServerPool
@@ -20,6 +21,7 @@ from megatron_gopd.servers.server import Server, State
 
 LOGGER = logging.getLogger(__name__)
 ATTEMPTS = 3
+WAYS: dict[str, type[Update]] = {"disk": FromDisk, "distributed": Distributed, "tensor": FromTensor}
 
 
 class ServerWeights:

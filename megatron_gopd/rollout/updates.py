@@ -8,17 +8,13 @@ import io
 import pickle
 import secrets
 import shutil
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from datetime import timedelta
 from itertools import chain
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-import torch.distributed.distributed_c10d as c10d
 from torch import Tensor
 
 from megatron_gopd.config import Config
@@ -27,7 +23,6 @@ from megatron_gopd.mcore.save import SHARD_BYTES, copy_side_files, write_weights
 from megatron_gopd.runs import atomic_folder
 from megatron_gopd.servers.client import LostRequestError, RefusedError
 from megatron_gopd.servers.pool import ServerPool
-from megatron_gopd.servers.process import free_port
 from megatron_gopd.servers.server import Server
 
 Tensors = Iterator[tuple[str, Tensor]]
@@ -142,88 +137,6 @@ class InBuckets(Update):
         raise NotImplementedError
 
 
-class Distributed(InBuckets):
-    """A process group of rank 0 and every server: NCCL on GPUs, gloo elsewhere."""
-
-    def __init__(self, pool: ServerPool, config: Config):
-        super().__init__(pool, config)
-        self._members: list[str] = []
-        self._group: dist.ProcessGroup | None = None
-        self._name = ""
-
-    def prepare(self, servers: list[Server]) -> None:
-        """Join a group with `servers`, unless the last one was with the same."""
-        urls = [server.url for server in servers]
-        if urls == self._members:
-            return
-        self._leave()
-        sizes = [self._ranks_of(server) for server in servers]
-        self._name, port = f"megatron-gopd-{secrets.token_hex(4)}", free_port()
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        about = {"master_address": "127.0.0.1", "master_port": port, "world_size": 1 + sum(sizes)}
-        about |= {"group_name": self._name, "backend": backend}
-        bodies = [about | {"rank_offset": 1 + sum(sizes[:i])} for i in range(len(sizes))]
-        posted = self.begin_post(servers, "/init_weights_update_group", bodies)
-        try:
-            self._group = _join(backend, port, about["world_size"], self._name, self.settings.sync_timeout_s)
-        except (RuntimeError, TimeoutError) as error:
-            self.wait(posted)
-            raise UpdateError(dict.fromkeys(servers, f"no group with the servers: {error}")) from None
-        self.wait(posted)
-        self._members = urls
-
-    def send_bucket(self, bucket: list[tuple[str, Tensor]], servers: list[Server], last: dict) -> None:
-        body = {
-            "names": [name for name, _ in bucket],
-            "dtypes": [str(tensor.dtype).removeprefix("torch.") for _, tensor in bucket],
-            "shapes": [list(tensor.shape) for _, tensor in bucket],
-            "group_name": self._name,
-        }
-        posted = self.begin_post(servers, "/update_weights_from_distributed", [body | last] * len(servers))
-        try:
-            for _, tensor in bucket:
-                self._broadcast(tensor, posted)
-        except RuntimeError as error:  # gloo's and NCCL's, for a peer that is gone
-            self._leave()
-            self.wait(posted)
-            raise UpdateError(dict.fromkeys(servers, f"the broadcast to the servers broke off: {error}")) from None
-        except UpdateError:
-            self._leave()
-            raise
-        self.wait(posted)
-
-    def _broadcast(self, tensor: Tensor, posted: Future) -> None:
-        """Send, but stop waiting as soon as a server has answered that it does not take part."""
-        work = dist.broadcast(tensor.contiguous(), src=0, group=self._group, async_op=True)
-        deadline = time.monotonic() + self.settings.sync_timeout_s
-        while not work.is_completed():
-            if posted.done():
-                self.wait(posted)
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"no progress within {self.settings.sync_timeout_s:g} s (sync_timeout_s)")
-            time.sleep(0.0005)
-        work.wait()
-
-    def _ranks_of(self, server: Server) -> int:
-        async def parallelism() -> int:
-            about = await server.client.get("/server_info")
-            return about.get("tp_size", 1) * about.get("pp_size", 1)
-
-        try:
-            return self.pool.background.run(parallelism())
-        except LostRequestError as error:
-            raise UpdateError({server: str(error)}) from None
-
-    def _leave(self) -> None:
-        """Closing this side's connections is what frees a server that waits for a broadcast."""
-        if self._group is not None:
-            dist.destroy_process_group(self._group)
-        self._members, self._group = [], None
-
-    def close(self) -> None:
-        self._leave()
-
-
 class FromTensor(InBuckets):
     """Tensors by reference on a GPU that trainer and server share (CUDA IPC); by value, in the request, elsewhere.
 
@@ -253,16 +166,3 @@ class _ByValue(pickle._Pickler):
         self.save(name)
         self.write(pickle.STACK_GLOBAL)
         self.memoize(value)
-
-
-WAYS: dict[str, type[Update]] = {"disk": FromDisk, "distributed": Distributed, "tensor": FromTensor}
-
-
-def _join(backend: str, port: int, size: int, name: str, timeout: float) -> dist.ProcessGroup:
-    """Rank 0 of a group beside the job's own; made as SGLang makes its side (init_custom_process_group)."""
-    limit = timedelta(seconds=timeout)
-    store = dist.TCPStore("127.0.0.1", port, size, is_master=True, timeout=limit, wait_for_workers=False)
-    keys = dist.PrefixStore(name, store)
-    group, _ = c10d._new_process_group_helper(size, 0, [], dist.Backend(backend), keys, group_name=name, timeout=limit)
-    c10d._world.pg_group_ranks[group] = {rank: rank for rank in range(size)}
-    return group

@@ -19,7 +19,7 @@ class DamagedError(UserError):
 
 
 def write_manifest(folder: str | Path, about: dict) -> None:
-    """Write size and SHA-256 of every file in `folder`, and `about` (JSON values), to its manifest.json.
+    """Write size and SHA-256 of every file in `folder`, `about` (JSON values), and a SHA-256 of both, to manifest.json.
 
     What write_digest has left beside a file is taken over, and removed.
     """
@@ -28,7 +28,8 @@ def write_manifest(folder: str | Path, about: dict) -> None:
     sizes = {str(path.relative_to(folder)): path.stat().st_size for path in _files(folder)}
     digests |= _digests(folder, [name for name in sizes if name not in digests])
     files = {name: {"bytes": size, "sha256": digests[name]} for name, size in sizes.items()}
-    write_text(folder / NAME, json.dumps({"about": about, "files": files}, indent=1))
+    manifest = json.loads(json.dumps({"about": about, "files": files}))
+    write_text(folder / NAME, json.dumps(manifest | {"sha256": _digest_of(manifest)}, indent=1))
 
 
 def write_digest(file: Path) -> None:
@@ -40,7 +41,7 @@ def read_manifest(folder: str | Path) -> dict:
     """What was said `about` the folder; the files are not looked at.
 
     Raises:
-        DamagedError: no manifest, or not one of ours.
+        DamagedError: no manifest, not one of ours, or one that was changed.
     """
     return _read(Path(folder))["about"]
 
@@ -71,9 +72,19 @@ def _read(folder: Path) -> dict:
         raise DamagedError(f"{folder} has no {NAME}: it is not complete, or was not written by megatron-gopd") from None
     except (OSError, ValueError) as error:
         raise DamagedError(f"{folder / NAME} cannot be read: {error}") from None
-    if not isinstance(manifest, dict) or not {"about", "files"} <= manifest.keys():
+    if not _is_manifest(manifest):
         raise DamagedError(f"{folder / NAME} is not a manifest of megatron-gopd")
+    own = manifest.pop("sha256", None)
+    if own is not None and own != _digest_of(manifest):
+        raise DamagedError(f"{folder / NAME} is damaged: its checksum of itself differs")
     return manifest
+
+
+def _is_manifest(value: object) -> bool:
+    about, files = (value.get("about"), value.get("files")) if isinstance(value, dict) else (None, None)
+    if not isinstance(about, dict) or not isinstance(files, dict):
+        return False
+    return all(isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys() for entry in files.values())
 
 
 def _files(folder: Path) -> list[Path]:
@@ -99,6 +110,10 @@ def _size_problem(path: Path, expected: int) -> str | None:
 def _digests(folder: Path, names: list[str]) -> dict[str, str]:
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing leaves the interpreter's lock
         return dict(zip(names, pool.map(lambda name: _digest(folder / name), names), strict=True))
+
+
+def _digest_of(manifest: dict) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:

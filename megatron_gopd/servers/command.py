@@ -11,13 +11,9 @@ from pathlib import Path
 import torch
 
 from megatron_gopd.errors import UserError
+from megatron_gopd.servers.environment import of_no_rank
 
 STUBS = Path(__file__).parent / "stubs"
-# what tells a process that it is a rank or a SLURM task: a server would take itself for one
-OF_RANKS = ("TORCHELASTIC_", "SLURM_", "SLURMD_", "PMI_", "PMIX_", "OMPI_", "GROUP_", "ROLE_")
-OF_A_RANK = (
-    "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT NODE_RANK TORCH_NCCL_ASYNC_ERROR_HANDLING"
-).split()
 ON_CPU = {
     "device": "cpu",
     "attention-backend": "torch_native",
@@ -28,6 +24,7 @@ ON_CPU = {
     "max-total-tokens": 65536,
     "max-running-requests": 64,
     "mem-fraction-static": 0.5,
+    "sleep-on-idle": True,  # or it polls, and takes a core from who trains meanwhile
 }
 
 
@@ -58,10 +55,7 @@ def command(model: str | Path, port: int, dtype: str, options: Mapping[str, obje
 
 def environment(gpus: list[int] | None = None) -> dict[str, str]:
     """This process's, without what makes a rank of it; on a CPU, with the stand-ins for GPU packages in front."""
-    kept = {
-        name: value for name, value in os.environ.items() if not name.startswith(OF_RANKS) and name not in OF_A_RANK
-    }
-    kept |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    kept = of_no_rank(os.environ) | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if gpus is not None:
         kept["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
     if not torch.cuda.is_available():

@@ -196,8 +196,12 @@ class ServerPool:
             return True
         try:
             await server.client.post("/continue_generation", {}, HEALTH_S)
-        except (LostRequestError, RefusedError):
+        except LostRequestError:
             return False
+        except RefusedError as error:
+            raise LostServersError(
+                f"{error}; is it an SGLang server, and is what it asks for in ${self.settings.token_variable}?"
+            ) from None
         return True
 
     def _launch(self, server: Server, port: int) -> tuple[list[str], dict[str, str]]:

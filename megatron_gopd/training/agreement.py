@@ -4,26 +4,46 @@ from __future__ import annotations
 
 import numpy as np
 
+from megatron_gopd.config.schema import Rollout
 from megatron_gopd.data.trajectory import Trajectory
 from megatron_gopd.errors import UserError
 from megatron_gopd.policies.update import Update
 
+# nats a token, on average: far above what precision does to one model (0.01 to 0.1), far below what lies between a
+# model and one of which a tensor was never filled
+OTHER_WEIGHTS = 0.5
 
-def refuse_disagreement(batch: list[Trajectory], update: Update, ceiling: float | None, tokenizer) -> None:
-    """Raises UserError, with the worst token, where the log-probs of one differ by more than `ceiling` nats."""
-    if ceiling is None:
-        return
+
+def refuse_disagreement(batch: list[Trajectory], update: Update, rollout: Rollout, tokenizer) -> None:
+    """Raises UserError, with the worst token, where the log-probs of one differ by more than the ceiling.
+
+    Servers whose checksums cannot be compared (servers/fingerprints.py) are proven here to hold the student's weights:
+    every token of a batch is a probe.
+    """
     gaps = [np.abs(ours - each.behaviour_logprobs) for ours, each in zip(update.logprobs, batch, strict=True)]
     row = int(np.argmax([gap.max() for gap in gaps]))
-    token = int(gaps[row].argmax())
-    if gaps[row][token] <= ceiling:
-        return
-    worst = batch[row]
-    text = tokenizer.decode([worst.response_tokens[token]])
-    raise UserError(
-        f"engine and trainer disagree by {gaps[row][token]:.3g} nats, more than rollout.max_logprob_abs_diff "
-        f"({ceiling:g}), on response token {token} ({text!r}, id {worst.response_tokens[token]}) of prompt "
-        f"{worst.prompt.id!r}: {worst.behaviour_logprobs[token]:.4f} by the engine with weights "
-        f"{worst.weight_version}, {update.logprobs[row][token]:.4f} by the trainer. Do both hold the same weights, in "
-        f"the same precision? Raise the ceiling if this much is expected"
+    token, mean = int(gaps[row].argmax()), float(np.concatenate(gaps).mean())
+    worst, ceiling = gaps[row][token], rollout.max_logprob_abs_diff
+    where = _shown(batch[row], token, update.logprobs[row], tokenizer)
+    if ceiling is not None and worst > ceiling:
+        raise UserError(
+            f"engine and trainer disagree by {worst:.3g} nats, more than rollout.max_logprob_abs_diff ({ceiling:g}), "
+            f"on {where}. Do both hold the same weights, in the same precision? Raise the ceiling if this much is "
+            f"expected"
+        )
+    if rollout.engine == "sglang" and rollout.sglang.verify_every and mean > OTHER_WEIGHTS:
+        raise UserError(
+            f"the rollout servers do not sample with the student's weights: engine and trainer disagree by {mean:.3g} "
+            f"nats a token, more than precision explains ({OTHER_WEIGHTS}), and most on {where}. Are they servers of "
+            f"student.model, with options that leave its distribution as it is? rollout.sglang.verify_every: 0 turns "
+            f"this check off"
+        )
+
+
+def _shown(trajectory: Trajectory, token: int, logprobs: np.ndarray, tokenizer) -> str:
+    number = trajectory.response_tokens[token]
+    return (
+        f"response token {token} ({tokenizer.decode([number])!r}, id {number}) of prompt {trajectory.prompt.id!r}: "
+        f"{trajectory.behaviour_logprobs[token]:.4f} by the engine with weights {trajectory.weight_version}, "
+        f"{logprobs[token]:.4f} by the trainer"
     )

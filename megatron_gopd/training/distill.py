@@ -27,6 +27,6 @@ def distill(config: Config) -> None:
                 set_outcomes(batch, normalize_std=True)
             with spans("train"):
                 session.trained(batch, update := job.student.update(batch, token_loss))
-            refuse_disagreement(batch, update, config.rollout.max_logprob_abs_diff, job.tokenizers.student)
+            refuse_disagreement(batch, update, config.rollout, job.tokenizers.student)
             with spans("sync"):
                 job.rollout.sync(job.student)

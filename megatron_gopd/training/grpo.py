@@ -35,7 +35,7 @@ def grpo(config: Config) -> None:
             set_outcomes(batch, normalize_std=asked.normalize_std)
             with spans("train"):
                 batch, update = _update(batch, session, token_loss, step)
-            refuse_disagreement(batch, update, config.rollout.max_logprob_abs_diff, job.tokenizers.student)
+            refuse_disagreement(batch, update, config.rollout, job.tokenizers.student)
             with spans("sync"):
                 job.rollout.sync(job.student)
 

@@ -44,6 +44,11 @@ UNKNOWN_BATCHSIZE = (
         ),
         (
             "/teacher",
+            "/t\n    engine: sglang\n    server: {urls: ['node8:30000']}",
+            "FILE:9: teachers.math.server.urls: 'node8:30000' is no address; write http://HOST:PORT",
+        ),
+        (
+            "/teacher",
             "/t\n    prompt: {suffix: a, colum: b}",
             "FILE:8: unknown key 'teachers.math.prompt.colum'; did you mean 'column'? keys here: suffix, column",
         ),

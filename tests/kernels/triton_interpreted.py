@@ -60,11 +60,14 @@ def naive(hidden: Tensor, weight: Tensor, targets: Tensor) -> list[Tensor]:
     return [logprobs.detach(), entropy.detach(), *torch.autograd.grad(loss, (hidden, weight))]
 
 
-def errors(values: list[Tensor], expected: list[Tensor]) -> dict[str, float]:
-    """Of values the largest difference, of gradients the relative one."""
+def errors(
+    values: list[Tensor], expected: list[Tensor], terms: tuple[Tensor, Tensor] | None = None
+) -> dict[str, float]:
+    """Of values the largest difference, of gradients the relative one: to `terms` where they cancel to exactly 0."""
     pairs = list(zip(values, expected, strict=True))
     of_values = [float((one - two).abs().max()) for one, two in pairs[:2]]
-    of_gradients = [float((one - two).norm() / two.norm().clamp(min=1e-3)) for one, two in pairs[2:]]
+    sizes = [size.norm() for size in terms or expected[2:]]
+    of_gradients = [float((one - two).norm() / size) for (one, two), size in zip(pairs[2:], sizes, strict=True)]
     return dict(zip(("logprobs", "entropy", "grad_hidden", "grad_weight"), of_values + of_gradients, strict=True))
 
 
@@ -72,9 +75,13 @@ def against_oracle() -> dict[str, dict[str, float]]:
     found = {}
     for (name, dtype), mode in itertools.product(DTYPES.items(), ("one_pass", "recompute")):
         found[f"{name} {mode}"] = errors(fused(*inputs(dtype), mode), naive(*inputs(dtype)))
-    sizes = {"one token": (1, 64, 40), "vocabulary of one": (5, 64, 1), "aligned": (64, 64, 128)}
-    for name, size in sizes.items():
+    for name, size in {"one token": (1, 64, 40), "aligned": (64, 64, 128)}.items():
         found[name] = errors(fused(*inputs(torch.float32, *size), "one_pass"), naive(*inputs(torch.float32, *size)))
+    hidden, weight, targets = inputs(torch.float32, 5, 64, 1)  # p is 1: every gradient is slope - slope
+    terms = slopes(5)[0][:, None] * weight, slopes(5)[0] @ hidden
+    found["vocabulary of one"] = errors(
+        fused(hidden, weight, targets, "one_pass"), naive(hidden, weight, targets), terms
+    )
     hidden, weight, targets = inputs(torch.float32)
     strided = hidden.T.contiguous().T, weight.T.contiguous().T, targets.repeat_interleave(2)[::2]
     found["strided"] = errors(fused(*strided, "recompute"), naive(hidden, weight, targets))

@@ -19,6 +19,9 @@ CASES = {
     "split": (["--serve", "server {port}"], "--serve-gpus-per-node 1 to 0 of the 1"),
     "nodes": (["--nodes", "0"], "--nodes 0: at least 1"),
     "sbatch": (["--sbatch", "--constraint=a"], "as in constraint=h100"),
+    "sweep-twice": (["--sweep", "optimizer.lr=1e-5,1e-5"], "two runs the name 'tiny-lr1e-5'"),
+    "container-runtime": (["--container-image", "a", "--container-runtime", "docker"], "choose pyxis or apptainer"),
+    "container-mounts": (["--container-mounts", "/a:/a"], "name its --container-image"),
     "percent": (["--set", "run.folder=a%b"], "SLURM reads % in the name of a log file"),
 }
 

@@ -9,8 +9,10 @@ import urllib.request
 
 import pytest
 
-from megatron_gopd.launch.serve import server_environment
+from megatron_gopd.servers.environment import of_no_rank
 from scripts.mini_slurm import until
+
+NODE = "127.0.0.2"  # a name of this machine by which a server can listen on it alone
 
 
 @pytest.fixture
@@ -21,7 +23,7 @@ def serve(tmp_path):
     def start(command: str) -> subprocess.Popen:
         arguments = ["--into", tmp_path, "--deadline", "20", "--", command]
         module = [sys.executable, "-m", "megatron_gopd.launch.serve"]
-        environment = os.environ | {"SLURMD_NODENAME": "localhost"}
+        environment = os.environ | {"SLURMD_NODENAME": NODE, "http_proxy": "http://127.0.0.1:9"}
         started.append(subprocess.Popen([*module, *map(str, arguments)], env=environment, cwd=tmp_path))
         return started[-1]
 
@@ -33,7 +35,7 @@ def serve(tmp_path):
 
 def test_it_is_announced_once_healthy_and_ends_when_told(serve, tmp_path):
     (tmp_path / "health").touch()
-    process, announced = serve(f"{sys.executable} -m http.server {{port}}"), tmp_path / "localhost.url"
+    process, announced = serve(f"{sys.executable} -m http.server {{port}} --bind {{host}}"), tmp_path / f"{NODE}.url"
     assert until(announced.exists, 60)
     url = announced.read_text().strip()
     assert urllib.request.urlopen(f"{url}/health").status == 200
@@ -45,7 +47,7 @@ def test_it_is_announced_once_healthy_and_ends_when_told(serve, tmp_path):
 
 def test_one_that_dies_is_never_announced(serve, tmp_path):
     assert serve("false {port}").wait(60) == 1
-    assert not (tmp_path / "localhost.url").exists()
+    assert not (tmp_path / f"{NODE}.url").exists()
 
 
 def test_it_inherits_no_variable_that_makes_it_a_rank():
@@ -55,4 +57,4 @@ def test_it_inherits_no_variable_that_makes_it_a_rank():
         "LOCAL_RANK MASTER_ADDR MASTER_PORT TORCHELASTIC_RUN_ID".split(),
         "1",
     )
-    assert server_environment(ours | theirs) == ours
+    assert of_no_rank(ours | theirs) == ours

@@ -9,7 +9,7 @@ import pytest
 from megatron_gopd.config import Layout
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
-from tests.tiny_models import LLAMA3_ROPE
+from tests.tiny_models import EXPERTS, LLAMA3_ROPE
 
 
 @pytest.fixture
@@ -52,6 +52,18 @@ def test_the_older_spelling_of_rope_is_read(hf):
         ({"partial_rotary_factor": 0.5}, "x: partial_rotary_factor = 0.5 is not supported"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "x: RoPE scaling {'rope_type': 'yarn'"),
         ({"rope_parameters": LLAMA3_ROPE | {"low_freq_factor": 2.0}}, "x: RoPE scaling {'rope_type': 'llama3'"),
+        ({"hidden_size": None}, "x: the key 'hidden_size' is missing; is this a complete Hugging Face model?"),
+        ({"vocab_size": "131"}, "x: vocab_size is '131'; a whole number above 0 is expected"),
+        ({"num_hidden_layers": 4.0}, "x: num_hidden_layers is 4.0; a whole number above 0 is expected"),
+        ({"num_attention_heads": 0}, "x: num_attention_heads is 0; a whole number above 0 is expected"),
+        ({"intermediate_size": True}, "x: intermediate_size is True; a whole number above 0 is expected"),
+        ({"rms_norm_eps": 0}, "x: rms_norm_eps is 0; a number above 0 is expected"),
+        ({"tie_word_embeddings": "no"}, "x: tie_word_embeddings is 'no'; true or false is expected"),
+        ({"rope_parameters": "default"}, "x: rope_parameters is 'default'; a JSON object is expected"),
+        ({"layer_types": 4}, "x: layer_types is 4; a list is expected"),
+        ({"num_key_value_heads": 3}, "x: num_attention_heads 8 is no multiple of num_key_value_heads 3"),
+        ({"head_dim": 15}, "x: head_dim 15 is odd"),
+        ({"model_type": "qwen3_moe", **EXPERTS, "num_experts": 1}, "x: num_experts_per_tok 2 of 1 experts"),
     ],
 )
 def test_another_model_is_refused(hf, change, message):

@@ -133,7 +133,7 @@ def test_transformers_loads_the_result(family, tmp_path, name):
 
 
 def test_the_result_is_written_in_shards_with_an_index(family, tmp_path, monkeypatch):
-    monkeypatch.setattr("megatron_gopd.mcore.save.SHARD_BYTES", 50_000)
+    monkeypatch.setattr("megatron_gopd.mcore.merge.SHARD_BYTES", 50_000)
     base, *others = family("qwen3-untied")
     merge(others, tmp_path / "merged", base=base, alphas=[0.25])
     assert len(list((tmp_path / "merged").glob("model-*-of-*.safetensors"))) > 2

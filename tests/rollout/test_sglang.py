@@ -62,7 +62,7 @@ def test_every_sample_of_every_prompt_comes_once(make_engine, plain):
     chunks = list(make_engine().generate(prompts(8), 1))
     answers = [each for chunk in chunks for each in chunk]
     assert sorted((a.prompt.id, a.sample) for a in answers) == [(f"p{n}", s) for n in range(8) for s in range(2)]
-    assert min(map(len, chunks[:-1])) >= 4  # a quarter
+    assert all(len(chunk) >= 4 for chunk in chunks[:-1])  # a quarter; a fast server may finish all at once
     assert max(map(len, answers)) == 10
     assert_sampled_by(plain["student"], answers)
 

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from megatron_gopd.runs import DamagedError, check_manifest, read_manifest, write_manifest
@@ -42,11 +40,27 @@ def test_a_folder_without_a_manifest_is_not_complete(tmp_path):
         check_manifest(tmp_path)
 
 
-@pytest.mark.parametrize("text", ['{"about": ', "[]", json.dumps({"files": {}})])
+NONE = [
+    '{"about": ',
+    "[]",
+    '{"files": {}}',
+    '{"about": [], "files": {}}',
+    '{"about": {}, "files": {"a": {"bytes": 1}}}',
+]
+
+
+@pytest.mark.parametrize("text", NONE)
 def test_a_manifest_that_is_none_is_refused(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(DamagedError, match="manifest.json"):
         read_manifest(tmp_path)
+
+
+def test_a_change_in_the_manifest_itself_is_found(folder):
+    manifest = folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"step": 3', '"step": 7'))
+    with pytest.raises(DamagedError, match="manifest.json is damaged: its checksum of itself differs"):
+        read_manifest(folder)
 
 
 def test_a_digest_left_beside_its_file_is_taken_over(folder):

@@ -15,6 +15,7 @@ import yaml
 
 from megatron_gopd.config import Config
 from megatron_gopd.errors import UserError
+from megatron_gopd.runs import read_manifest, write_manifest
 from tests.ranks import on_ranks
 from tests.training.runs_on_ranks import distill_and_resume, interrupted, metrics_of, two_teachers
 
@@ -120,10 +121,10 @@ def test_the_newest_checkpoints_are_kept(make_config, distill):
 
 
 def change_manifest(run: Path, change) -> None:
-    file = run / "checkpoints" / "step-00000002" / "manifest.json"
-    manifest = json.loads(file.read_text())
-    change(manifest["about"])
-    file.write_text(json.dumps(manifest))
+    checkpoint = run / "checkpoints" / "step-00000002"
+    about = read_manifest(checkpoint)
+    change(about)
+    write_manifest(checkpoint, about)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_a_disk_that_is_full_ends_the_run_and_leaves_the_earlier_checkpoint(whol
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(again))
     command = [sys.executable, "-m", "megatron_gopd", "train", str(tmp_path / "again.yaml")]
     limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (200_000, 200_000))
-    ended = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, timeout=120)
+    ended = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, timeout=240)
     assert ended.returncode == 2
     assert "error: the checkpoint of step 4 could not be written to" in ended.stderr
     assert "MiB are free there" in ended.stderr

@@ -1,0 +1,80 @@
+"""One process as rank r of a world of any size: process groups that send nothing, tensors that hold nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from megatron_gopd.plan import seams
+from megatron_gopd.plan.ledger import Ledger
+
+_ASKS_A_VALUE = torch.ops.aten._local_scalar_dense.default
+
+
+@contextlib.contextmanager
+def as_rank(rank: int, world: int) -> Iterator[Ledger]:
+    """Within the block this process is rank `rank` of `world`, and what it computes is counted, not done.
+
+    Every line of the job runs: models, wrappers, optimizers, schedules, kernels. Tensors of weights and activations
+    have shapes only; small integer tensors (token ids, lengths, places) are real, as the control flow reads them.
+    """
+    dist.init_process_group("fake", rank=rank, world_size=world, store=FakeStore())
+    try:
+        with seams.installed(), FakeTensorMode(allow_non_fake_inputs=True), _OneByOne():
+            with Ledger() as ledger, _Bookkeeping():
+                seams.use(ledger)
+                yield ledger
+    finally:
+        dist.destroy_process_group()
+
+
+class _Bookkeeping(TorchDispatchMode):
+    """Tells the values that steer a program from those it computes with: the former stay real."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        if func is _ASKS_A_VALUE and isinstance(args[0], FakeTensor):
+            return _answer(args[0].dtype)
+        if func.namespace == "c10d" or any(isinstance(tensor, FakeTensor) for tensor in tensors):
+            return func(*args, **kwargs)
+        if tensors or _makes_integers(func, kwargs):
+            with unset_fake_temporarily():
+                return func(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+class _OneByOne(TorchDispatchMode):
+    """Fake tensors know no coalesced collectives: the single ones in their place."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        single = _COALESCED.get(func.overloadpacket)
+        if single is None:
+            return func(*args, **(kwargs or {}))
+        outputs, inputs, *rest = args
+        return [single(*pair, *rest) for pair in zip(outputs, inputs, strict=True)][-1][1]
+
+
+_COALESCED = {
+    torch.ops.c10d.reduce_scatter_tensor_coalesced_: torch.ops.c10d._reduce_scatter_base_,
+    torch.ops.c10d.allgather_into_tensor_coalesced_: torch.ops.c10d._allgather_base_,
+}
+
+
+def _answer(dtype: torch.dtype) -> bool | int | float:
+    """What a tensor without values says when asked: no fault is found, and every scale and norm is 1."""
+    return False if dtype == torch.bool else 1.0 if dtype.is_floating_point else 1
+
+
+def _makes_integers(func, kwargs: dict) -> bool:
+    dtype = kwargs.get("dtype")
+    if dtype is None:
+        return func.name().startswith("aten::arange")
+    return not (dtype.is_floating_point or dtype.is_complex)

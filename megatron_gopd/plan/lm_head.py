@@ -1,0 +1,48 @@
+"""The LM-head kernel as a GPU runs it, for fake tensors: its products are counted, its buffers held."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from megatron_gopd.kernels.backend import Statistics, Upstream
+from megatron_gopd.plan.ledger import Gemm, Ledger
+
+
+class PlannedHead:
+    """A kernels.backend.Backend: z = X W^T in one pass over the vocabulary, dX = G W, dW = G^T X."""
+
+    def __init__(self, ledger: Ledger):
+        self._ledger = ledger
+
+    def statistics(self, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, keep: bool) -> Statistics:
+        self._product(hidden, weight)
+        columns = hidden.new_empty(4, len(hidden), dtype=_wide(hidden))
+        return Statistics(*columns, hidden.new_empty(len(hidden), len(weight)) if keep else None)
+
+    def gradients(
+        self,
+        kept: object | None,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        temperature: float,
+        upstream: Upstream,
+        grad_weight: Tensor | None,
+        add: bool,
+    ) -> Tensor:
+        if kept is None:
+            self._product(hidden, weight)
+        tokens, width, rows = len(hidden), hidden.shape[1], len(weight)
+        self._ledger.gemm(Gemm(1, tokens, rows, width))
+        if grad_weight is not None:
+            self._ledger.gemm(Gemm(1, rows, tokens, width))
+        return hidden.new_empty(tokens, width, dtype=_wide(hidden))
+
+    def _product(self, hidden: Tensor, weight: Tensor) -> None:
+        self._ledger.gemm(Gemm(1, len(hidden), hidden.shape[1], len(weight)))
+
+
+def _wide(tensor: Tensor):
+    import torch
+
+    return torch.promote_types(tensor.dtype, torch.float32)
