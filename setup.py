@@ -20,7 +20,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_gopd", "megatron_gopd.*"]),
-    package_data={"megatron_gopd": ["kernels/cpp/*", "launch/*.jinja", "servers/stubs/**/*.py"]},
+    package_data={
+        "megatron_gopd": ["kernels/cpp/*", "launch/*.jinja", "evaluation/study/*.jinja", "servers/stubs/**/*.py"]
+    },
     entry_points={"console_scripts": ["megatron-gopd = megatron_gopd.cli:app"]},
     install_requires=[
         "torch",

@@ -37,10 +37,12 @@ def verb(function, of: typer.Typer = app):
             with disk_errors():
                 function(*args, **kwargs)
         except UserError as error:
-            from megatron_gopd.runs.outcome import write_outcome
+            from megatron_gopd.runs.outcome import leave_the_last_word, write_outcome
 
             # before the ranks know of each other, each meets the same mistake
-            if os.environ.get("RANK", "0") == "0":
+            if os.environ.get("RANK", "0") != "0":
+                leave_the_last_word()
+            else:
                 print(f"{error.kind}: {error}", file=sys.stderr)
                 write_outcome(error.exit_code, error.kind, str(error))
             raise typer.Exit(error.exit_code) from None
@@ -161,6 +163,19 @@ def evaluate(
             seed=seed,
             output=output,
         )
+
+
+@verb
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(help="folders of runs and of evaluate --suite, or folders that hold any")
+    ],
+    output: Annotated[Path, typer.Option(help="new folder, or one with an earlier report, which is replaced")],
+) -> None:
+    """The paper's tables, figures and claims from any runs, with standard errors: HTML and Markdown."""
+    from megatron_gopd.evaluation import study
+
+    study.report(runs, output)
 
 
 @functools.partial(verb, of=conversions)

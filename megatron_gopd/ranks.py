@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_gopd.errors import UserError, disk_errors
-from megatron_gopd.runs.outcome import write_outcome
+from megatron_gopd.runs.outcome import leave_the_last_word, write_outcome
 from megatron_gopd.srun import adopt_srun
 
 Result = TypeVar("Result")
@@ -78,6 +78,9 @@ def on_first(function: Callable[[], Result], group: dist.ProcessGroup | None = N
 
 def _is_first_to_report() -> bool:
     try:
-        return dist.distributed_c10d._get_default_store().add("megatron_gopd/reported", 1) == 1
+        first = dist.distributed_c10d._get_default_store().add("megatron_gopd/reported", 1) == 1
     except RuntimeError:  # the store died with the rank that reported
         return False
+    if not first:
+        leave_the_last_word()
+    return first

@@ -2,7 +2,7 @@
 
 Every contender runs in a process of its own, in turns with torch.mm; time is CPU time on one thread and wall time on
 more. Prints a table for every shape and number of threads, the workspace, and one line that sums up; exit code 0 when
-every bound holds. Without AVX-512 bf16 it reports and does not judge.
+every bound holds. Inputs are bf16; on a CPU without AVX-512 bf16 they are float32, and it reports and does not judge.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 SHAPES = {"A": (2048, 512, 32768), "B": (512, 1024, 151936), "C": (1024, 2560, 151936)}  # tokens, h, V
 SCALED = (4608, 640, 9496)  # for the workspace: a quarter of (18432, 2560, 37984) each way
+JUDGED = torch.cpu._is_avx512_bf16_supported()
+DTYPE = torch.bfloat16 if JUDGED else torch.float32  # elsewhere torch.mm takes bf16 apart, and is no yardstick
 FORWARD = ["ours", "naive", "torch", "liger", "cce"]
 BOTH = ["ours_main_grad", "ours_fresh", "ours_recompute", "naive", "torch", "liger", "cce"]
 BOUNDS = {  # (contender, pass): time over torch.mm
@@ -46,7 +48,6 @@ def main() -> int:
     if options.child:
         print(json.dumps(measure(**json.loads(options.child))))
         return 0
-    judged = torch.cpu._is_avx512_bf16_supported()
     missed = []
     for shape in options.shapes:
         for threads in map(int, options.threads.split(",")):
@@ -55,21 +56,22 @@ def main() -> int:
                 rows = {name: in_a_process(shape, name, what, threads, options.rounds) for name in chosen}
                 missed += show(shape, what, threads, rows)
     missed += workspace()
-    verdict = "not judged: no AVX-512 bf16" if not judged else "holds" if not missed else "MISSED " + "; ".join(missed)
+    verdict = "not judged: no AVX-512 bf16" if not JUDGED else "holds" if not missed else "MISSED " + "; ".join(missed)
     print(f"bench-kernel: {torch.__version__}, load {os.getloadavg()[0]:.1f}: {verdict}")
-    return int(judged and bool(missed))
+    return int(JUDGED and bool(missed))
 
 
 def show(shape: str, what: str, threads: int, rows: dict[str, dict]) -> list[str]:
     """Print a table; return the bounds that were missed, which are those of one thread."""
     tokens, hidden, vocabulary = SHAPES[shape]
-    where = f"{shape} = (T {tokens}, h {hidden}, V {vocabulary}), {what}, {threads} thread(s)"
+    where = f"{shape} = (T {tokens}, h {hidden}, V {vocabulary}), {DTYPE}, {what}, {threads} thread(s)"
     print(f"\n{where}, load {os.getloadavg()[0]:.1f}")
     print(f"{'':16} {'seconds':>8} {'/ torch.mm':>10} {'extra MB':>9} {'repeated MB':>11}")
     missed = []
     for name, row in rows.items():
         if "error" in row:
             print(f"{name:16} {row['error']}")
+            missed += [f"{shape} {name}, {what}: {row['error']}"] if name.startswith("ours") else []
             continue
         bound = BOUNDS.get((name, what)) if threads == 1 else None
         broken = bound is not None and row["ratio"] > bound
@@ -95,8 +97,12 @@ def workspace() -> list[str]:
         ("ours_held", "one_pass", True),
     ):
         gib = workspace_bytes(18432, 2560, 151936, 4, mode, holds_weight_gradient=holds) / 2**30
-        formula = workspace_bytes(*SCALED, 1, mode, holds_weight_gradient=holds) / 2**20
-        measured = in_a_process("", name, "both", 1, 1)["first_mb"]
+        formula = workspace_bytes(*SCALED, 1, mode, holds_weight_gradient=holds, itemsize=DTYPE.itemsize) / 2**20
+        found = in_a_process("", name, "both", 1, 1)
+        if "error" in found:
+            missed.append(f"workspace of {name}: {found['error']}")
+            continue
+        measured = found["first_mb"]
         print(f"{name:16} {gib:6.3f} {formula:8.0f} {measured:8.0f}")
         if not holds and gib > WORKSPACE_GIB:
             missed.append(f"workspace of {name} {gib:.2f} GiB > {WORKSPACE_GIB}")
@@ -137,8 +143,8 @@ def measure(shape: str, name: str, what: str, threads: int, rounds: int) -> dict
 
 def inputs(tokens: int, hidden: int, vocabulary: int):
     torch.manual_seed(0)
-    x = torch.randn(tokens, hidden).bfloat16()
-    w = torch.empty(vocabulary, hidden, dtype=torch.bfloat16)
+    x = torch.randn(tokens, hidden).to(DTYPE)
+    w = torch.empty(vocabulary, hidden, dtype=DTYPE)
     for rows in w.split(8192):
         rows.copy_(torch.randn(rows.shape) * hidden**-0.5)
     gradient = torch.zeros(vocabulary, hidden).fill_(0.0)  # main_grad, resident

@@ -1,4 +1,4 @@
-"""The quickstart's seconds by phase, beside plain transformers doing the same work in the same run.
+"""The seconds by phase of make quickstart-smollm2, beside plain transformers doing the same work in the same run.
 
 Called by make bench; prints a table and one line that sums up; exit code 0 when scoring is not slower than
 transformers' forward + log_softmax + gather of the same rows.
@@ -22,7 +22,7 @@ ROUNDS = 3
 
 
 def main() -> int:
-    config = load_config("examples/quickstart.yaml")
+    config = load_config("examples/quickstart_smollm2.yaml")
     with ranks():
         from megatron_gopd.objective import gopd_loss
         from megatron_gopd.runs import print_table
@@ -45,7 +45,7 @@ def main() -> int:
     tokens = sum(map(len, batch))
     rows = [(name, value, tokens / value) for name, value in seconds.items()]
     print_table(
-        f"Quickstart, seconds a phase (median of {ROUNDS}), {torch.get_num_threads()} threads",
+        f"quickstart-smollm2, seconds a phase (median of {ROUNDS}), {torch.get_num_threads()} threads",
         ["phase", "seconds", "response tokens/s"],
         rows,
     )

@@ -166,6 +166,7 @@ class MiniSlurm:
     def __call__(self, *command: str | Path, check: bool = True, **options) -> str:
         """Run a command beside the cluster, as on its login node; returns stdout."""
         options = {"env": os.environ | self.environment, "capture_output": True, "text": True, "timeout": 120} | options
+        options["restore_signals"] = False  # with SIGPIPE, a controller that is busy would end its clients
         done = subprocess.run([str(part) for part in command], **options)
         if check and done.returncode:
             raise RuntimeError(
@@ -175,8 +176,15 @@ class MiniSlurm:
 
     def job(self, number: int | str) -> dict[str, str]:
         """Fields of `scontrol show job`: JobState, Restarts, NodeList, ExitCode ..."""
-        first = self("scontrol", "show", "job", "-o", str(number)).splitlines()[0]
-        return dict(re.findall(r"(\w+)=(\S*)", first))
+        shown: list[str] = []
+
+        def answered() -> bool:  # a controller that is busy gives no answer
+            shown[:] = self("scontrol", "show", "job", "-o", str(number), check=False).splitlines()
+            return bool(shown)
+
+        if not until(answered, 60, 1):
+            raise RuntimeError(f"scontrol shows no job {number}: {self._last_words()}")
+        return dict(re.findall(r"(\w+)=(\S*)", shown[0]))
 
     def wait(self, number: int | str, states: str = "", timeout: float = 240) -> dict[str, str]:
         """Wait until a job has ended, or is in one of `states` (a regular expression)."""

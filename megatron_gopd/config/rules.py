@@ -98,6 +98,19 @@ def exact_measures_have_a_teacher_here(config: Config) -> None:
         )
 
 
+def teachers_that_are_examined_answer(config: Config) -> None:
+    if not (config.evaluation and config.evaluation.teachers):
+        return
+    if not (config.teachers and config.evaluation.suites):
+        raise ValueError("evaluation.teachers has teachers answer evaluation.suites, and there are none: leave it out")
+    served = [name for name, teacher in config.teachers.items() if teacher.engine != "megatron"]
+    if served:
+        raise ValueError(
+            f"evaluation.teachers loads the teachers where it samples, but teachers.{served[0]}.engine is "
+            f"{config.teachers[served[0]].engine}: leave it out, and ask that teacher by evaluate --suite"
+        )
+
+
 def files_of_problems_have_a_grader(config: Config) -> None:
     suites = config.evaluation.suites if config.evaluation else []
     files = [name for name in suites if name.endswith(FILES_OF_PROBLEMS)]
@@ -126,6 +139,7 @@ RULES = (
     somebody_writes_what_is_imitated,
     servers_score_at_temperature_1,
     exact_measures_have_a_teacher_here,
+    teachers_that_are_examined_answer,
     files_of_problems_have_a_grader,
     warmup_ends_before_the_run,
 )

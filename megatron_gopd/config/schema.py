@@ -102,6 +102,7 @@ class Evaluation(Section):
     """What is measured before the first step, after the last, and in between."""
 
     every: int = Field(0, ge=0, description="steps between evaluations; 0: before and after only")
+    before: bool = Field(True, description="false: nothing is measured before the first step")
     prompts: str | None = Field(None, description="jsonl or parquet file of held-out prompts: how far the teacher is")
     limit: int = Field(16, ge=2, description="prompts used; standard errors are over prompts")
     max_response_tokens: int = Field(64, ge=1, description="of a continuation of such a prompt")
@@ -109,6 +110,7 @@ class Evaluation(Section):
     suite_samples: int = Field(4, ge=1, description="answers to each of their problems")
     suite_max_response_tokens: int | None = Field(None, ge=1, description="default: rollout.max_response_tokens")
     suite_limit: int | None = Field(None, ge=2, description="problems of each suite; default: all")
+    teachers: bool = Field(False, description="have the teachers answer the suites too, before the first step")
     benchmarks: str = Field("data/benchmarks", description="folder of the suites' files")
 
     @model_validator(mode="after")

@@ -47,16 +47,22 @@ class Answers:
         self.rows += rows
 
     def _whole(self, lines: list[str]) -> list[Answer]:
-        rows: list[Answer] = []
-        for number, line in enumerate(lines[:-1], 1):  # the last is empty, or was cut off
-            try:
-                rows.append(Answer(**json.loads(line)))
-            except (ValueError, TypeError) as error:
-                raise UserError(f"{self._path}:{number}: not an answer of an evaluation: {error}") from None
+        rows = parse_answers(self._path, lines)
         count: dict[str, int] = {}
         for row in rows:
             count[row.id] = count.get(row.id, 0) + 1
         return [row for row in rows if count[row.id] == self._samples]
+
+
+def parse_answers(path: Path, lines: list[str]) -> list[Answer]:
+    """The answers in the lines of a file, the last of which is empty or was cut off. Raises UserError at any other."""
+    rows = []
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            rows.append(Answer(**json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}:{number}: not an answer of an evaluation: {error}") from None
+    return rows
 
 
 def _line(row: Answer) -> str:

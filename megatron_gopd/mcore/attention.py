@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -11,10 +13,14 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 QUERY_BLOCK = 128  # queries at a time where keys outnumber queries: the only mask built is [QUERY_BLOCK, keys]
+SHORT = 256  # positions; rows up to so many are computed with others of nearly their length, for a call costs more
 
 
 class CausalAttention(MegatronModule):
-    """core_attention: torch's kernel row by row. Under context parallelism, keys and values are gathered."""
+    """core_attention: torch's kernel, short rows of like length at a time, longer ones one by one.
+
+    Under context parallelism, keys and values are gathered.
+    """
 
     def __init__(
         self, config, layer_number, attn_mask_type, attention_type, softmax_scale=None, pg_collection=None, **_
@@ -32,18 +38,35 @@ class CausalAttention(MegatronModule):
         if cp > 1:
             key, value = _in_order(key, value, starts, self.cp_group)
         key, value = (x.repeat_interleave(shared, dim=1) if shared > 1 else x for x in (key, value))
+        if cp == 1:
+            return self._of_whole_rows(query, key, value, starts)
         query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
         rows = []
         for first, last in zip(starts, starts[1:], strict=False):
             row_key, row_value = key[:, :, first:last], value[:, :, first:last]
             local = query[:, :, first // cp : last // cp]
-            if cp == 1:
-                rows.append(F.scaled_dot_product_attention(local, row_key, row_value, is_causal=True, scale=self.scale))
-                continue
             chunk, rank = local.shape[2] // 2, self.cp_group.rank()
             for part, number in zip(local.chunk(2, dim=2), (rank, 2 * cp - 1 - rank), strict=True):
                 rows.append(self._from(number * chunk, part, row_key, row_value))
         return torch.cat(rows, dim=2)[0].transpose(0, 1).flatten(1)
+
+    def _of_whole_rows(self, query: Tensor, key: Tensor, value: Tensor, starts: list[int]) -> Tensor:
+        """[t, heads, d] each -> [t, heads * d]. No row is sliced: the gradient of a slice is as large as the whole."""
+        outputs = []
+        for first, lengths in _alike(starts):
+            longest = max(lengths)
+            begins = torch.tensor([0, *lengths[:-1]]).cumsum(0)[:, None] + first
+            ends = begins + torch.tensor(lengths)[:, None]
+            places = begins + torch.arange(longest)  # past its end, a row repeats its last position: none looks there
+            padded = places.clamp(max=ends - 1).flatten().to(query.device)
+            kept = (places < ends).flatten().nonzero()[:, 0].to(query.device)
+            q, k, v = (
+                x.index_select(0, padded).unflatten(0, (len(lengths), longest)).transpose(1, 2)
+                for x in (query, key, value)
+            )
+            attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
+            outputs.append(attended.transpose(1, 2).flatten(0, 1).index_select(0, kept))
+        return torch.cat(outputs).flatten(1)
 
     def _from(self, start: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention of queries that stand at `start` and after, each to the keys up to its own position."""
@@ -62,6 +85,17 @@ class CausalAttention(MegatronModule):
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=places <= places[start:, None], scale=self.scale
         )
+
+
+def _alike(starts: list[int]) -> Iterator[tuple[int, list[int]]]:
+    """(start of the first, lengths) of neighbouring rows to be computed together; micro-batches come longest first."""
+    lengths = [last - first for first, last in zip(starts, starts[1:], strict=False)]
+    begin = 0
+    for end in range(1, len(lengths) + 1):
+        group = lengths[begin : end + 1]
+        if end == len(lengths) or max(group) > SHORT or 4 * min(group) < 3 * max(group):
+            yield starts[begin], lengths[begin:end]
+            begin = end
 
 
 def _in_order(key: Tensor, value: Tensor, starts: list[int], group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:

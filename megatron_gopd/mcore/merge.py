@@ -6,6 +6,7 @@ theta = theta_base + (1 + alpha) (mean of the teachers - theta_base). alpha = 0 
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Sequence
@@ -32,8 +33,8 @@ def merge(
     """Write the merged model of each alpha: one to `output`, several to `output`/alpha-0.25 and so on.
 
     Computed in float32, one tensor at a time, and rounded to the dtype of the base, or of the first teacher where no
-    base is given; configuration, tokenizer and generation settings are that model's. `output` appears whole or not at
-    all. Memory: a shard of the result (4 GiB) and a few tensors.
+    base is given; configuration, tokenizer and generation settings are that model's. merge.json beside them names the
+    inputs. `output` appears whole or not at all. Memory: a shard of the result (4 GiB) and a few tensors.
 
     Returns:
         The folders written, in the order of `alphas`.
@@ -93,7 +94,13 @@ class _Inputs:
         dtype = config.get("dtype") or config.get("torch_dtype") or stored
         folder.mkdir(exist_ok=True)
         copy_side_files(source, folder)
+        (folder / "merge.json").write_text(json.dumps(self._origin(alpha), indent=1) + "\n", encoding="utf-8")
         write_weights(((name, self._merged(name, alpha)) for name in self.names), folder, dtype, SHARD_BYTES)
+
+    def _origin(self, alpha: float) -> dict:
+        """What merge.json says of the result: a report on its evaluation asks where it comes from."""
+        base, *teachers = (os.path.realpath(each.folder) for each in (self._like, *self.teachers))
+        return {"teachers": teachers, "base": base if self.base else None, "alpha": alpha}
 
     @property
     def _like(self) -> HFFolder:

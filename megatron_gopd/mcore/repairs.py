@@ -164,6 +164,24 @@ def _writers_answer_without_a_server(module) -> None:
     module.get_write_results_queue = lambda mp_mode="fork": _AnswerOfFork()
 
 
+# ---------------------------------------------------------------- packed rows without Transformer Engine
+def _rope_of_all_rows_at_once(module) -> None:
+    """Megatron turns one row after the other: for many short rows that takes longer than the rest of the model."""
+    turn = module._apply_rotary_pos_emb_bshd
+
+    def turn_packed(t, cu_seqlens, freqs, cp_group=None, **kwargs):
+        cp, rank = cp_group.size(), cp_group.rank()
+        starts, lengths = cu_seqlens[:-1].long() // cp, cu_seqlens.diff().long() // cp
+        of_row = torch.repeat_interleave(torch.arange(len(lengths), device=t.device), lengths)
+        places = torch.arange(len(t), device=t.device) - starts[of_row]
+        if cp > 1:  # this rank holds chunks `rank` and 2 cp - 1 - rank of each row
+            chunk = lengths[of_row] // 2
+            places = places + torch.where(places < chunk, rank, 2 * cp - 2 - rank) * chunk
+        return turn(t.unsqueeze(1), freqs[places], **kwargs).squeeze(1)
+
+    module._apply_rotary_pos_emb_thd = turn_packed
+
+
 # ---------------------------------------------------------------- gloo
 def _split_sizes_are_on_the_cpu(module) -> None:
     """On CUDA the split sizes of all_to_all are copied over as numpy; here they only need the numpy part."""
@@ -205,6 +223,7 @@ _EVERYWHERE = {
 }
 
 _WITHOUT_CUDA = {
+    "megatron.core.models.common.embeddings.rope_utils": [_rope_of_all_rows_at_once],
     "megatron.core.tensor_parallel.random": [_cpu_random_state],
     "megatron.core.optimizer.optimizer": [_name_types_in_optimizer],
     "megatron.core.optimizer.distrib_optimizer": [_name_types_in_distributed_optimizer],

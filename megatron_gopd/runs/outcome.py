@@ -9,6 +9,7 @@ import time
 from megatron_gopd.runs.atomic import write_text
 
 VARIABLE = "MEGATRON_GOPD_OUTCOME"
+LAST_WORD_S = 10.0
 
 
 def write_outcome(exit_code: int, kind: str, message: str = "") -> None:
@@ -20,3 +21,8 @@ def write_outcome(exit_code: int, kind: str, message: str = "") -> None:
     if path:
         said = {"exit_code": exit_code, "kind": kind, "message": message, "time": round(time.time(), 3)}
         write_text(path, json.dumps(said) + "\n")
+
+
+def leave_the_last_word() -> None:
+    """Wait to be ended, for a while: launchers end all ranks at the first that ends, and another has yet to say why."""
+    time.sleep(LAST_WORD_S)

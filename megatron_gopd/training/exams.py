@@ -9,10 +9,12 @@ from megatron_gopd.config import Config
 from megatron_gopd.data.tokenizer import Tokenizers
 from megatron_gopd.evaluation.probe import Probe
 from megatron_gopd.evaluation.run_suites import Settings, problems_of, run_suite
+from megatron_gopd.evaluation.standings import print_standings
 from megatron_gopd.evaluation.statistics import Estimate
 from megatron_gopd.evaluation.suite_report import SuiteResult, write_summary
 from megatron_gopd.ranks import is_first, on_first
 from megatron_gopd.rewards import check_sandbox
+from megatron_gopd.rollout import EmbeddedEngine, RolloutEngine
 from megatron_gopd.runs import Spans, print_table
 
 if TYPE_CHECKING:
@@ -51,6 +53,8 @@ class Exams:
     def hold(self, when: str, step: int, recorder: Recorder) -> dict[str, float]:
         """Measure the student after `step`; write what was found to evaluation/WHEN."""
         metrics: dict[str, float] = {}
+        if when == "before" and not (self._config.evaluation and self._config.evaluation.before):
+            return metrics
         engine = self._job.rollout
         if engine and engine.weight_version != step:  # SFT does not sample from the student, and leaves it behind
             engine.sync(self._job.student, step)
@@ -65,20 +69,43 @@ class Exams:
             print_table(f"Benchmarks, {when}", ["suite", "problems", "accuracy"], rows)
         return metrics | {name: value for result in results for name, value in result.metrics().items()}
 
+    def examine_teachers(self) -> None:
+        """Where they are asked: each teacher's answers, in evaluation/teachers/NAME."""
+        if not (self._config.evaluation and self._config.evaluation.teachers):
+            return
+        for name, teacher in self._config.teachers.items():
+            results = self._answer(EmbeddedEngine.of(teacher, self._config), self._folder / "teachers" / name, 0)
+            if is_first():
+                write_summary(results, {"model": teacher.model}, self._folder / "teachers" / name)
+
+    def compare(self) -> None:
+        """Say how the student stands beside what it was, and its teachers."""
+        who = {"student, before": "before"} if self._config.evaluation and self._config.evaluation.before else {}
+        if self._config.evaluation and self._config.evaluation.teachers:
+            who |= {f"teacher {name}": f"teachers/{name}" for name in self._config.teachers}
+        if who and self._problems and is_first():
+            folders = {name: self._folder / place for name, place in who.items()} | {"student": self._folder / "after"}
+            print_standings(folders, {problems.name: problems.samples for problems in self._problems})
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self._config.run.folder, self._config.run.name, "evaluation")
+
     def _suites(self, when: str, step: int) -> list[SuiteResult]:
-        folder = Path(self._config.run.folder, self._config.run.name, "evaluation", when)
-        if self._problems and is_first():
-            folder.mkdir(parents=True, exist_ok=True)
+        folder = self._folder / when
+        if is_first():
             for problems in self._problems:  # an earlier attempt's answers are of other weights
                 (folder / f"{problems.name}.jsonl").unlink(missing_ok=True)
-        tokenizer = self._job.tokenizers.student
-        results = [
-            run_suite(problems, self._job.rollout, tokenizer, folder, self._settings, step=step)
-            for problems in self._problems
-        ]
+        results = self._answer(self._job.rollout, folder, step)
         if results and is_first():
             write_summary(results, {"step": step}, folder)
         return results
+
+    def _answer(self, engine: RolloutEngine, folder: Path, step: int) -> list[SuiteResult]:
+        if self._problems and is_first():
+            folder.mkdir(parents=True, exist_ok=True)
+        tokenizer = self._job.tokenizers.student
+        return [run_suite(each, engine, tokenizer, folder, self._settings, step=step) for each in self._problems]
 
 
 def _settings(config: Config) -> Settings:

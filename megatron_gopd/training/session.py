@@ -66,6 +66,7 @@ class Session:
         """
         last = self.job.config.run.steps
         self.exams.hold("before", 0, self.recorder)
+        self.exams.examine_teachers()
         done = self.checkpoints.resume(self.recorder.resumed)
         for step in range(done + 1, last + 1):
             with self.spans("step"):
@@ -79,6 +80,7 @@ class Session:
         self.exams.hold("after", last, self.recorder)
         config = self.job.config
         save(self.job.student.export(), config.student.model, self.recorder.model, config.student.dtype)
+        self.exams.compare()
         self.recorder.finish()
 
     def grade(self, chunk: list[Trajectory]) -> None:

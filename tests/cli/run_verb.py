@@ -12,7 +12,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 
 
-def run_verb(*arguments: str | Path, timeout: float = 120) -> subprocess.CompletedProcess:
+def run_verb(*arguments: str | Path, timeout: float = 240) -> subprocess.CompletedProcess:
     """`python -m megatron_gopd ARGUMENTS` in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "megatron_gopd", *map(str, arguments)],

@@ -25,7 +25,7 @@ KILLED = "atomic._sync = lambda path: os.kill(os.getpid(), signal.SIGKILL)"  # w
 def run_after(line: str, *arguments) -> subprocess.CompletedProcess:
     """The verb in a process that runs `line` first."""
     command = [sys.executable, "-c", VERB.format(line), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=240)
 
 
 @pytest.fixture(scope="module")

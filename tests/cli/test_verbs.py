@@ -70,11 +70,11 @@ def test_an_interrupted_run_leaves_its_folder_readable(tmp_path, chat_models, qu
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         while time.monotonic() < deadline and not (metrics.exists() and len(metrics.read_text().splitlines()) > 3):
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=90)
     finally:
         process.kill()
     assert process.returncode == 130
@@ -101,7 +101,7 @@ def test_a_fault_on_one_rank_ends_all_with_one_traceback(tmp_path):
         "    dist.all_reduce(torch.ones(1))\n"
     )
     raised = tmp_path / "raised"
-    output = torchrun(2, script, raised, fails_with=1, timeout=60)
-    assert time.time() - float(raised.read_text()) < 20
+    output = torchrun(2, script, raised, fails_with=1)
+    assert time.time() - float(raised.read_text()) < 60  # without it, a peer waits for half an hour
     assert output.count("ValueError: the fault") == 1
     assert "Connection closed by peer" not in output

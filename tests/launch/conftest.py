@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,13 +28,17 @@ def cluster():
 @pytest.fixture
 def run_file(tmp_path) -> Path:
     """A configuration whose models and data need not be there: its job's python is a stand-in."""
+    return write_run(tmp_path)
+
+
+def write_run(folder: Path) -> Path:
     tree = {
-        "run": {"name": "tiny", "steps": 30, "folder": str(tmp_path / "runs")},
+        "run": {"name": "tiny", "steps": 30, "folder": str(folder / "runs")},
         "student": {"model": "student"},
         "teachers": {"math": {"model": "teacher"}},
         "data": {"train": "train.jsonl", "batch_size": 2},
     }
-    path = tmp_path / "run.yaml"
+    path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(tree))
     return path
 
@@ -57,25 +60,28 @@ def invoke(monkeypatch, tmp_path, capfd):
     return call
 
 
-@pytest.fixture
-def submit(cluster, invoke, monkeypatch, run_file):
-    """submit(play, *options) -> a job whose python is the stand-in, which plays the functions of `play` (bash)."""
-    monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+def submit_job(cluster, run_file: Path, play: str, *options, nodes: int = 2, gpus: int = 1) -> SimpleNamespace:
+    """A job whose python is the stand-in, which plays the functions of `play` (bash)."""
+    from megatron_gopd.cli import app
 
-    def call(play: str, *options, nodes: int = 2, gpus: int = 1) -> SimpleNamespace:
-        run_file.with_name("play.sh").write_text(play)
-        done = invoke(
-            *("submit", run_file, "--nodes", nodes, "--gpus-per-node", gpus, "--shared-folder", "--time", 60),
-            *("--python", STAND_IN, *options),
-        )
-        assert done.code == 0, done.err
-        job, run = re.match(r"job (\d+)", done.out)[1], run_file.parent / "runs" / "tiny"
-        return SimpleNamespace(id=job, run=run, log=run / "slurm" / f"job-{job}.log", told=done.out)
+    run_file.with_name("play.sh").write_text(play)
+    command = ["submit", run_file, "--nodes", nodes, "--gpus-per-node", gpus, "--shared-folder", "--time", 60]
+    command += ["--python", STAND_IN, *options]
+    done = CliRunner().invoke(app, [str(part) for part in command], env=cluster.environment)
+    assert done.exit_code == 0, done.output
+    job, run = re.match(r"job (\d+)", done.stdout)[1], run_file.parent / "runs" / "tiny"
+    return SimpleNamespace(id=job, run=run, log=run / "slurm" / f"job-{job}.log", told=done.stdout)
+
+
+@pytest.fixture
+def submit(cluster, run_file):
+    """submit(play, *options) -> see submit_job; cancelled after the test."""
+    jobs = []
+
+    def call(play: str, *options, **counts) -> SimpleNamespace:
+        jobs.append(submit_job(cluster, run_file, play, *options, **counts))
+        return jobs[-1]
 
     yield call
-    cluster("scancel", "--user=root", check=False)
-
-
-@pytest.fixture(scope="session")
-def python() -> str:
-    return sys.executable
+    for job in jobs:
+        cluster("scancel", job.id, check=False)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import re
 import sys
-import time
 
 import pytest
 
 from scripts.mini_slurm import until
 from tests.chat_models import write_questions
 from tests.cli.run_verb import write_config
+from tests.launch.conftest import submit_job, write_run
 
+SERVER = f"{sys.executable} -m http.server {{port}} --directory {{here}}"
 FINISHES = "train() { say 0 finished; }"
 # each attempt gets one checkpoint further, and waits to be told to stop
 STOPS_ONCE = """
@@ -20,105 +21,179 @@ train() {
     [[ $attempt == 0 ]] || { say 0 finished; return; }
     trap 'checkpoint 7; say 75 interrupted "after step 7"; exit 75' USR1 TERM
     touch "$run/here-$SLURM_PROCID"
-    for _ in {1..600}; do sleep 0.1; done
+    for _ in {1..3000}; do sleep 0.1; done
 }
 """
-TRAINS = "train() { touch $run/here-$SLURM_PROCID; sleep 300 & wait $!; }"
+TRAINS = "train() { touch $run/here-$SLURM_PROCID; sleep 600 & wait $!; }"
+REFUSES_THE_FIRST_NODE = """
+doctor() {
+    bad=$(head -1 "$(dirname "$MEGATRON_GOPD_OUTCOME")/nodes")
+    ((attempt)) || [[ $SLURMD_NODENAME != "$bad" ]] || { echo "$bad" >"${@: -1}"; say 2 error 'no GPU'; }
+}
+train() { say 0 finished; }
+"""
+STOPS_THE_FIRST_OF_A_CHAIN = """
+train() {
+    checkpoint "$SLURM_JOB_ID"
+    if [[ -e $run/once ]]; then say 0 finished; else touch "$run/once"; say 75 interrupted; fi
+}
+"""
+NEVER_HEALTHY = ["--serve", "sleep {port}", "--serve-deadline", 3, "--serve-nodes", 1, "--max-requeues", 0]
+# jobs that need nothing of their tests: they wait for SLURM beside each other
+ALONE = {
+    "finishes": (FINISHES, []),
+    "fails": ("train() { say 1 failed 'a bug'; }", []),
+    # whichever rank meets it; the others leave the last word to it
+    "mistake": ("train() { ((SLURM_PROCID)) || sleep 60; echo 'error: no such key'; say 2 error 'no such key'; }", []),
+    "flaky": ("train() { checkpoint $((attempt + 1)); say 1 failed 'a flaky node'; }", ["--max-requeues", 1]),
+    "refused": (REFUSES_THE_FIRST_NODE, []),
+    "chain": (STOPS_THE_FIRST_OF_A_CHAIN, ["--chain", 2]),
+    "sweep": ('train() { echo "$@"; say 0 finished; }', ["--sweep", "optimizer.lr=1e-5,2e-5"]),
+    "unhealthy": (FINISHES, NEVER_HEALTHY),
+}
+ON_ONE_NODE = ("chain", "sweep", "unhealthy")
 
 
-def test_a_run_that_finishes(cluster, submit):
-    job = submit(FINISHES)
-    assert cluster.wait(job.id)["JobState"] == "COMPLETED"
-    assert "finished" in job.log.read_text()
+@pytest.fixture(scope="module")
+def alone(cluster, tmp_path_factory):
+    """{name: job} of ALONE, all submitted."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REAL_PYTHON", sys.executable)
+        jobs = {}
+        for name, (play, options) in ALONE.items():
+            run_file, nodes = write_run(tmp_path_factory.mktemp(name)), 1 if name in ON_ONE_NODE else 2
+            jobs[name] = submit_job(cluster, run_file, play, "--export", "REAL_PYTHON", *options, nodes=nodes)
+    yield jobs
+    for job in jobs.values():
+        cluster("scancel", job.id, check=False)
+
+
+@pytest.fixture
+def begun(submit):
+    """begun(play, ...) -> a job whose last rank has begun to train."""
+
+    def call(play: str, *options, nodes: int = 2, **counts):
+        job = submit(play, *options, nodes=nodes, **counts)
+        assert until((job.run / f"here-{nodes - 1}").exists, 240), job.log.read_text()
+        return job
+
+    return call
+
+
+def test_a_run_that_finishes(cluster, alone):
+    assert cluster.wait(alone["finishes"].id)["JobState"] == "COMPLETED"
+    assert "finished" in alone["finishes"].log.read_text()
 
 
 def test_every_component_node_and_rank_has_its_log(cluster, submit):
     job = submit("doctor() { echo well; }; train() { echo rank $SLURM_PROCID; say 0 finished; }", gpus=2)
     cluster.wait(job.id)
+    first, second = (job.run / "slurm" / "latest" / "nodes").read_text().split()
     logs = {path.name for path in (job.run / "slurm" / "latest").glob("*.log")}
-    trainers = {f"trainer-node{node}-rank-{2 * node - 2 + local}.log" for node in (1, 2) for local in (0, 1)}
-    assert logs == trainers | {"doctor-node1.log", "doctor-node2.log"}
-    assert (job.run / "slurm" / "latest" / "trainer-node2-rank-3.log").read_text() == "rank 3\n"
+    trainers = {
+        f"trainer-{node}-rank-{2 * i + local}.log" for i, node in enumerate((first, second)) for local in (0, 1)
+    }
+    assert logs == trainers | {f"doctor-{first}.log", f"doctor-{second}.log"}
+    assert (job.run / "slurm" / "latest" / f"trainer-{second}-rank-3.log").read_text() == "rank 3\n"
     assert (job.run / "slurm" / "latest").readlink().as_posix() == f"job-{job.id}/attempt-0"
 
 
-def test_the_time_limits_signal_stops_saves_requeues_and_goes_on(cluster, submit):
-    job = submit(STOPS_ONCE)
-    until(lambda: (job.run / "here-1").exists(), 60)
+def test_the_time_limits_signal_stops_saves_requeues_and_goes_on(cluster, begun):
+    job = begun(STOPS_ONCE)
     cluster("scancel", "--batch", "--signal=USR1", job.id)  # what --signal=B:USR1 does
     ended = cluster.wait(job.id)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
     assert "stopped after a checkpoint; requeued" in job.log.read_text()
 
 
-def test_preemption_requeues_and_goes_on(cluster, submit):
-    job = submit(STOPS_ONCE, nodes=3)
-    until(lambda: (job.run / "here-2").exists(), 60)
-    cluster("sbatch", "-p", "urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1")
-    ended = cluster.wait(job.id)
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
-
-
-def test_a_stop_file_stops_and_does_not_requeue(cluster, submit):
-    job = submit(STOPS_ONCE)
-    until(lambda: (job.run / "here-1").exists(), 60)
+def test_a_stop_file_stops_and_does_not_requeue(cluster, begun):
+    job = begun(STOPS_ONCE)
     (job.run / "slurm" / "stop").touch()
     ended = cluster.wait(job.id)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "0")
     assert json.loads((job.run / "slurm" / "latest" / "outcome.json").read_text())["exit_code"] == 75
 
 
-def test_a_cancelled_job_is_not_requeued(cluster, submit):
-    job = submit(TRAINS)
-    until(lambda: (job.run / "here-1").exists(), 60)
+def test_a_cancelled_job_is_not_requeued(cluster, begun):
+    job = begun(TRAINS)
     cluster("scancel", job.id)
     ended = cluster.wait(job.id)
     assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0")
 
 
-def test_a_users_mistake_ends_the_job(cluster, submit):
-    job = submit("train() { echo 'error: no such key'; say 2 error 'no such key'; }")
-    ended = cluster.wait(job.id)
+def test_a_server_that_dies_ends_the_trainer(cluster, begun, tmp_path, monkeypatch):
+    (tmp_path / "health").touch()
+    monkeypatch.setenv("REAL_PYTHON", sys.executable)
+    until_told = f"{SERVER.format(here=tmp_path, port='{port}')} & while [ ! -e {tmp_path}/die ]; do sleep 0.1; done"
+    options = ["--serve", f"bash -c '{until_told}; kill $!'", "--serve-nodes", 1, "--max-requeues", 0]
+    job = begun(TRAINS, "--export", "REAL_PYTHON", *options, nodes=1)
+    (tmp_path / "die").touch()
+    assert cluster.wait(job.id)["JobState"] == "FAILED"  # long before the trainer would end by itself
+    assert "a server has ended" in job.log.read_text()
+
+
+def test_a_users_mistake_ends_the_job(cluster, alone):
+    ended = cluster.wait(alone["mistake"].id)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0")
-    assert "error: no such key" in job.log.read_text()
+    assert "error: no such key" in alone["mistake"].log.read_text()
 
 
-def test_failures_without_progress_end_after_three_attempts(cluster, submit):
-    job = submit("train() { say 1 failed 'a bug'; }")
-    ended = cluster.wait(job.id)
+def test_failures_without_progress_end_after_three_attempts(cluster, alone):
+    ended = cluster.wait(alone["fails"].id)
     assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "2")
-    assert "three attempts in a row have written no checkpoint" in job.log.read_text()
+    assert "three attempts in a row have written no checkpoint" in alone["fails"].log.read_text()
 
 
-def test_requeues_are_capped(cluster, submit):
-    job = submit("train() { checkpoint $((attempt + 1)); say 1 failed 'a flaky node'; }", "--max-requeues", 1)
-    ended = cluster.wait(job.id)
+def test_requeues_are_capped(cluster, alone):
+    ended = cluster.wait(alone["flaky"].id)
     assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "1")
-    assert "1 requeues are allowed" in job.log.read_text()
+    assert "1 requeues are allowed" in alone["flaky"].log.read_text()
 
 
-def test_a_node_that_fails_the_pre_flight_is_excluded(cluster, submit):
-    play = """
-    doctor() { [[ $SLURMD_NODENAME != node1 ]] || { echo node1 >"${@: -1}"; say 2 error 'no GPU'; }; }
-    train() { say 0 finished; }
-    """
-    job = submit(play)
-    ended = cluster.wait(job.id)
+def test_a_node_that_fails_the_pre_flight_is_excluded(cluster, alone):
+    ended = cluster.wait(alone["refused"].id)
     assert ended["JobState"] == "COMPLETED"
-    assert "node1" in ended["ExcNodeList"]
-    assert "the pre-flight refuses node1" in job.log.read_text()
+    refused = re.search(r"the pre-flight refuses (node\d)", alone["refused"].log.read_text())
+    assert refused[1] in ended["ExcNodeList"]
 
 
-def test_a_node_that_crashes_brings_the_job_to_other_nodes(cluster, submit):
-    job = submit(
-        "train() { [[ $attempt != 0 ]] && { say 0 finished; return; }; touch $run/here-$SLURM_PROCID; sleep 300; }"
-    )
-    until(lambda: (job.run / "here-1").exists(), 60)
-    cluster.kill_node("node2")
+def test_a_chain_runs_one_after_the_other(cluster, alone):
+    job = alone["chain"]
+    second = re.search(rf"job {job.id}, and after it (\d+)", job.told)[1]
+    assert cluster.wait(job.id)["JobState"] == cluster.wait(second)["JobState"] == "COMPLETED"
+    assert "the next job of the chain goes on" in job.log.read_text()
+
+
+def test_a_sweep_is_an_array_with_a_run_a_value(cluster, alone):
+    job = alone["sweep"]
+    for task, value in enumerate(("1e-5", "2e-5")):
+        assert cluster.wait(f"{job.id}_{task}")["JobState"] == "COMPLETED"
+        (log,) = job.run.with_name(f"tiny-lr{value}").glob("slurm/latest/trainer-node*-rank-0.log")
+        assert f"optimizer.lr={value} run.name=tiny-lr{value}" in log.read_text()
+
+
+def test_a_server_that_is_never_healthy_ends_the_job(cluster, alone):
+    assert cluster.wait(alone["unhealthy"].id)["JobState"] == "FAILED"
+    assert "0 of 1 servers were healthy" in alone["unhealthy"].log.read_text()
+
+
+def test_preemption_requeues_and_goes_on(cluster, begun):
+    job = begun(STOPS_ONCE, nodes=3)
+    cluster("sbatch", "-p", "urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1")
     ended = cluster.wait(job.id)
-    cluster.revive("node2")
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
-    assert "node2" not in (job.run / "slurm" / "latest" / "nodes").read_text()
+
+
+def test_a_node_that_crashes_brings_the_job_to_other_nodes(cluster, begun):
+    job = begun(
+        "train() { [[ $attempt != 0 ]] && { say 0 finished; return; }; touch $run/here-$SLURM_PROCID; sleep 600; }"
+    )
+    crashed = (job.run / "slurm" / "latest" / "nodes").read_text().split()[1]
+    cluster.kill_node(crashed)
+    ended = cluster.wait(job.id)
+    cluster.revive(crashed)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
+    assert crashed not in (job.run / "slurm" / "latest" / "nodes").read_text()
 
 
 @pytest.mark.timeout(900)  # two imports of everything on each node, on a machine that may be busy
@@ -132,30 +207,6 @@ def test_a_real_run_on_two_nodes(cluster, submit, chat_models, tmp_path, run_fil
     assert "ok   all-reduce  node1,node2: gloo, 2 nodes" in report
 
 
-def test_a_chain_runs_one_after_the_other(cluster, submit):
-    play = """
-    train() {
-        checkpoint "$SLURM_JOB_ID"
-        if [[ -e $run/once ]]; then say 0 finished; else touch "$run/once"; say 75 interrupted; fi
-    }
-    """
-    job = submit(play, "--chain", 2, nodes=1)
-    second = str(int(job.id) + 1)
-    assert f"job {job.id}, and after it {second}" in job.told
-    assert cluster.wait(job.id)["JobState"] == cluster.wait(second)["JobState"] == "COMPLETED"
-    assert "the next job of the chain goes on" in job.log.read_text()
-
-
-def test_a_sweep_is_an_array_with_a_run_a_value(cluster, submit):
-    job = submit('train() { echo "$@"; say 0 finished; }', "--sweep", "optimizer.lr=1e-5,2e-5", nodes=1)
-    for task, value in enumerate(("1e-5", "2e-5")):
-        assert cluster.wait(f"{job.id}_{task}")["JobState"] == "COMPLETED"
-        run = job.run.with_name(f"tiny-lr{value}")
-        said = (run / "slurm" / "latest" / "trainer-node1-rank-0.log").read_text()
-        assert f"optimizer.lr={value} run.name=tiny-lr{value}" in said or cluster.job(f"{job.id}_{task}")
-
-
-SERVER = f"{sys.executable} -m http.server {{port}} --directory {{here}}"
 PLACEMENTS = {
     # options, who serves, GPUs of the first server, of the first rank
     "split": (["--serve-gpus-per-node", 1], ["node1", "node2"], "0", "1"),
@@ -183,27 +234,6 @@ def test_servers_are_placed_announced_and_ended(cluster, submit, tmp_path, monke
     assert f"{serving[0]}, GPUs {served_gpus}: " in (latest / f"server-{serving[0]}.log").read_text()
 
 
-def test_a_server_that_dies_ends_the_trainer(cluster, submit, tmp_path, monkeypatch):
-    (tmp_path / "health").touch()
-    monkeypatch.setenv("REAL_PYTHON", sys.executable)
-    server = f"timeout 8 {SERVER.format(here=tmp_path, port='{port}')}"
-    options = ["--serve", server, "--export", "REAL_PYTHON", "--serve-nodes", 1, "--max-requeues", 0]
-    started = time.monotonic()
-    job = submit("train() { sleep 300; }", *options, nodes=1)
-    ended = cluster.wait(job.id)
-    assert ended["JobState"] == "FAILED"
-    assert "a server has ended" in job.log.read_text()
-    assert time.monotonic() - started < 120
-
-
-def test_a_server_that_is_never_healthy_ends_the_job(cluster, submit, monkeypatch):
-    monkeypatch.setenv("REAL_PYTHON", sys.executable)
-    options = ["--serve", "sleep {port}", "--serve-deadline", 3, "--export", "REAL_PYTHON", "--max-requeues", 0]
-    job = submit(FINISHES, *options, "--serve-nodes", 1, nodes=1)
-    assert cluster.wait(job.id)["JobState"] == "FAILED"
-    assert "0 of 1 servers were healthy" in job.log.read_text()
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -217,12 +247,13 @@ def test_a_server_that_is_never_healthy_ends_the_job(cluster, submit, monkeypatc
 )
 def test_what_the_cluster_cannot_do_is_refused(cluster, invoke, monkeypatch, run_file, options, said):
     monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+    before = set(cluster("squeue", "-h", "-o", "%i").split())
     given = {"--nodes": 2, "--gpus-per-node": 1} | dict(zip(options[::2], options[1::2], strict=True))
     done = invoke("submit", run_file, *(part for pair in given.items() for part in pair), "--shared-folder")
     assert (done.code, done.out) == (2, "")
     assert said in done.err
     assert not (run_file.parent / "runs").exists()
-    assert not cluster("squeue", "-h")
+    assert set(cluster("squeue", "-h", "-o", "%i").split()) <= before
 
 
 def test_a_folder_of_this_machine_alone_is_refused(cluster, invoke, monkeypatch, run_file):

@@ -92,3 +92,21 @@ def test_a_step_makes_a_token_of_positive_advantage_likelier(lambda_):
         (logprob * result.dloss_dlogprobs).sum().backward()
         moved = (theta - 1e-3 * theta.grad).detach().log_softmax(0)[token] - law[token]
         assert moved * result.metrics["advantage"].item() > 0
+
+
+def test_a_clamp_bounds_the_term_of_lambda_minus_1_alone(logprobs, rows):
+    beyond = rows.teacher_logprobs - rows.reference_logprobs
+    assert beyond.abs().max() > 0.4 > beyond.abs().min()
+    gain = gopd_loss(2.0, None, clamp=0.4)(logprobs, None, rows).metrics["advantage"]
+    expected = (rows.teacher_logprobs - logprobs) + beyond.clamp(-0.4, 0.4)
+    torch.testing.assert_close(gain, expected, rtol=0, atol=1e-15)
+
+
+def test_a_reward_adds_its_weight_times_the_outcome(logprobs, rows):
+    rows.outcome = torch.tensor([0.5] * 2 + [-1.0] * 4 + [0.5] * 3, dtype=torch.float64)
+    plain, mixed = (gopd_loss(1.25, 5.0, reward_weight=weight)(logprobs, None, rows) for weight in (0.0, 0.3))
+    added = mixed.metrics["advantage"] - plain.metrics["advantage"]
+    torch.testing.assert_close(added, 0.3 * rows.outcome, rtol=0, atol=1e-15)
+    correction = mixed.metrics["rollout_correction"]
+    expected = plain.dloss_dlogprobs - rows.weights * correction * 0.3 * rows.outcome
+    torch.testing.assert_close(mixed.dloss_dlogprobs, expected, rtol=0, atol=1e-15)

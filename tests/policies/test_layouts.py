@@ -18,7 +18,7 @@ LAYOUTS = {
     DENSE: ["cp=2", "ranks=1-1"],
 }
 BUDGET = 400
-SGD = {"type": "sgd", "lr": 1e-2, "clip_grad": 1.0}
+SGD = {"type": "sgd", "lr": 1.0, "clip_grad": 1.0}  # a step is the clipped gradient itself
 ADAM = {"type": "adam", "lr": 1e-3, "eps": 1e-5, "clip_grad": 1.0}
 PAIRS = [(name, layout) for name, layouts in LAYOUTS.items() for layout in layouts]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 
 import httpx
@@ -14,8 +12,8 @@ from megatron_gopd.config import schema
 from megatron_gopd.data.packing import Row
 from megatron_gopd.errors import UserError
 from tests.chat_models import prompt_tokens
-from tests.ranks import ROOT
-from tests.servers.real_server import healthy, load, wait_for
+from tests.ranks import environment_of_ranks
+from tests.servers.real_server import START_S, healthy, load, wait_for
 from tests.servers.test_client import logprobs_of
 from tests.tiny_models import load_plain
 
@@ -29,22 +27,22 @@ def plain(chat_models):
 
 
 @pytest.fixture(scope="module")
-def our_scorer(chat_models):
+def our_scorer(chat_models, tmp_path_factory):
     """megatron-gopd serve-scorer of the Llama teacher on two tensor-parallel ranks."""
-    from megatron_gopd.servers.process import free_port
+    from megatron_gopd.servers.process import ServerProcess, free_port
 
     port = free_port()
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
     verb = ["--nproc-per-node", "2", "-m", "megatron_gopd", "serve-scorer", "--model", str(chat_models["teacher"])]
     options = ["--layout", "tp=2", "--dtype", "float32", "--port", str(port)]
-    environment = os.environ | {"MEGATRON_GOPD_TOKEN": TOKEN, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([*launcher, *verb, *options], env=environment | {"GLOO_SOCKET_IFNAME": "lo"})
+    environment = environment_of_ranks() | {"MEGATRON_GOPD_TOKEN": TOKEN}
+    log = tmp_path_factory.mktemp("scorer") / "log"
+    process = ServerProcess([*launcher, *verb, *options], environment, log)
     try:
-        wait_for(lambda: process.poll() is None and healthy(f"http://127.0.0.1:{port}"), 120)
+        wait_for(lambda: healthy(f"http://127.0.0.1:{port}"), START_S, process)
         yield f"http://127.0.0.1:{port}"
     finally:
-        process.terminate()
-        process.wait(30)
+        process.stop()
 
 
 @pytest.fixture

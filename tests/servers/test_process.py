@@ -26,7 +26,7 @@ def gone(pid: int) -> bool:
 
 
 def grandchild(log: Path) -> int:
-    wait_for(lambda: log.exists() and log.read_text().endswith("\n"), 30)
+    wait_for(lambda: log.exists() and log.read_text().endswith("\n"), 120)
     return int(log.read_text().split()[-1])
 
 
@@ -35,7 +35,7 @@ def test_stop_ends_every_process(tmp_path, ending):
     process = ServerProcess([sys.executable, "-c", GRANDCHILD + ending], os.environ, tmp_path / "log")
     pid = grandchild(tmp_path / "log")
     process.stop()
-    wait_for(lambda: gone(pid), 10)
+    wait_for(lambda: gone(pid), 60)
 
 
 def test_a_starter_that_is_killed_takes_the_server_along(tmp_path):
@@ -49,14 +49,14 @@ def test_a_starter_that_is_killed_takes_the_server_along(tmp_path):
     pid = grandchild(tmp_path / "log")
     started.send_signal(signal.SIGKILL)
     started.wait()
-    wait_for(lambda: gone(pid), 10)
+    wait_for(lambda: gone(pid), 60)
 
 
 def test_the_end_of_the_log_is_shown(tmp_path):
     process = ServerProcess(
         [sys.executable, "-c", "print('no such model'); raise SystemExit(4)"], os.environ, tmp_path / "log"
     )
-    wait_for(lambda: process.exit_code is not None, 30)
+    wait_for(lambda: process.exit_code is not None, 120)
     assert process.exit_code == 4
     assert process.last_words().endswith("no such model")
     process.stop()

@@ -33,6 +33,12 @@ def two_teachers(
     } | sections
 
 
+def own_reward(folder: Path) -> str:
+    """FILE.py:FUNCTION of a reward that tells random responses apart."""
+    (folder / "own.py").write_text("def odd(response, label, **row):\n    return len(response) % 3 / 2\n")
+    return f"{folder / 'own.py'}:odd"
+
+
 def metrics_of(path: Path) -> list[dict]:
     """The rows of a metrics.jsonl without what a clock says."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -63,8 +69,8 @@ def distill_and_resume(cases: dict[str, tuple[dict, dict]], folder: Path) -> Non
 
 
 def distill_all(trees: list[dict]) -> None:
-    """One run after another, on all ranks."""
-    from megatron_gopd.training.distill import distill
+    """One run after another, of any algorithm, on all ranks."""
+    from megatron_gopd.training.train import train
 
     for tree in trees:
-        distill(Config.model_validate(tree))
+        train(Config.model_validate(tree))

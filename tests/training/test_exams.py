@@ -25,7 +25,7 @@ def benchmarks(tmp_path_factory):
 def run(make_config, distill, benchmarks, tmp_path_factory):
     held_out = write_questions(tmp_path_factory.mktemp("held") / "out.jsonl", 2, opd_teacher="strong")
     asked = {"every": 2, "prompts": str(held_out), "limit": 2, "max_response_tokens": 4, "suites": ["aime25"]}
-    asked |= {"benchmarks": str(benchmarks), "suite_samples": 2, "suite_max_response_tokens": 4}
+    asked |= {"benchmarks": str(benchmarks), "suite_samples": 2, "suite_max_response_tokens": 4, "teachers": True}
     config: Config = make_config("exams", evaluation=asked)
     config.run.steps = 3
     distill(config)
@@ -46,6 +46,11 @@ def test_answers_and_summaries_lie_in_the_runs_folder(run):
         assert (summary["step"], summary["suites"][0]["accuracy"]["items"]) == (step, 3)
         assert len((run / "evaluation" / when / "aime25.jsonl").read_text().splitlines()) == 6
         assert (run / "evaluation" / f"{when}.json").exists()
+
+
+def test_teachers_answer_too(run):
+    for teacher in ("short", "strong"):
+        assert len((run / "evaluation" / "teachers" / teacher / "aime25.jsonl").read_text().splitlines()) == 6
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from megatron_gopd.config import Config
 from tests.chat_models import save_chat_model
 from tests.ranks import on_ranks
 from tests.tiny_models import EXPERTS
-from tests.training.runs_on_ranks import TEACHERS, distill_all, metrics_of, two_teachers
+from tests.training.runs_on_ranks import TEACHERS, distill_all, metrics_of, own_reward, two_teachers
 
 LAYOUTS = {
     "dp": {},
@@ -19,6 +19,7 @@ LAYOUTS = {
     "pp": {"pp": 2},
     "cp": {"cp": 2},
     "first": {"ranks": [0, 0]},
+    "apart": {"ranks": [0, 0]},  # and the teachers on the other rank
 }
 
 
@@ -26,9 +27,19 @@ LAYOUTS = {
 def two_ranks(chat_models, questions, tmp_path_factory) -> Path:
     """The folder of one run for each layout."""
     folder = tmp_path_factory.mktemp("two-ranks")
-    trees = [two_teachers(chat_models, questions, folder, name, layout) for name, layout in LAYOUTS.items()]
-    on_ranks(2, distill_all, trees=trees)
+    trees = {name: two_teachers(chat_models, questions, folder, name, layout) for name, layout in LAYOUTS.items()}
+    for teacher in trees["apart"]["teachers"].values():
+        teacher["layout"] = {"ranks": [1, 1]}
+    on_ranks(2, distill_all, trees=[*trees.values(), grpo(chat_models, questions, folder, {"tp": 2})])
     return folder
+
+
+def grpo(chat_models, questions, folder: Path, layout: dict) -> dict:
+    """Two mini-batches a step, rewards by a function, a KL to the reference."""
+    tree = two_teachers(chat_models, questions, folder, "grpo", layout, teachers={}, rewards=own_reward(folder))
+    tree["algorithm"] = {"type": "grpo", "mini_batches": 2, "kl_coefficient": 0.1}
+    tree["rollout"] |= {"samples_per_prompt": 2}
+    return tree
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +55,13 @@ def test_two_ranks_follow_one(two_ranks, alone, layout):
     assert len(rows) == len(alone)
     for row, expected in zip(rows, alone, strict=True):
         assert row == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_grpo_on_two_ranks_follows_one(two_ranks, chat_models, questions, distill, tmp_path):
+    distill(Config.model_validate(grpo(chat_models, questions, tmp_path, {})))
+    rows, alone = (metrics_of(folder / "grpo" / "metrics.jsonl") for folder in (two_ranks, tmp_path))
+    for row, expected in zip(rows, alone, strict=True):
+        assert row == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -150,7 +150,7 @@ def test_a_disk_that_is_full_ends_the_run_and_leaves_the_earlier_checkpoint(whol
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(again))
     command = [sys.executable, "-m", "megatron_gopd", "train", str(tmp_path / "again.yaml")]
     limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (200_000, 200_000))
-    ended = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, timeout=120)
+    ended = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, timeout=240)
     assert ended.returncode == 2
     assert "error: the checkpoint of step 4 could not be written to" in ended.stderr
     assert "MiB are free there" in ended.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -82,3 +83,27 @@ def test_without_servers_the_run_stops_with_a_checkpoint_and_goes_on_later(tree,
     distill(Config.model_validate(given))
     assert [row["step"] for row in rows(given)] == [1, 2, 3]
     proxy.close()
+
+
+def test_sft_learns_what_servers_of_the_teacher_write(tree, distill, chat_models, sglang_server, tmp_path, one_rank):
+    from megatron_gopd.rollout import SGLangEngine
+    from tests.rollout.test_sglang import exports
+    from tests.servers.test_client import logprobs_of
+    from tests.tiny_models import load_plain
+
+    given = tree()
+    engine = SGLangEngine(Config.model_validate(given))
+    engine.start(exports(load_plain(chat_models["student"])), tmp_path)  # the server holds what another test left
+    engine.close()
+    served = {"engine": "sglang", "server": {"urls": [sglang_server]}, "dtype": "float32"}
+    given["teachers"] = {"one": {"model": str(chat_models["student"])} | served}
+    given["student"]["model"] = str(chat_models["other"])
+    given |= {"algorithm": {"type": "sft"}}
+    job = distill(Config.model_validate(given))
+    assert [row["step"] for row in rows(given)] == [1, 2, 3]
+    with job.serving(tmp_path):
+        batch = [each for chunk in job.source.generate(job.loader.prompts, 1) for each in chunk]
+    teacher = load_plain(chat_models["student"])
+    for each in batch:
+        expected = logprobs_of(teacher, each.prompt.student_tokens, each.response_tokens)
+        np.testing.assert_allclose(each.behaviour_logprobs, expected, rtol=0, atol=2e-5)

@@ -1,0 +1,41 @@
+"""The report on a study: runs and evaluations in, the paper's tables, figures and claims out. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_gopd.errors import UserError
+from megatron_gopd.evaluation.study.claims import findings
+from megatron_gopd.evaluation.study.figures import figures
+from megatron_gopd.evaluation.study.page import PAGE, TEXT, Report
+from megatron_gopd.evaluation.study.settings import Study
+from megatron_gopd.evaluation.study.tables import tables
+from megatron_gopd.evaluation.study.verdicts import Finding
+from megatron_gopd.runs import atomic_folder, print_table
+
+
+def report(paths: Sequence[Path], output: Path) -> list[Finding]:
+    """Write the report on the runs and evaluations in `paths` to the folder `output`, which a report may be in already.
+
+    Returns:
+        what the runs say of each of the paper's claims.
+
+    Raises:
+        UserError: a path that holds no run and no evaluation, a damaged file, an output that holds something else.
+    """
+    _refuse_other_things(output)
+    study = Study(paths)
+    whole = Report(study, findings(study), tables(study), figures(study))
+    with atomic_folder(output) as folder:
+        whole.write(folder)
+    print_table(
+        "The paper's claims, asked of these runs", ["claim", ""], [(f.claim.text, f.verdict) for f in whole.findings]
+    )
+    print(f"{output / PAGE}, {output / TEXT}")
+    return whole.findings
+
+
+def _refuse_other_things(output: Path) -> None:
+    if output.is_file() or (output.is_dir() and any(output.iterdir()) and not (output / PAGE).exists()):
+        raise UserError(f"--output {output} holds something else than a report; name a new or an empty folder")
