@@ -119,8 +119,12 @@ def main() -> int:
         for row in published["decoding"]:
             if not row.get("fit"):
                 folder = folder_of(row["model"], published["models"], Path(scratch))
-                what = f"decode {row['model']}, batch {row['batch']:.0f}, {row['output']} out, {row['tp']} x {row['chip']}"
-                table.append((what, row["source"], "tok/s", row["tokens_per_s"], decoded(row, folder), TIME, row.get("why")))
+                what = (
+                    f"decode {row['model']}, batch {row['batch']:.0f}, {row['output']} out, {row['tp']} x {row['chip']}"
+                )
+                table.append(
+                    (what, row["source"], "tok/s", row["tokens_per_s"], decoded(row, folder), TIME, row.get("why"))
+                )
     if "--dump" in sys.argv:
         Path(sys.argv[sys.argv.index("--dump") + 1]).write_bytes(pickle.dumps(found))
     return report(table)
@@ -137,7 +141,9 @@ def report(table: list[tuple]) -> int:
         verdict = "" if within else f"miss: {why}" if why else "MISS"
         print(f"| {what} | {source} | {unit} | {published:.4g} | {planned:.4g} | {off:+.0%} | {verdict} |")
     explained = sum(abs(row[4] / row[3] - 1) > row[5] for row in table) - missed
-    print(f"plan: {len(table)} published rows, {explained} explained misses, {missed} others: {'MISSED' if missed else 'holds'}")
+    print(
+        f"plan: {len(table)} published rows, {explained} explained misses, {missed} others: {'MISSED' if missed else 'holds'}"
+    )
     return int(missed > 0)
 
 

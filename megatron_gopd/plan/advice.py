@@ -12,7 +12,11 @@ def advice(config: Config, phase: Phase, on: OnRank, where: Placement, usable: f
     """Changes that lower the peak of `phase`, the largest gain first."""
     gains = _changes(config, phase, on, where)
     excess = phase.bytes - usable
-    told = [f"{'enough: ' if gain >= excess else ''}{change} gains {gain / GIB:.1f} GiB" for change, gain in gains if gain > 0]
+    told = [
+        f"{'enough: ' if gain >= excess else ''}{change} gains {gain / GIB:.1f} GiB"
+        for change, gain in gains
+        if gain > 0
+    ]
     return told or [f"more GPUs, or GPUs with {excess / GIB:.1f} GiB more"]
 
 

@@ -36,6 +36,7 @@ class Counts:
     collectives: Counter[Collective] = field(default_factory=Counter)
     sent_bytes: Counter[Collective] = field(default_factory=Counter)  # the larger side, this rank's input or output
     peak_bytes: float = 0.0  # allocated at once, beyond what was held when the stretch began
+    kept_bytes: float = 0.0  # of which some is still held at its end
 
     @property
     def gemm_flops(self) -> float:

@@ -57,8 +57,12 @@ class Engine:
         return self.weight_bytes - experts * (1 - drawn)
 
     def prefill_seconds(self, tokens: float, machine: Machine) -> float:
-        return 2 * active_parameters(self.architecture) * tokens / self.tp / (
-            machine.chip.bf16_flops * machine.reached.gemm
+        return (
+            2
+            * active_parameters(self.architecture)
+            * tokens
+            / self.tp
+            / (machine.chip.bf16_flops * machine.reached.gemm)
         )
 
     def seconds(self, work: Workload, at_a_time: int, machine: Machine) -> float:

@@ -74,7 +74,9 @@ def held_by(student: Student) -> Held | None:
     for part in _parts(student._optimizer):
         inner = [param for group in part.optimizer.param_groups for param in group["params"]]
         moments += 2 * sum(param.nbytes for param in inner) if student.config.optimizer.type == "adam" else 0
-    states = {id(value) for part in _parts(student._optimizer) for s in part.optimizer.state.values() for value in s.values()}
+    states = {
+        id(value) for part in _parts(student._optimizer) for s in part.optimizer.state.values() for value in s.values()
+    }
     masters = sum(t.nbytes for t in optimizer_tensors(student._optimizer) if id(t) not in states)
     buffers = [*student._wrapped.buffers, *student._wrapped.expert_parallel_buffers]
     return Held(*_weights(student.model), sum(buffer.grad_data.nbytes for buffer in buffers), masters, moments)
@@ -169,5 +171,3 @@ def sample_ranks(roles: list[Role], world: int) -> list[int]:
     for role in roles:
         ranks |= {first_rank(role, world, stage) for stage in range(role.settings.layout.pp)}
     return sorted(ranks)
-
-

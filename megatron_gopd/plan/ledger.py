@@ -37,9 +37,8 @@ class Ledger(TorchDispatchMode):
         try:
             yield self._counts
         finally:
-            highest = self._base + self._counts.peak_bytes - base
+            self._counts.kept_bytes += self.live_bytes - self._base
             self._counts, self._base = outer, base
-            outer.peak_bytes = max(outer.peak_bytes, highest)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))

@@ -35,7 +35,9 @@ class OnRank:
     stages: dict[str, Stage | None]
 
 
-def phases(config: Config, roles: list[Role], on: OnRank, where: Placement, work: Workload, machine: Machine) -> list[Phase]:
+def phases(
+    config: Config, roles: list[Role], on: OnRank, where: Placement, work: Workload, machine: Machine
+) -> list[Phase]:
     """rollout, score, update and sync of one rank.
 
     Offloaded optimizer state still lies on the GPU before the first step, its moments not; gradients too.
@@ -60,7 +62,8 @@ def phases(config: Config, roles: list[Role], on: OnRank, where: Placement, work
     optimizer = student.masters + student.moments
     stepping = {"gradients": student.gradients, "optimizer": optimizer}
     learning = idle | {"activations": activations}
-    update = max((base | learning, base | stepping | {"activations": stage.step.peak_bytes if stage else 0.0}), key=_sum)
+    work_space = stage.step.peak_bytes - stage.step.kept_bytes if stage else 0.0  # it keeps the moments
+    update = max((base | learning, base | stepping | {"work space": work_space}), key=_sum)
     found.append(Phase("update", update))
     if where.kind != "none":
         a = where.engine.architecture
@@ -106,7 +109,9 @@ def cache_bytes(machine: Machine, where: Placement, others: float = 0.0) -> floa
     return min(static, machine.usable_bytes - others) - where.engine.weight_bytes
 
 
-def host_bytes(config: Config, roles: list[Role], on: OnRank, where: Placement, ranks_per_node: int) -> dict[str, float]:
+def host_bytes(
+    config: Config, roles: list[Role], on: OnRank, where: Placement, ranks_per_node: int
+) -> dict[str, float]:
     """Of one node: what its ranks offload, and weights on their way to servers."""
     student = on.held["student"] or Held(0, 0)
     moved = {"optimizer": (student.masters + student.moments) * ranks_per_node if config.student.offload else 0.0}

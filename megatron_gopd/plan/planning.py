@@ -54,7 +54,11 @@ class Plan:
 
     @property
     def tokens_per_second_per_gpu(self) -> float:
-        return self.work.tokens / self.time.step / (self.gpus + (self.where.server_gpus if self.where.kind == "disjoint" else 0))
+        return (
+            self.work.tokens
+            / self.time.step
+            / (self.gpus + (self.where.server_gpus if self.where.kind == "disjoint" else 0))
+        )
 
     @property
     def gpu_hours(self) -> float:
@@ -115,7 +119,21 @@ def assemble(
     host = memory.host_bytes(config, roles, ranks[0], where, ranks_per_node)
     time = step_time(config, roles, largest, stepped, where, work, machine, at_a_time)
     return Plan(
-        config, gpus, machine, where, work, roles, stepped, ranks, phases, fullest, cache_tokens, at_a_time, host, time, said
+        config,
+        gpus,
+        machine,
+        where,
+        work,
+        roles,
+        stepped,
+        ranks,
+        phases,
+        fullest,
+        cache_tokens,
+        at_a_time,
+        host,
+        time,
+        said,
     )
 
 

@@ -48,7 +48,10 @@ class Workload:
 
     def spread_over(self, replicas: int) -> Workload:
         """What each of several engines gets."""
-        return Workload(self.prompt_tokens, self.responses[np.linspace(0, self.sequences - 1, max(1, -(-self.sequences // replicas))).astype(int)])
+        return Workload(
+            self.prompt_tokens,
+            self.responses[np.linspace(0, self.sequences - 1, max(1, -(-self.sequences // replicas))).astype(int)],
+        )
 
     def micro_batches(self, replicas: int, budget: int, fraction: float = 1.0) -> list[np.ndarray]:
         """Row lengths of each micro-batch of the replica with most, packed as the job packs them.
