@@ -114,8 +114,8 @@ def _verdict(plan: Plan) -> str:
         lines += [f"- {change}" for change in plan.changes(phase)]
     if plan.cache_tokens is not None and plan.cache_tokens < plan.longest:
         lines.append(
-            f"A server cannot hold one sequence of {plan.longest:,} tokens: raise tp-size of rollout.sglang.options, or "
-            f"lower rollout.max_response_tokens."
+            f"A server cannot hold one sequence of {plan.longest:,} tokens: raise tp-size of rollout.sglang.options, "
+            f"or lower rollout.max_response_tokens."
         )
     return "\n".join(lines)
 
