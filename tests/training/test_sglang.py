@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import wait
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,22 @@ def tree(chat_models, questions, tmp_path, sglang_server):
     return make
 
 
+@pytest.fixture
+def sampled_before_updates(monkeypatch):
+    """No update overtakes a batch that is under way: a step trains when the servers are done with it."""
+    from megatron_gopd.policies.student import Student
+    from megatron_gopd.rollout import sglang
+
+    begun, make, update = [], sglang.Batch, Student.update
+
+    def waiting(*arguments):
+        wait([batch._task for batch in begun])
+        return update(*arguments)
+
+    monkeypatch.setattr(sglang, "Batch", lambda *arguments: begun.append(make(*arguments)) or begun[-1])
+    monkeypatch.setattr(Student, "update", waiting)
+
+
 def rows(tree) -> list[dict]:
     folder = Path(tree["run"]["folder"], tree["run"]["name"])
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -45,7 +62,7 @@ def test_the_engine_agrees_with_two_tensor_parallel_ranks(tree, tmp_path):
     assert {row["staleness"] for row in rows(given)} == {0.0}
 
 
-def test_one_step_off_the_policy_is_one_update_behind(tree, distill):
+def test_one_step_off_the_policy_is_one_update_behind(tree, distill, sampled_before_updates):
     given = tree(max_staleness=1)
     distill(Config.model_validate(given))
     assert [row["staleness"] for row in rows(given)] == [0.0, 1.0, 1.0]
@@ -61,7 +78,7 @@ def test_a_run_one_step_off_resumes_with_the_prompts_it_had_drawn_ahead(tree, di
     assert job.loader.state_dict()["epoch"] * 8 + job.loader.state_dict()["position"] == 4 * 8
 
 
-def test_a_disagreement_above_the_ceiling_names_the_worst_token(tree, distill):
+def test_a_disagreement_above_the_ceiling_names_the_worst_token(tree, distill, sampled_before_updates):
     given = tree(max_staleness=1, max_logprob_abs_diff=1e-4)
     with pytest.raises(UserError, match=r"disagree by .* on response token \d+ \('.*', id \d+\) of prompt 'train-\d'"):
         distill(Config.model_validate(given))
@@ -97,7 +114,7 @@ def test_sft_learns_what_servers_of_the_teacher_write(tree, distill, chat_models
     engine.start(exports(load_plain(chat_models["student"])), tmp_path)  # the server holds what another test left
     engine.close()
     served = {"engine": "sglang", "server": {"urls": [sglang_server]}, "dtype": "float32"}
-    given["teachers"] = {"one": {"model": str(chat_models["student"])} | served}
+    given["teachers"] = {name: {"model": str(chat_models["student"])} | served for name in ("short", "strong")}
     given["student"]["model"] = str(chat_models["other"])
     given |= {"algorithm": {"type": "sft"}}
     job = distill(Config.model_validate(given))
