@@ -11,6 +11,7 @@ import yaml
 
 from megatron_gopd.config import Config
 from megatron_gopd.errors import UserError
+from tests.chat_models import write_questions
 from tests.ranks import torchrun
 from tests.servers.real_server import Proxy
 from tests.training.runs_on_ranks import two_teachers
@@ -98,6 +99,7 @@ def test_sft_learns_what_servers_of_the_teacher_write(tree, distill, chat_models
     engine.close()
     served = {"engine": "sglang", "server": {"urls": [sglang_server]}, "dtype": "float32"}
     given["teachers"] = {"one": {"model": str(chat_models["student"])} | served}
+    given["data"]["train"] = str(write_questions(tmp_path / "train.jsonl", 8))
     given["student"]["model"] = str(chat_models["other"])
     given |= {"algorithm": {"type": "sft"}}
     job = distill(Config.model_validate(given))
