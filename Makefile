@@ -1,6 +1,6 @@
 # The verbs of this repository. Each installs what it needs into .venv first.
 .PHONY: help install install-triton quickstart miniature quickstart-smollm2 heal-pruned assets test test-all lint bench bench-convert bench-kernel \
-    bench-sandbox bench-sglang parity chaos-resume chaos-sglang chaos-slurm slurm kernel-report clean check-gpu-constraints
+    bench-sandbox bench-sglang bench-train parity chaos-resume chaos-sglang chaos-slurm slurm kernel-report clean check-gpu-constraints
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 SMOLLM2 := assets/SmolLM2-135M-Instruct
@@ -68,6 +68,10 @@ bench-sglang: install  ## the SGLang engine: agreement, weight updates, throughp
 bench-kernel: install  ## the LM-head kernel beside its peers, as ratios to one torch.mm (an hour; ARGS=--shapes=A)
 	@scripts/install_bench.sh
 	.venv-bench/bin/python scripts/bench_kernel.py $(ARGS)
+
+bench-train: install  ## a whole step beside one of TRL's distillation trainer, in turns: seconds a response token
+	@scripts/install_bench.sh
+	$(PY) scripts/bench_train.py
 
 bench-sandbox: install  ## HumanEval's own solutions graded in the sandbox: all right, and how many a second
 	$(PY) scripts/bench_sandbox.py $(ARGS)

@@ -295,6 +295,43 @@ def submit(
 
 
 @verb
+def plan(
+    config: Annotated[Path, typer.Argument(help="YAML file")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="all of them, of servers too")] = 8,
+    gpu: Annotated[str, typer.Option(help="a100, h100, h200 or b200")] = "h100",
+    nodes: Annotated[int | None, typer.Option(min=1, help="default: of eight GPUs")] = None,
+    search: Annotated[bool, typer.Option("--search", help="rank layouts and placements instead")] = False,
+    response_tokens: Annotated[int | None, typer.Option(min=1, help="mean; default: a quarter of the longest")] = None,
+    prompt_tokens: Annotated[int | None, typer.Option(min=1, help="mean; default: 200")] = None,
+    models: Annotated[Path, typer.Option(help="folders with a config.json for models that are not here")] = Path(
+        "examples/models"
+    ),
+    output: Annotated[Path | None, typer.Option(help="folder for plan.svg, plan.png, plan.html; or best.yaml")] = None,
+    json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+) -> None:
+    """Prove and price a run of any size on this machine: models are built as ranks of that world, without weights."""
+    from megatron_gopd.config import load_config
+    from megatron_gopd.plan.verb import run_plan
+    from megatron_gopd.plan.workload import Workload
+
+    settings = load_config(config, overrides or [])
+    print(
+        run_plan(
+            settings,
+            gpus=gpus,
+            gpu=gpu,
+            nodes=nodes,
+            models=models,
+            work=Workload.of(settings, response_tokens, prompt_tokens),
+            searched=search,
+            json_wanted=json,
+            output=output,
+        )
+    )
+
+
+@verb
 def doctor(
     config: Annotated[Path | None, typer.Argument(help="YAML file of a run; without one: this machine")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Creates .venv-bench: what .venv holds, and the peers pinned in constraints-bench.txt. Used by make bench-kernel.
+# Creates .venv-bench: what .venv holds, and the peers pinned in constraints-bench.txt. Used by make bench-kernel and bench-train.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -34,10 +34,11 @@ def build_prompts(config: Config, tokenizers: Tokenizers, *, held_out: bool = Fa
     """
     key, files = ("evaluation.prompts", config.evaluation.prompts) if held_out else ("data.train", config.data.train)
     learned = config.algorithm.type == "sft" and not config.teachers
+    end = _end_of_response(config, tokenizers) if learned else None
     every, cut = [], Counter()
     for row in load_rows(files):
         with errors_at(row.source):
-            prompt, shortened = _prompt(row, config, tokenizers, learned=learned)
+            prompt, shortened = _prompt(row, config, tokenizers, end)
         every.append(prompt)
         cut[prompt.teacher] += shortened
     exceeded = [_exceeded(prompt, config) for prompt in every]
@@ -85,8 +86,8 @@ def choose_teacher(row: Row, teachers: Iterable[str]) -> str:
     return names[0]
 
 
-def _prompt(row: Row, config: Config, tokenizers: Tokenizers, *, learned: bool) -> tuple[Prompt, bool]:
-    """The prompt, and whether its context was cut; `learned`: the row's own response is what is imitated."""
+def _prompt(row: Row, config: Config, tokenizers: Tokenizers, end: int | None) -> tuple[Prompt, bool]:
+    """The prompt, and whether its context was cut; `end`: what ends the row's own response, where that is learned."""
     teacher = choose_teacher(row, config.teachers)
     messages = apply_prompt_template(row.messages, config.data.prompt_template)
     kwargs = config.data.chat_template_kwargs
@@ -111,20 +112,23 @@ def _prompt(row: Row, config: Config, tokenizers: Tokenizers, *, learned: bool) 
         reference_tokens=reference_tokens,
         source=row.source,
         tests=row.tests,
-        response_tokens=_response(row, config, tokenizers) if learned else None,
+        response_tokens=None if end is None else [*_response(row, tokenizers), end],
         columns=row.columns if config.has_own_reward else {},
     )
     return prompt, cut
 
 
-def _response(row: Row, config: Config, tokenizers: Tokenizers) -> list[int]:
-    """The tokens of the row's response, and the one that ends it."""
+def _response(row: Row, tokenizers: Tokenizers) -> list[int]:
     text = column_of(row, "response")
     if not isinstance(text, str) or not text:
         raise UserError(f"'response' is not text: {str(text)[:50]!r}")
-    ends = stop_ids(config.student.model, tokenizers.student)
-    end = tokenizers.student.eos_token_id if tokenizers.student.eos_token_id in ends else ends[0]
-    return [*tokenizers.student(text, add_special_tokens=False)["input_ids"], end]
+    return tokenizers.student(text, add_special_tokens=False)["input_ids"]
+
+
+def _end_of_response(config: Config, tokenizers: Tokenizers) -> int:
+    """The tokenizer's own end, where that ends a response of the student; else the first id that does."""
+    ends, own = stop_ids(config.student.model, tokenizers.student), tokenizers.student.eos_token_id
+    return own if own in ends else ends[0]
 
 
 def _limits(prompt: Prompt, config: Config) -> Iterator[tuple[str, int, int]]:

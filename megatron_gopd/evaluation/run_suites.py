@@ -110,12 +110,10 @@ def _problems(name: str, settings: Settings, tokenizer) -> Problems:
     return Problems(path.name.partition(".")[0], prompts, settings.grader, samples, None, read.hexdigest()[:16])
 
 
-def run_suite(
-    problems: Problems, engine: RolloutEngine, tokenizer, folder: Path, settings: Settings, step: int = 0
-) -> SuiteResult:
+def run_suite(problems: Problems, engine: RolloutEngine, tokenizer, folder: Path, settings: Settings) -> SuiteResult:
     """Answer the problems that `folder`/NAME.jsonl lacks, and sum up all of them. Collective.
 
-    step: of a training run; it chooses the random numbers.
+    Where the engine has seeds, the random numbers are those of every other model's answers, so that these pair.
     """
     samples, path = problems.samples, folder / f"{problems.name}.jsonl"
     done = on_first(lambda: Answers(path, samples).done)
@@ -123,7 +121,7 @@ def run_suite(
     book = Answers(path, samples) if is_first() else None
     graders = Graders(problems.grader, settings.sandbox) if is_first() else None
     try:
-        chunks = engine.generate(left, step, samples=samples, max_tokens=settings.max_response_tokens) if left else ()
+        chunks = engine.generate(left, 0, samples=samples, max_tokens=settings.max_response_tokens) if left else ()
         for chunk in chunks:
             if is_first():
                 book.add(_graded(chunk, tokenizer, graders))

@@ -25,12 +25,12 @@ def as_rank(rank: int, world: int) -> Iterator[Ledger]:
     Every line of the job runs: models, wrappers, optimizers, schedules, kernels. Tensors of weights and activations
     have shapes only; small integer tensors (token ids, lengths, places) are real, as the control flow reads them.
     """
+    ledger = Ledger()
     dist.init_process_group("fake", rank=rank, world_size=world, store=FakeStore())
     try:
-        with seams.installed(), FakeTensorMode(allow_non_fake_inputs=True), _OneByOne():
-            with Ledger() as ledger, _Bookkeeping():
-                seams.use(ledger)
-                yield ledger
+        fake = FakeTensorMode(allow_non_fake_inputs=True)
+        with seams.values_answered(ledger), fake, _OneByOne(), ledger, _Bookkeeping():
+            yield ledger
     finally:
         dist.destroy_process_group()
 

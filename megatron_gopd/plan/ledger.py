@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -16,69 +13,32 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from megatron_gopd.plan.counts import Collective, Counts, Gemm
+
 aten = torch.ops.aten
 
 
-class Collective(NamedTuple):
-    """One kind of message of this rank."""
-
-    operation: str  # all_reduce, all_gather, reduce_scatter, all_to_all, broadcast, send, receive
-    ranks: tuple[int, ...]  # of its group
-    bytes: int  # of the larger side, this rank's input or output
-
-
-class Gemm(NamedTuple):
-    """A matrix product [m, k] x [k, n], `batch` times."""
-
-    batch: int
-    m: int
-    k: int
-    n: int
-
-    @property
-    def flops(self) -> int:
-        return 2 * self.batch * self.m * self.k * self.n
-
-
-@dataclass
-class Counts:
-    """Of some stretch of a program, on one rank."""
-
-    gemms: Counter[Gemm] = field(default_factory=Counter)
-    attention_flops: Counter[str] = field(default_factory=Counter)  # forward, backward; causal: half of the square
-    moved_bytes: int = 0  # read and written by every other operation, one by one
-    operations: int = 0
-    collectives: Counter[Collective] = field(default_factory=Counter)
-    peak_bytes: int = 0  # allocated at once, beyond what was held when the stretch began
-
-    @property
-    def gemm_flops(self) -> int:
-        return sum(gemm.flops * count for gemm, count in self.gemms.items())
-
-    @property
-    def flops(self) -> int:
-        return self.gemm_flops + sum(self.attention_flops.values())
-
-
 class Ledger(TorchDispatchMode):
-    """Sees every operation on fake tensors, or, on real ranks, on all tensors."""
+    """Sees every operation on fake tensors; on real ranks, every collective."""
 
     def __init__(self):
         super().__init__()
-        self.counts = Counts()
         self.live_bytes = 0
-        self._base = 0
+        self.parts: dict[str, Counts] = {}
+        self._counts, self._base = Counts(), 0
         self._seen: set[int] = set()
 
     @contextlib.contextmanager
-    def stretch(self) -> Iterator[Counts]:
-        """Counts of what happens within the block."""
-        before, base = self.counts, self._base
-        self.counts, self._base = Counts(), self.live_bytes
+    def part(self, name: str) -> Iterator[Counts]:
+        """What happens within the block is counted under `name`, and not under what surrounds it."""
+        outer, base = self._counts, self._base
+        self._counts = self.parts.setdefault(name, Counts())
+        self._base = self.live_bytes
         try:
-            yield self.counts
+            yield self._counts
         finally:
-            self.counts, self._base = before, base
+            self._counts.kept_bytes += self.live_bytes - self._base
+            self._counts, self._base = outer, base
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -86,6 +46,8 @@ class Ledger(TorchDispatchMode):
             self._count_collective(func, args)
             return out
         tensors = [leaf for leaf in tree_leaves(out) if isinstance(leaf, FakeTensor)]
+        if not tensors:
+            return out
         for tensor in tensors:
             self._hold(tensor)
         packet = func.overloadpacket
@@ -93,15 +55,13 @@ class Ledger(TorchDispatchMode):
             self.gemm(_GEMMS[packet](*args))
         elif packet in _ATTENTION:
             self._count_attention(packet, args)
-        elif tensors and not func.is_view:
-            self.counts.operations += 1
-            self.counts.moved_bytes += sum(map(_bytes, (*tensors, *_tensors(args))))
+        elif not func.is_view:
+            self._counts.moved_bytes += sum(map(_bytes, (*tensors, *_tensors(args))))
         return out
 
     def gemm(self, gemm: Gemm) -> None:
         """Count a product that is not done here."""
-        self.counts.gemms[gemm] += 1
-        self.counts.operations += 1
+        self._counts.gemms[gemm] += 1
 
     def _hold(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -111,7 +71,7 @@ class Ledger(TorchDispatchMode):
         self._seen.add(key)
         size = storage.nbytes()
         self.live_bytes += size
-        self.counts.peak_bytes = max(self.counts.peak_bytes, self.live_bytes - self._base)
+        self._counts.peak_bytes = max(self._counts.peak_bytes, self.live_bytes - self._base)
         weakref.finalize(storage, self._release, key, size)
 
     def _release(self, key: int, size: int) -> None:
@@ -119,24 +79,22 @@ class Ledger(TorchDispatchMode):
         self.live_bytes -= size
 
     def _count_attention(self, packet, args) -> None:
-        backward, first = _ATTENTION[packet]
-        query, key = args[first], args[first + 1]
-        batch, heads, queries, width = query.shape
-        keys = key.shape[2]
+        """As a flash-attention kernel does it: two products forward; in the backward pass the first again, and four."""
+        first, products = _ATTENTION[packet]
+        batch, heads, queries, width = args[first].shape
+        keys = args[first + 1].shape[2]
         causal = any(arg is True for arg in args)
         pairs = queries * keys / 2 if causal and queries == keys else queries * keys
-        kind, products = ("backward", 5) if backward else ("forward", 2)
-        self.counts.attention_flops[kind] += int(2 * products * batch * heads * pairs * width)
-        self.counts.operations += 1
+        self._counts.attention_flops += 2 * products * batch * heads * pairs * width
 
     def _count_collective(self, func, args) -> None:
         operation = _OPERATIONS.get(func.overloadpacket._qualified_op_name.removeprefix("c10d::"))
         if operation is None:
             return
         group = next(dist.ProcessGroup.unbox(arg) for arg in args if isinstance(arg, torch.ScriptObject))
-        sides = [sum(map(_bytes, _tensors(arg))) for arg in args]
-        ranks = tuple(dist.get_process_group_ranks(group))
-        self.counts.collectives[Collective(operation, ranks, max(sides))] += 1
+        collective = Collective(operation, tuple(dist.get_process_group_ranks(group)))
+        self._counts.collectives[collective] += 1
+        self._counts.sent_bytes[collective] += max(sum(map(_bytes, _tensors(arg))) for arg in args)
 
 
 _OPERATIONS = {
@@ -180,8 +138,8 @@ _GEMMS = {
     aten.baddbmm: lambda _, a, b, *rest: _bmm(a, b),
 }
 
-# operation -> (backward, which argument is the query)
+# operation -> (which argument is the query, products)
 _ATTENTION = {
-    aten._scaled_dot_product_flash_attention_for_cpu: (False, 0),
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: (True, 1),
+    aten._scaled_dot_product_flash_attention_for_cpu: (0, 2),
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: (1, 5),
 }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from megatron_gopd.kernels.backend import Statistics, Upstream
-from megatron_gopd.plan.ledger import Gemm, Ledger
+from megatron_gopd.plan.counts import Gemm
+from megatron_gopd.plan.ledger import Ledger
 
 
 class PlannedHead:
@@ -15,6 +17,7 @@ class PlannedHead:
         self._ledger = ledger
 
     def statistics(self, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, keep: bool) -> Statistics:
+        """The exponentials are kept in the dtype of `hidden` for the gradients; the logits are never held."""
         self._product(hidden, weight)
         columns = hidden.new_empty(4, len(hidden), dtype=_wide(hidden))
         return Statistics(*columns, hidden.new_empty(len(hidden), len(weight)) if keep else None)
@@ -42,7 +45,5 @@ class PlannedHead:
         self._ledger.gemm(Gemm(1, len(hidden), hidden.shape[1], len(weight)))
 
 
-def _wide(tensor: Tensor):
-    import torch
-
+def _wide(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from unittest import mock
 
@@ -15,70 +16,83 @@ from megatron.core.transformer.moe import token_dispatcher
 from torch import Tensor
 
 from megatron_gopd.kernels import head
-from megatron_gopd.mcore import weights
+from megatron_gopd.mcore import optimizer, weights
+from megatron_gopd.mcore.architecture import Architecture
+from megatron_gopd.plan.ledger import Ledger
 from megatron_gopd.plan.lm_head import PlannedHead
-from megatron_gopd.policies import token_table
+from megatron_gopd.policies import scorers
+from megatron_gopd.policies.student import Student
+from megatron_gopd.policies.token_table import TokenTable
 
 
 @contextlib.contextmanager
-def installed(stage_input: list[int] | None = None) -> Iterator[None]:
-    """Within the block: weights are not read, results not collected, experts drawn evenly, stages know their input."""
+def values_answered(ledger: Ledger) -> Iterator[None]:
+    """Within the block: weights are not read, servers not asked, results not collected, experts drawn evenly."""
+    dispatcher = token_dispatcher.MoEAlltoAllTokenDispatcher
+    gather = token_dispatcher.gather_from_sequence_parallel_region
+    patches = [
+        mock.patch.object(weights, "load", lambda model, folder: None),
+        mock.patch.object(scorers, "ServedScorer", lambda *_: None),
+        mock.patch.object(dist, "all_gather_object", _others_are_alike),
+        mock.patch.object(clip_grads, "l2_norm_impl", lambda *_: (torch.zeros(1), None)),
+        mock.patch.object(TokenTable, "gather", _gather_nothing),
+        mock.patch.object(head, "backend_for", lambda hidden: PlannedHead(ledger)),
+        mock.patch.object(dispatcher, "dispatch_preprocess", _evenly(dispatcher.dispatch_preprocess)),
+        mock.patch.object(token_dispatcher, "gather_from_sequence_parallel_region", _counts_are_alike(gather)),
+        mock.patch.object(optimizer, "_sum_gradients", _as_part("gradients", ledger, optimizer._sum_gradients)),
+        mock.patch.object(Student, "_step", _as_part("step", ledger, Student._step)),
+    ]
     with contextlib.ExitStack() as stack:
-        for patch in _patches():
+        for patch in patches:
             stack.enter_context(patch)
         yield
 
 
-_CURRENT: dict = {}
+@contextlib.contextmanager
+def stages_receive(shape: list[int]) -> Iterator[None]:
+    """Pipeline stages know what they receive of their neighbours: [tokens of this rank, 1, hidden]."""
+    exchange = P2PCommunicator._communicate_shapes
+
+    def known(self, tensor_send_next, tensor_send_prev, recv_prev, recv_next):
+        exchange(self, tensor_send_next, tensor_send_prev, recv_prev, recv_next)
+        return (shape if recv_prev else [0, 0, 0]), (shape if recv_next else [0, 0, 0])
+
+    with mock.patch.object(P2PCommunicator, "_communicate_shapes", known):
+        yield
 
 
-def use(ledger) -> None:
-    _CURRENT["ledger"] = ledger
+@contextlib.contextmanager
+def layers_a_stage(layers: int) -> Iterator[None]:
+    """Every model is as deep as its pipeline stages are many, times `layers`."""
+    check, build = Architecture.check_layout, Architecture.transformer_config
+
+    def transformer_config(self, layout, *args, **kwargs):
+        return build(dataclasses.replace(self, layers=layers * layout.pp), layout, *args, **kwargs)
+
+    with mock.patch.object(Architecture, "transformer_config", transformer_config):
+        assert Architecture.check_layout is check  # still of the real depth
+        yield
 
 
-def set_stage_input(shape: list[int]) -> None:
-    """[tokens of this rank, 1, hidden], what a pipeline stage receives of its neighbours."""
-    _CURRENT["stage_input"] = shape
+def _as_part(name: str, ledger: Ledger, function):
+    def counted(*args, **kwargs):
+        with ledger.part(name):
+            return function(*args, **kwargs)
 
-
-def _patches() -> list:
-    dispatcher = token_dispatcher.MoEAlltoAllTokenDispatcher
-    return [
-        mock.patch.object(weights, "load", lambda model, folder: None),
-        mock.patch.object(dist, "all_gather_object", _others_are_alike),
-        mock.patch.object(clip_grads, "l2_norm_impl", lambda *_: (torch.zeros(1), None)),
-        mock.patch.object(token_table.TokenTable, "gather", _gather_nothing),
-        mock.patch.object(head, "backend_for", lambda hidden: PlannedHead(_CURRENT["ledger"])),
-        mock.patch.object(P2PCommunicator, "_communicate_shapes", _known_shapes),
-        mock.patch.object(dispatcher, "dispatch_preprocess", _evenly(dispatcher.dispatch_preprocess)),
-        mock.patch.object(
-            token_dispatcher,
-            "gather_from_sequence_parallel_region",
-            _counts_are_alike(token_dispatcher.gather_from_sequence_parallel_region),
-        ),
-    ]
+    return counted
 
 
 def _others_are_alike(objects: list, mine: object, group=None) -> None:
     objects[:] = [mine] * len(objects)
 
 
-def _gather_nothing(table) -> dict[str, list[np.ndarray]]:
-    """TokenTable.gather: the collective, and zeros."""
+def _gather_nothing(table: TokenTable) -> dict[str, list[np.ndarray]]:
+    """TokenTable.gather: its collective, and zeros."""
     dist.all_reduce(table._values)
     bounds = table._bounds
     empty = np.zeros(int(bounds[-1]), dtype=np.float32)
     rows = [empty[first:last] for first, last in zip(bounds, bounds[1:], strict=False)]
     return dict.fromkeys(table.columns, rows)
-
-
-_exchange_shapes = P2PCommunicator._communicate_shapes
-
-
-def _known_shapes(self, tensor_send_next, tensor_send_prev, recv_prev, recv_next):
-    _exchange_shapes(self, tensor_send_next, tensor_send_prev, recv_prev, recv_next)
-    nothing, shape = [0, 0, 0], _CURRENT["stage_input"]
-    return (shape if recv_prev else nothing), (shape if recv_next else nothing)
 
 
 def _evenly(dispatch):
@@ -89,7 +103,7 @@ def _evenly(dispatch):
 
 
 def even_routing(tokens: int, experts: int, per_token: int) -> Tensor:
-    """[tokens, experts] bool: every token to `per_token` experts, every expert as many tokens, nearly."""
+    """[tokens, experts] bool: every token to `per_token` experts, every expert as many tokens, but for a rest."""
     first = torch.arange(tokens)[:, None] * per_token
     chosen = (first + torch.arange(per_token)) % experts
     return torch.zeros(tokens, experts, dtype=torch.bool).scatter_(1, chosen, True)

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
+
+from megatron_gopd.rollout.growing_cache import growing_cache
 
 SHRINK = 0.75  # finished rows leave the batch once this share, or less, is still being decoded
 
@@ -40,7 +42,7 @@ def decode(
     rows = np.arange(len(prompts))  # which response each row of the batch belongs to
     tokens, mask = _left_padded(prompts, model.device)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    cache = DynamicCache(config=model.config)
+    cache = growing_cache(model.config)
     for step in range(max_tokens):
         hidden = model.model(
             input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True

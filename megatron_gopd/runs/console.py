@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 Cell = str | int | float
-PHASES = ("rollout", "score", "reward", "train", "sync")
+PHASES = ("rollout", "score", "grade", "train", "sync")
 
 
 class StepLine:

@@ -147,7 +147,8 @@ def _refuse_another_model(checkpoint: Checkpoint, here: Architecture) -> None:
 
 def _cause(error: Exception) -> str:
     if isinstance(error, CheckpointException):
-        return f"the writers of rank(s) {', '.join(map(str, sorted(error.failures)))} failed, as they say above"
+        ranks = ", ".join(map(str, sorted(error.failures)))  # none where only other ranks failed
+        return f"the writers of rank(s) {ranks or 'other than this'} failed, as they say above"
     return str(error)
 
 

@@ -74,7 +74,7 @@ class Exams:
         if not (self._config.evaluation and self._config.evaluation.teachers):
             return
         for name, teacher in self._config.teachers.items():
-            results = self._answer(EmbeddedEngine.of(teacher, self._config), self._folder / "teachers" / name, 0)
+            results = self._answer(EmbeddedEngine.of(teacher, self._config), self._folder / "teachers" / name)
             if is_first():
                 write_summary(results, {"model": teacher.model}, self._folder / "teachers" / name)
 
@@ -96,16 +96,17 @@ class Exams:
         if is_first():
             for problems in self._problems:  # an earlier attempt's answers are of other weights
                 (folder / f"{problems.name}.jsonl").unlink(missing_ok=True)
-        results = self._answer(self._job.rollout, folder, step)
+        results = self._answer(self._job.rollout, folder)
         if results and is_first():
             write_summary(results, {"step": step}, folder)
         return results
 
-    def _answer(self, engine: RolloutEngine, folder: Path, step: int) -> list[SuiteResult]:
+    def _answer(self, engine: RolloutEngine, folder: Path) -> list[SuiteResult]:
+        """The random numbers are the same at every call, so answers pair."""
         if self._problems and is_first():
             folder.mkdir(parents=True, exist_ok=True)
         tokenizer = self._job.tokenizers.student
-        return [run_suite(each, engine, tokenizer, folder, self._settings, step=step) for each in self._problems]
+        return [run_suite(each, engine, tokenizer, folder, self._settings) for each in self._problems]
 
 
 def _settings(config: Config) -> Settings:

@@ -13,7 +13,6 @@ class Grader:
     """Fills in `reward` of every trajectory whose prompt has what its grader needs."""
 
     def __init__(self, config: Config):
-        self._asked = config.rewards != "none"
         self._graders = Graders(config.rewards, config.sandbox) if is_first() else None
 
     def __enter__(self):
@@ -25,8 +24,6 @@ class Grader:
 
     def grade(self, batch: list[Trajectory], tokenizer) -> None:
         """Graded on rank 0. Collective."""
-        if not self._asked:
-            return
 
         def scores() -> list[float | None]:
             texts = [tokenizer.decode(each.response_tokens, skip_special_tokens=True) for each in batch]

@@ -10,6 +10,7 @@ from megatron_gopd.objective import grpo_loss
 from megatron_gopd.policies.update import Update
 from megatron_gopd.training.agreement import refuse_disagreement
 from megatron_gopd.training.grading import set_outcomes
+from megatron_gopd.training.job import Job
 from megatron_gopd.training.session import Session
 
 
@@ -34,25 +35,24 @@ def grpo(config: Config) -> None:
                 batch += chunk
             set_outcomes(batch, normalize_std=asked.normalize_std)
             with spans("train"):
-                batch, update = _update(batch, session, token_loss, step)
+                batch, update = _update(batch, job, token_loss, step)
+                session.trained(batch, update)
             refuse_disagreement(batch, update, config.rollout, job.tokenizers.student)
             with spans("sync"):
                 job.rollout.sync(job.student)
 
 
-def _update(batch: list[Trajectory], session: Session, token_loss, step: int) -> tuple[list[Trajectory], Update]:
-    """One optimizer step, or one for each mini-batch against the log-probs before the first."""
-    student, parts = session.job.student, session.job.config.algorithm.mini_batches
+def _update(batch: list[Trajectory], job: Job, token_loss, step: int) -> tuple[list[Trajectory], Update]:
+    """One optimizer step, or one for each mini-batch against the log-probs before the first; and the batch in order."""
+    parts = job.config.algorithm.mini_batches
     if parts == 1:
-        update = student.update(batch, token_loss)
-    else:
-        cut = mini_batches(batch, parts, [session.job.config.run.seed, step])
-        batch = [trajectory for part in cut for trajectory in part]
-        for trajectory, logprobs in zip(batch, student.logprobs(batch), strict=True):
-            trajectory.old_logprobs = logprobs
-        update = Update.of_all([student.update(part, token_loss) for part in cut])
-        update.logprobs = [trajectory.old_logprobs for trajectory in batch]
-    session.trained(batch, update)
+        return batch, job.student.update(batch, token_loss)
+    cut = mini_batches(batch, parts, [job.config.run.seed, step])
+    batch = [trajectory for part in cut for trajectory in part]
+    for trajectory, logprobs in zip(batch, job.student.logprobs(batch), strict=True):
+        trajectory.old_logprobs = logprobs
+    update = Update.of_all([job.student.update(part, token_loss) for part in cut])
+    update.logprobs = [trajectory.old_logprobs for trajectory in batch]
     return batch, update
 
 

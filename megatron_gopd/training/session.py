@@ -84,16 +84,20 @@ class Session:
         self.recorder.finish()
 
     def grade(self, chunk: list[Trajectory]) -> None:
-        """Fill in the rewards of trajectories."""
-        with self.spans("reward"):
-            self.grader.grade(chunk, self.job.tokenizers.student)
+        """Fill in the rewards of trajectories, where the run has any."""
+        if self.job.config.rewards != "none":
+            with self.spans("grade"):
+                self.grader.grade(chunk, self.job.tokenizers.student)
 
     def trained(self, batch: list[Trajectory], update: Update) -> None:
         """What the step under way has learned from: its metrics are recorded when it is over, or broken off."""
         self._trained = self.job.student.steps_done, batch, update
 
     def _record(self, found: dict[str, float]) -> None:
-        """The row of the last step that was trained and not recorded, if there is one."""
+        """The row of the last step that was trained and not recorded, if there is one.
+
+        An exception in the body of the loop has closed the generator of steps by now, and with it the step's span.
+        """
         if self._trained:
             step, batch, update = self._trained
             self.recorder.step(step, batch, update, self.spans.take(), found)

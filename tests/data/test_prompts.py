@@ -128,13 +128,13 @@ def test_several_teachers_need_a_tag(build):
 def test_long_prompts_are_left_out_and_counted(build):
     prompts = build([ADD, {"prompt": "What is one? " * 50}], max_prompt_tokens=60)
     assert [prompt.id for prompt in prompts.prompts] == ["1"]
-    assert prompts.left_out == {"data.max_prompt_tokens": 1}
+    assert prompts.left_out == {"data.max_prompt_tokens (60)": 1}
 
 
 def test_the_longest_rendering_counts(build):
     hinted = {"prompt": {"column": "hinted"}, "max_prompt_tokens": 60}
     prompts = build([ADD | {"hinted": "brief"}, ADD | {"hinted": "long " * 100}], **hinted)
-    assert prompts.left_out == {"data.max_prompt_tokens": 1}
+    assert prompts.left_out == {"data.max_prompt_tokens (60)": 1}
 
 
 def test_all_prompts_too_long_is_an_error(build):

@@ -11,7 +11,7 @@ from megatron_gopd.errors import UserError
 from megatron_gopd.evaluation.answers import Answer, Answers
 from megatron_gopd.evaluation.statistics import Estimate, pass_at_k
 from megatron_gopd.evaluation.suite_report import SuiteResult
-from tests.chat_models import save_bigram_model, token_id, tokenizer
+from tests.chat_models import save_bigram_model, token_id, tokenizer, write_questions
 from tests.ranks import torchrun
 
 PROBLEMS, SAMPLES = 6, 4
@@ -121,6 +121,20 @@ def test_nothing_is_written_where_a_file_is_missing(evaluate, tmp_path):
     with pytest.raises(UserError, match="hmmt25-feb: no file"):
         evaluate(tmp_path / "new", ("aime25", "hmmt25-feb"))
     assert not (tmp_path / "new").exists()
+
+
+def test_a_file_of_the_user_s_own_is_a_suite_graded_by_their_function(evaluate, tmp_path):
+    (tmp_path / "own.py").write_text("def seven(response, label, finish_reason, **row):\n    return response == '7'\n")
+    data = write_questions(tmp_path / "mine.jsonl", 3)
+    given = {"names": (str(data),), "grader": f"{tmp_path / 'own.py'}:seven"}
+    result = evaluate(tmp_path / "new", **given)
+    answers = [json.loads(line) for line in (tmp_path / "new" / "mine.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in answers[::SAMPLES]] == ["mine-0", "mine-1", "mine-2"]
+    assert all(row["score"] == float(row["response"] == "7") for row in answers)
+    assert (result.suite, result.accuracy.items) == ("mine", 3)
+    write_questions(tmp_path / "mine.jsonl", 4)
+    with pytest.raises(UserError, match="holds an evaluation of other settings .problems of mine"):
+        evaluate(tmp_path / "new", **given)
 
 
 def test_limit_takes_the_first_problems(evaluate, tmp_path, capsys):

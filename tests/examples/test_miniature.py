@@ -64,7 +64,7 @@ def test_what_is_sampled_from_the_target_has_the_probability_that_megatron_gives
     prompts = torch.tensor([load_tokenizer(law.reference)(PROMPT)["input_ids"]] * 4)
     tokens, logprobs = sample(law, prompts, 19, end=0, seed=0)
     responses = [row[: row.index(0) + 1] if 0 in row else row for row in tokens.tolist()]
-    assert worst_disagreement(law, list(zip(prompts.tolist(), responses, logprobs, strict=True))) < 1e-5
+    assert worst_disagreement(law, list(zip(prompts.tolist(), responses, logprobs, strict=True))) < 1e-4
     assert (
         worst_disagreement(Law(law.teacher, law.reference, 1.0), [(prompts[0].tolist(), responses[0], logprobs[0])])
         > 1e-3

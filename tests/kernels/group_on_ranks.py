@@ -8,6 +8,7 @@ import torch.distributed as dist
 from megatron_gopd.kernels import backend, chunks, linear_logprob, linear_token_loss
 from megatron_gopd.objective import TokenLoss, TokenRows
 
+CHUNK = 16
 TOKENS, HIDDEN, VOCABULARY, PADDED = 48, 32, 1201, 1224  # the last shard ends in padding
 
 
@@ -101,13 +102,14 @@ def _relative(found, expected) -> float:
 
 
 def bytes_moved(tokens: int) -> dict[str, int]:
-    """Bytes every collective of one fused forward and backward pass receives on this rank, by its name."""
-    chunks.TOKENS, moved = 16, {}
+    """Bytes every collective of one fused forward and backward pass receives on this rank, by its name, and the most
+    numbers one call of it gives."""
+    chunks.TOKENS, moved = CHUNK, {}
 
     def counting(name, real):
         def call(output, input, *args, **kwargs):
             moved[name] = moved.get(name, 0) + output.numel() * output.element_size()
-            moved[f"{name} rows"] = max(moved.get(f"{name} rows", 0), output.shape[0])
+            moved[f"{name} at once"] = max(moved.get(f"{name} at once", 0), output.numel())
             return real(output, input, *args, **kwargs)
 
         return call

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from megatron_gopd.kernels import backend, chunks, linear_logprob, linear_token_loss, naive_logprob
-from megatron_gopd.objective import TokenLoss, TokenRows
+from megatron_gopd.kernels.linear_token_loss import with_gradient
+from megatron_gopd.objective import TokenLoss, TokenRows, grpo_loss, sft_loss
 
 CPP = backend._cpp()
 needs_cpp = pytest.mark.skipif(CPP is None, reason="no C++ compiler")
@@ -162,3 +163,23 @@ def test_threads_and_chunks_do_not_change_the_bits():
     for rows in (slice(0, 1), slice(40, 171)):
         values = linear_logprob(tensors[0][rows], tensors[1], tensors[2][rows])
         assert all(torch.equal(found, value[rows]) for found, value in zip(values, expected, strict=True))
+
+
+@pytest.mark.parametrize("objective", [grpo_loss(kl_coefficient=0.1), sft_loss()], ids=["grpo", "sft"])
+def test_every_objective_is_taken_as_it_is(name, objective):
+    """GRPO off its policy: old, behaviour and reference log-probs around the student's, so that clips hold."""
+    hidden, weight, targets = (
+        t.requires_grad_() if t.is_floating_point() else t for t in inputs(150, 64, 128, torch.float32)
+    )
+    logprobs, entropy = naive_logprob(hidden, weight, targets)
+    near = [logprobs.detach() + 0.5 * torch.randn(150, generator=torch.Generator().manual_seed(n)) for n in range(4)]
+    rows = TokenRows(torch.full((150,), 1 / 150), near[0], None, *near[1:3], outcome=near[3] - logprobs.detach())
+    expected = with_gradient(objective(logprobs.detach(), entropy.detach(), rows), logprobs, entropy)
+    gradients = torch.autograd.grad(expected, (hidden, weight))
+    result = linear_token_loss(hidden, weight, targets, objective, rows)
+    result.loss.backward()
+    assert result.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for found, gradient in zip((hidden.grad, weight.grad), gradients, strict=True):
+        assert relative(found, gradient.double()) < 1e-5
+    if "clipped" in result.metrics:
+        assert 0 < result.metrics["clipped"].mean() < 1

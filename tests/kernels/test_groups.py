@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.kernels.group_on_ranks import HIDDEN, TOKENS, bytes_moved, exact_over_sizes, refusal_of_nan, uneven_slices
+from tests.kernels.group_on_ranks import (
+    CHUNK,
+    HIDDEN,
+    TOKENS,
+    bytes_moved,
+    exact_over_sizes,
+    refusal_of_nan,
+    uneven_slices,
+)
 from tests.ranks import on_ranks
 
 
@@ -45,3 +53,4 @@ def test_collectives_move_no_more_than_they_must():
     assert moved["all_gather_into_tensor"] <= statistics + hidden
     assert moved["reduce_scatter_tensor"] == 4 * HIDDEN * tokens // ranks
     assert "all_to_all_single" not in moved
+    assert moved["all_gather_into_tensor at once"] == CHUNK * HIDDEN  # never the hidden states of all tokens

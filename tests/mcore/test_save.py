@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import resource
 
@@ -12,18 +13,20 @@ from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.save import new_folder, write_weights
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files():
-    """No file may grow beyond 100 bytes."""
+    """No file may grow beyond 100 bytes: not the log that pytest may write to either, so for the block alone."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_safetensors_too_say_by_number_why_they_cannot_write(tmp_path, small_files):
+def test_safetensors_too_say_by_number_why_they_cannot_write(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(OSError) as caught:
+    with pytest.raises(OSError) as caught, small_files():
         write_weights(iter([("a", torch.ones(300))]), tmp_path, "float32", 10_000)
     assert caught.value.errno == errno.EFBIG
 

@@ -121,7 +121,16 @@ def taught(tree, chat_models, distill):
     names = ("strong", "hinted")
     data = write_questions(Path(run["run"]["folder"]) / "two.jsonl", 8, opd_teacher=lambda n: names[n % 2])
     run["data"] = {"train": str(data), "batch_size": 8}
+    run["checkpoint"] = {"every": 2, "keep": 9}
     return distill(Config.model_validate(run))
+
+
+def test_an_interrupted_sft_goes_on_bit_for_bit(taught, distill, tmp_path):
+    whole = taught.config.model_dump(mode="json", by_alias=True)
+    again = interrupted(whole, after=2, folder=tmp_path)
+    distill(Config.model_validate(again))
+    assert rows(again) == rows(whole)
+    assert [row["step"] for row in rows(again)] == [1, 2, 3, 4]
 
 
 def test_every_response_is_its_teacher_s(taught):

@@ -53,6 +53,17 @@ def test_teachers_answer_too(run):
         assert len((run / "evaluation" / "teachers" / teacher / "aime25.jsonl").read_text().splitlines()) == 6
 
 
+def test_a_report_on_the_run_has_its_figures(run, tmp_path):
+    from megatron_gopd.evaluation.study import report
+
+    report([run], tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    (after,) = json.loads((run / "evaluation" / "after" / "summary.json").read_text())["suites"]
+    cells = [f"{100 * after['accuracy'][name]:.1f}" for name in ("mean", "standard_error")]
+    assert f"| exams, after step 3 of 3 | aime25 | 3 | 2 | {' ± '.join(cells)} |" in text
+    assert "training-1.png" in text
+
+
 @pytest.mark.parametrize(
     ("suites", "message"),
     [(["aime25", "hmmt25-nov"], "hmmt25-nov: no file "), (["amie"], "no suite 'amie'; choose aime24")],

@@ -19,7 +19,7 @@ METRICS = {
     *"train_rollout_logprob_abs_diff train_rollout_logprob_abs_diff_max staleness tokens_per_s".split(),
     "reward",
     *(f"{name}/{teacher}" for name in ("reverse_kl", "reward") for teacher in TEACHERS),
-    *(f"timing/{phase}_s" for phase in ("rollout", "score", "reward", "train", "sync", "checkpoint", "step")),
+    *(f"timing/{phase}_s" for phase in ("rollout", "score", "grade", "train", "sync", "checkpoint", "step")),
 }
 
 

@@ -52,6 +52,8 @@ def finish(figure) -> Drawn:
     from matplotlib import pyplot
 
     vector, pixels = io.StringIO(), io.BytesIO()
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # it is laid out: once is enough
     figure.savefig(vector, format="svg", transparent=True, metadata={"Date": None})
     figure.savefig(pixels, format="png", dpi=150, facecolor="white", metadata={"Software": None})
     pyplot.close(figure)

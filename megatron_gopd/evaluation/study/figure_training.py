@@ -24,9 +24,10 @@ def trained(study: Study) -> Iterator[tuple[str, list[Variant]]]:
     for setting in study.settings:
         for recipe in setting.recipes():
             pair = [each for each in (opd(recipe), exopd(recipe), corrected(recipe)) if each]
-            yield setting.title, [each for each in pair or recipe if any(run.metrics for run in each.runs)]
+            title = f"{setting.title}, {recipe[0].steps} steps"
+            yield title, [each for each in pair or recipe if _shown(each)]
     for variant in study.variants:
-        if not variant.teachers and any(run.metrics for run in variant.runs):
+        if not variant.teachers and _shown(variant):
             yield (
                 f"{variant.method} of {study.models.name(variant.student)}: {variant.runs[0].config.run.name}",
                 [variant],
@@ -47,6 +48,7 @@ def draw(variants: list[Variant]) -> drawing.Drawn:
                 _line(axis, steps, factor, color=colour, linewidth=0.7, alpha=0.35)
             _line(axis, mean_over_seeds(variant, metric), factor, color=colour, linewidth=1.8, label=variant.label)
         axis.set(xlabel="step", title=label)
+        axis.xaxis.get_major_locator().set_params(integer=True)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     drawing.legend(figure, *axes.flat)
@@ -80,6 +82,10 @@ def draw_correction(setting: Setting, shown: list[Variant]) -> drawing.Drawn:
         axis.set_xticks(range(len(shown)), names)
         axis.grid(axis="x", visible=False)
     return drawing.finish(figure)
+
+
+def _shown(variant: Variant) -> bool:
+    return any(_has([variant], metric) for metric in PANELS)
 
 
 def _has(variants: list[Variant], metric: str) -> bool:

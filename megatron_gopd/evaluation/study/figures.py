@@ -26,14 +26,20 @@ def figures(study: Study) -> list[Figure]:
 def _over_lambda(study: Study) -> Iterator[Figure]:
     for number, (setting, recipe) in enumerate(figure_lambda.over_lambda(study), 1):
         caption = (
-            f"Students after {recipe[0].steps} steps, as the paper's Figures 2 to 4; λ = 0: before training. "
+            "As the paper's Figures 2 to 4; λ = 0 is the student before training. "
             "Bars are standard errors, over problems and, where there are several, over seeds."
         )
         table = figure_lambda.table(study, recipe, setting.domains)
         if table:
             caption += " The exact target is π*^λ π_ref^(1−λ) / Z(y_<t), prefix by prefix, sampled directly."
         drawn = figure_lambda.draw(study, setting, recipe)
-        yield Figure(f"lambda-{number}", f"Accuracy and length over λ: {setting.title}", caption, drawn, table)
+        yield Figure(
+            f"lambda-{number}",
+            f"Accuracy and length over λ: {setting.title}, {recipe[0].steps} steps",
+            caption,
+            drawn,
+            table,
+        )
 
 
 def _training(study: Study) -> Iterator[Figure]:

@@ -36,12 +36,13 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Run:
-    """A training run. `evaluations`: step -> what was found after it, 0: before training."""
+    """A training run. `evaluations`: step -> what was found after it, 0: before training; `teachers`: of theirs."""
 
     path: Path
     config: Config
     metrics: list[dict] = field(repr=False)
     evaluations: dict[int, Evaluation] = field(repr=False)
+    teachers: dict[str, Evaluation] = field(repr=False)
 
     @property
     def done(self) -> int:
@@ -61,7 +62,13 @@ class Run:
 
     @property
     def model(self) -> Path:
+        """The student after the last step."""
         return (self.path / "model").resolve()
+
+    @property
+    def student(self) -> Path:
+        """Its initial weights."""
+        return self.model_of(self.config.student.model)
 
     def model_of(self, written: str) -> Path:
         """A model as the configuration writes it; a relative one starts where the run was started."""
@@ -117,7 +124,9 @@ def _run(folder: Path) -> Run:
     for summary in sorted((folder / "evaluation").glob("*/summary.json")):
         step = _json(summary).get("step")
         evaluations[step] = Evaluation(summary.parent, {}, _suites(summary.parent), step)
-    return Run(folder, config, list(_rows(folder / "metrics.jsonl")), evaluations)
+    teachers = {each.parent.name: each.parent for each in (folder / "evaluation").glob("teachers/*/summary.json")}
+    answers = {name: Evaluation(path, {}, _suites(path)) for name, path in teachers.items() if name in config.teachers}
+    return Run(folder, config, list(_rows(folder / "metrics.jsonl")), evaluations, answers)
 
 
 def _rows(file: Path) -> Iterator[dict]:

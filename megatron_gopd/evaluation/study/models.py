@@ -64,7 +64,8 @@ class Models:
         self._runs, self._evaluations = runs, evaluations
 
     def subject(self, model: Path, label: str = "") -> Subject:
-        """What was measured of it: by `evaluate`, else by the run that made it, else before a run that starts from it.
+        """What was measured of it: by `evaluate`, else by the run that made it, by one it teaches, by one that starts
+        from it.
 
         A suite's answers come from the first of these that has them.
         """
@@ -82,7 +83,7 @@ class Models:
 
     def shape(self, model: Path) -> dict | None:
         """What config.json says of its size, there or in a run that starts from it; None without one."""
-        started = [run.model for run in self._runs if run.model_of(run.config.student.model) == model]
+        started = [run.model for run in self._runs if run.student == model]
         for folder in (model, *started):
             with contextlib.suppress(OSError, ValueError):
                 config = json.loads((folder / "config.json").read_text())
@@ -113,12 +114,14 @@ class Models:
     def _found(self, model: Path) -> list[Evaluation]:
         alone = [each for each in self._evaluations if Path(each.settings.get("model", "/")).resolve() == model]
         made = [run.final for run in self._runs if run.model == model and run.final]
-        started = [run.evaluations[0] for run in self._runs if self._starts_from(run, model)]
-        return alone + made + started
-
-    @staticmethod
-    def _starts_from(run: Run, model: Path) -> bool:
-        return 0 in run.evaluations and run.model_of(run.config.student.model) == model
+        taught = [
+            evaluation
+            for run in self._runs
+            for name, evaluation in run.teachers.items()
+            if teacher_of(run, run.config.teachers[name]) == model
+        ]
+        started = [run.evaluations[0] for run in self._runs if run.student == model and 0 in run.evaluations]
+        return alone + made + taught + started
 
 
 def teacher_of(run: Run, teacher: Teacher) -> Path:

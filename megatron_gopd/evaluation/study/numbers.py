@@ -21,7 +21,7 @@ def number(value: float, quantity: str = "accuracy", sign: bool = False) -> str:
     factor, digits, _ = QUANTITIES[quantity]
     if math.isnan(value):
         return "–"
-    text = f"{factor * value:{'+' if sign else ''}.{digits}f}"
+    text = f"{round(factor * value, digits) + 0.0:{'+' if sign else ''}.{digits}f}"  # + 0.0: no -0.0
     return text.replace("-", "−")
 
 

@@ -88,8 +88,19 @@ def asked_rows(study: Study) -> list[list[str]]:
 
 
 def warnings(study: Study) -> list[str]:
-    """Benchmarks asked under different limits, and evaluations that are not whole."""
-    found = [f"{each.path} is unfinished and was left out" for each in study.evaluations if not each.suites]
+    """What a reader must know before the figures: what is not whole, not known, or not asked alike."""
+    found = [
+        f"{run.config.run.name} is unfinished: {run.done} of {run.config.run.steps} steps; none of its figures is in a "
+        f"table or speaks for a claim"
+        for run in study.runs
+        if not run.finished
+    ]
+    found += [f"{each.path} is unfinished and was left out" for each in study.evaluations if not each.suites]
+    found += [
+        f"{setting.title}: a model's config.json is missing, so its size is not known, and taken for the student's"
+        for setting in study.settings
+        if setting.strong is None
+    ]
     conditions: dict[str, dict[tuple, str]] = {}
     for each in asked(study):
         conditions.setdefault(each.suite, {}).setdefault((each.limit, each.temperature), each.whose)
@@ -114,6 +125,9 @@ def _of_runs(study: Study) -> Iterator[tuple[str, Evaluation, int | None, float 
     for run in study.runs:
         config = run.config
         limit = config.evaluation and config.evaluation.suite_max_response_tokens
+        for name, evaluation in run.teachers.items():
+            whose = f"teacher {name} of {config.run.name}"
+            yield whose, evaluation, limit or config.rollout.max_response_tokens, config.rollout.temperature
         for step, evaluation in sorted(run.evaluations.items()):
             if evaluation is run.final or step == 0 or (not run.finished and step == max(run.evaluations)):
                 when = "before training" if step == 0 else f"after step {step} of {config.run.steps}"

@@ -58,7 +58,6 @@ class Report:
         environment.globals |= {"numbers": numbers}
         return environment.get_template(template).render(
             report=self,
-            unfinished=[run for run in self.study.runs if not run.finished],
             overview=overview,
         )
 

@@ -58,7 +58,9 @@ def _same_size(study: Study) -> Iterator[Table]:
         table = _table(f"{widest.title}: teachers of the student's size (Table 2)", "the teacher", widest.domains)
         teachers = [(domain, study.teacher(domain)) for domain in widest.domains]
         student = [(domain, study.student(widest)) for domain in widest.domains]
-        table.sections.append(("", [_row("Teacher", teachers), _row("Student before training", student)]))
+        further = [_further(widest.domains, teachers, each) for each in study.variants if each.method.kind == "grpo"]
+        rows = [_row("Teacher", teachers), *filter(None, further), _row("Student before training", student)]
+        table.sections.append(("", rows))
         for name, several in (("Single-teacher distillation", False), ("Multi-teacher distillation", True)):
             rows = _rows(
                 [each for each in parts if each.multi == several],
@@ -145,6 +147,14 @@ def _row(
             cells.append(Cell(value, difference))
     missing = "" if any(cell.value for cell in cells) or note else "no evaluation"
     return Row(label, cells, note or missing)
+
+
+def _further(domains: list[Domain], teachers: list[tuple[Domain, Subject | None]], variant: Variant) -> Row | None:
+    """A teacher that was trained further (Table 1)."""
+    mine = {domain: teacher for domain, teacher in teachers if domain.teacher == variant.student}
+    subjects = [(domain, variant.subject if domain in mine else None) for domain in domains]
+    label = f"+ continued RL, {variant.steps} steps"
+    return _row(label, subjects, mine, _note([variant])) if mine else None
 
 
 def _opd(setting: Setting, variant: Variant) -> Subject | None:

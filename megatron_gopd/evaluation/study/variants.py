@@ -84,7 +84,7 @@ def method_of(run: Run) -> Method:
     algorithm = run.config.algorithm
     if algorithm.type != "gopd":
         return Method(algorithm.type)
-    student = run.model_of(run.config.student.model)
+    student = run.student
     corrected = algorithm.lambda_ != 1 and all(each != student for each in _references(run).values())
     return Method("gopd", algorithm.lambda_, corrected)
 
@@ -112,7 +112,7 @@ def _variant(runs: tuple[Run, ...]) -> Variant:
     evaluations = {run.config.run.seed: run.final for run in runs if run.final}
     return Variant(
         method=method,
-        student=first.model_of(first.config.student.model),
+        student=first.student,
         teachers={name: teacher_of(first, teacher) for name, teacher in first.config.teachers.items()},
         references=_references(first),
         recipe=recipe_of(first),

@@ -20,7 +20,7 @@ Asked = dict[str, float]  # suite -> the chance that an answer is right
 class Folder:
     """Writes into one folder what a study consists of."""
 
-    def __init__(self, root: Path, problems: int = 400, samples: int = 2):
+    def __init__(self, root: Path, problems: int = 150, samples: int = 2):
         self.root, self.problems, self.samples = root, problems, samples
 
     def model(self, name: str, shape: dict = SMALL) -> str:

@@ -1,0 +1,122 @@
+"""Bytes on a GPU in every phase of a step, and in the host memory of its node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_gopd.config import Config
+from megatron_gopd.plan.dry_run import Held, Stage
+from megatron_gopd.plan.hardware import GIB, Machine
+from megatron_gopd.plan.placement import ITEM, Placement
+from megatron_gopd.plan.roles import Role
+from megatron_gopd.plan.workload import Workload
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What lies in a GPU's memory at its fullest: {what: bytes}."""
+
+    name: str
+    parts: dict[str, float]
+
+    @property
+    def bytes(self) -> float:
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class OnRank:
+    """One rank's share of every role, and the stage of each that it is."""
+
+    rank: int
+    held: dict[str, Held | None]
+    stages: dict[str, Stage | None]
+
+
+def phases(
+    config: Config, roles: list[Role], on: OnRank, where: Placement, work: Workload, machine: Machine
+) -> list[Phase]:
+    """rollout, score, update and sync of one rank.
+
+    Offloaded optimizer state still lies on the GPU before the first step, its moments not; gradients too.
+    """
+    student, offloads = on.held["student"] or Held(0, 0), bool(config.student.offload)
+    stage = on.stages["student"]
+    activations = stage.peak_bytes if stage else 0.0
+    base = {"student weights": student.weights} | _resident(roles, on)
+    if where.kind == "embedded":
+        base["engine weights"] = where.engine.weight_bytes
+    idle = {"gradients": student.gradients, "optimizer": student.masters + (0 if offloads else student.moments)}
+    served = {"engine weights": where.engine.weight_bytes} if where.kind == "colocated" else {}
+    found = []
+    if where.kind != "none":
+        rolling = base | idle | served
+        kv = embedded_cache(config, where, work) if where.kind == "embedded" else 0.0
+        if where.kind == "colocated":
+            kv = max(0.0, cache_bytes(machine, where, sum(rolling.values()) - where.engine.weight_bytes))
+        found.append(Phase("rollout", rolling | {"KV cache": kv}))
+    if len(roles) > 1:
+        found.append(Phase("score", base | idle | _scoring(roles, on)))
+    optimizer = student.masters + student.moments
+    stepping = {"gradients": student.gradients, "optimizer": optimizer}
+    learning = idle | {"activations": activations}
+    work_space = stage.step.peak_bytes - stage.step.kept_bytes if stage else 0.0  # it keeps the moments
+    update = max((base | learning, base | stepping | {"work space": work_space}), key=_sum)
+    found.append(Phase("update", update))
+    if where.kind != "none":
+        a = where.engine.architecture
+        whole = 2 * a.vocab_size * a.hidden_size * ITEM[config.student.dtype]  # gathered, and as it is sent
+        left = {} if offloads else stepping
+        found.append(Phase("sync", base | left | served | {"whole tensors": whole}))
+    return found
+
+
+def _sum(parts: dict[str, float]) -> float:
+    return sum(parts.values())
+
+
+def _resident(roles: list[Role], on: OnRank) -> dict[str, float]:
+    kept = [on.held[role.name] for role in roles[1:] if not role.settings.offload]
+    weights = sum(held.weights for held in kept if held)
+    return {"scorers that stay": weights} if weights else {}
+
+
+def _scoring(roles: list[Role], on: OnRank) -> dict[str, float]:
+    """Of the scorers, one at a time, the one that takes most."""
+    most = {}
+    for role in roles[1:]:
+        held, stage = on.held[role.name], on.stages[role.name]
+        if held is None:
+            continue
+        weights = {f"{role.name} weights": held.weights} if role.settings.offload else {}
+        most = max(most, weights | {"activations": stage.peak_bytes}, key=_sum)
+    return most
+
+
+def embedded_cache(config: Config, where: Placement, work: Workload) -> float:
+    """Bytes of the embedded engine's cache at its largest: rows that are not finished, as long as they are by then."""
+    share = work.spread_over(where.engines)
+    rows = np.sort(share.responses)[-config.rollout.max_batch_size :]
+    alive = np.arange(len(rows), 0, -1)
+    return float((alive * (rows + work.prompt_tokens)).max()) * where.engine.kv_bytes
+
+
+def cache_bytes(machine: Machine, where: Placement, others: float = 0.0) -> float:
+    """What a server has for its KV cache on each of its GPUs, beside `others`' bytes."""
+    static = machine.memory.static_fraction * machine.chip.memory_gib * GIB
+    return min(static, machine.usable_bytes - others) - where.engine.weight_bytes
+
+
+def host_bytes(
+    config: Config, roles: list[Role], on: OnRank, where: Placement, ranks_per_node: int
+) -> dict[str, float]:
+    """Of one node: what its ranks offload, and weights on their way to servers."""
+    student = on.held["student"] or Held(0, 0)
+    moved = {"optimizer": (student.masters + student.moments) * ranks_per_node if config.student.offload else 0.0}
+    frozen = [on.held[role.name] for role in roles[1:] if role.settings.offload]
+    moved["scorers"] = sum(held.weights for held in frozen if held) * ranks_per_node
+    if config.rollout.engine == "sglang" and config.rollout.sglang.sync == "disk":
+        moved[config.rollout.sglang.sync_folder] = where.engine.weight_bytes * where.engine.tp
+    return {what: size for what, size in moved.items() if size}

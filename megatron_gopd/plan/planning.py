@@ -1,0 +1,178 @@
+"""A configuration and a number of GPUs -> its plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from megatron_gopd.config import Config
+from megatron_gopd.errors import UserError
+from megatron_gopd.plan import memory
+from megatron_gopd.plan.advice import advice
+from megatron_gopd.plan.dry_run import Held, Stage, construct, sample_ranks, stages
+from megatron_gopd.plan.hardware import GIB, Machine
+from megatron_gopd.plan.memory import OnRank, Phase
+from megatron_gopd.plan.placement import Placement, place
+from megatron_gopd.plan.roles import Role, located, roles_of, settled
+from megatron_gopd.plan.seconds import StepTime, micro_batches, step_time
+from megatron_gopd.plan.workload import Workload
+
+MODELS = Path("examples/models")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take. `ranks` are those that were built; memory is of the fullest of them."""
+
+    config: Config
+    gpus: int
+    machine: Machine
+    where: Placement
+    work: Workload
+    roles: list[Role]
+    stages: dict[str, list[Stage]]
+    ranks: list[OnRank]
+    phases: list[Phase]
+    fullest: dict[str, int]  # phase -> rank
+    cache_tokens: int | None  # of a server
+    at_a_time: int  # sequences an engine decodes together
+    host: dict[str, float]
+    time: StepTime
+    said: list[str] = field(default_factory=list)
+
+    @property
+    def misfits(self) -> list[Phase]:
+        return [phase for phase in self.phases if phase.bytes > self.machine.usable_bytes]
+
+    @property
+    def fits(self) -> bool:
+        return not self.misfits and (self.cache_tokens is None or self.cache_tokens >= self.longest)
+
+    @property
+    def longest(self) -> int:
+        return self.config.data.max_prompt_tokens + self.config.rollout.max_response_tokens
+
+    @property
+    def tokens_per_second_per_gpu(self) -> float:
+        return (
+            self.work.tokens
+            / self.time.step
+            / (self.gpus + (self.where.server_gpus if self.where.kind == "disjoint" else 0))
+        )
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.time.step * self.config.run.steps * self.gpus / 3600
+
+    def changes(self, phase: Phase) -> list[str]:
+        on = next(on for on in self.ranks if on.rank == self.fullest[phase.name])
+        return advice(self.config, phase, on, self.where, self.machine.usable_bytes)
+
+
+def plan(config: Config, gpus: int, machine: Machine, work: Workload, models: Path = MODELS) -> Plan:
+    """Build every role on fake ranks, then price what was counted.
+
+    Raises:
+        UserError: what the cluster would refuse, in its words: a shape, a division, a group.
+    """
+    config, said = located(config, models)
+    config = settled(config)
+    where = place(config, gpus, machine.gpus_per_node)
+    roles = roles_of(config)
+    _check_layouts(roles, where)
+    held = {rank: construct(config, roles, rank, where.world) for rank in sample_ranks(roles, where.world)}
+    tokens = longest_micro_batch(config, work)
+    stepped = {role.name: stages(config, role, where.world, tokens) for role in roles}
+    return assemble(config, gpus, machine, work, where, roles, held, stepped, said)
+
+
+def longest_micro_batch(config: Config, work: Workload) -> int:
+    """Tokens of the largest micro-batch: full, or one row that is longer."""
+    return max(config.training.max_tokens_per_micro_batch, int(work.lengths.max()))
+
+
+def assemble(
+    config: Config,
+    gpus: int,
+    machine: Machine,
+    work: Workload,
+    where: Placement,
+    roles: list[Role],
+    held: dict[int, dict[str, Held | None]],
+    stepped: dict[str, list[Stage]],
+    said: list[str],
+) -> Plan:
+    """Memory and time, from what ranks hold and stages do."""
+    ranks = [OnRank(rank, shares, _stages_of(rank, roles, stepped, where)) for rank, shares in held.items()]
+    fullest, phases = {}, []
+    of_ranks = [memory.phases(config, roles, on, where, work, machine) for on in ranks]
+    for same in zip(*of_ranks, strict=True):
+        index = max(range(len(same)), key=lambda i: same[i].bytes)
+        fullest[same[index].name] = ranks[index].rank
+        phases.append(same[index])
+    largest = {
+        role.name: max((shares[role.name] for shares in held.values() if shares[role.name]), key=lambda h: h.weights)
+        for role in roles
+    }
+    cache_tokens, at_a_time = _decoding(config, where, work, machine, phases)
+    ranks_per_node = min(where.world, machine.gpus_per_node)
+    host = memory.host_bytes(config, roles, ranks[0], where, ranks_per_node)
+    time = step_time(config, roles, largest, stepped, where, work, machine, at_a_time)
+    return Plan(
+        config,
+        gpus,
+        machine,
+        where,
+        work,
+        roles,
+        stepped,
+        ranks,
+        phases,
+        fullest,
+        cache_tokens,
+        at_a_time,
+        host,
+        time,
+        said,
+    )
+
+
+def _check_layouts(roles: list[Role], where: Placement) -> None:
+    for role in roles:
+        who = f"{role.name} ({role.settings.model})"
+        role.architecture.check_layout(role.settings.layout, who)
+        try:
+            role.settings.layout.span(where.world, who)
+        except UserError as error:
+            servers = f"; {where.server_gpus} GPU(s) are the servers'" if where.kind == "split" else ""
+            raise UserError(f"{error}{servers}") from None
+
+
+def _stages_of(rank: int, roles: list[Role], stepped: dict[str, list[Stage]], where: Placement) -> dict:
+    found: dict[str, Stage | None] = {}
+    for role in roles:
+        span = role.settings.layout.span(where.world, role.name)
+        width = len(span) // role.settings.layout.pp
+        found[role.name] = stepped[role.name][(rank - span[0]) // width] if rank in span else None
+    return found
+
+
+def _decoding(config: Config, where: Placement, work: Workload, machine: Machine, phases: list[Phase]) -> tuple:
+    """KV-cache tokens of a server (None without servers), and the sequences that it decodes together."""
+    most = min(config.rollout.max_batch_size, max(1, -(-work.sequences // max(1, where.engines))))
+    if where.kind in ("embedded", "none"):
+        return None, most
+    size = memory.cache_bytes(machine, where)
+    if where.kind == "colocated":
+        size = next(phase.parts["KV cache"] for phase in phases if phase.name == "rollout")
+    tokens = max(0, int(size / where.engine.kv_bytes))
+    mean = work.prompt_tokens + float(work.responses.mean()) / 2
+    return tokens, max(1, min(most, int(tokens / mean)))
+
+
+def micro_batches_of(plan: Plan, role: Role) -> int:
+    return len(micro_batches(plan.config, role, plan.where, plan.work))
+
+
+def in_gib(size: float) -> float:
+    return size / GIB

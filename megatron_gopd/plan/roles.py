@@ -1,0 +1,106 @@
+"""The models of a run, each once, as they will be held on GPUs; their config.json is all that is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_gopd.config import Config, schema
+from megatron_gopd.errors import UserError
+from megatron_gopd.mcore.architecture import Architecture
+from megatron_gopd.mcore.levers import settle
+
+STUDENT = "student"
+
+
+@dataclass(frozen=True)
+class Role:
+    """A model in this job."""
+
+    names: tuple[str, ...]  # as the configuration calls it: teachers.math, the reference of teachers.math
+    settings: schema.Model
+    architecture: Architecture
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+    @property
+    def trained(self) -> bool:
+        return self.name == STUDENT
+
+
+def located(config: Config, models: Path) -> tuple[Config, list[str]]:
+    """The configuration with every model directory that is not here replaced by one in `models`, and what was replaced.
+
+    A folder of `models` stands for a directory of the same name, or of a name that goes on after a hyphen
+    (Qwen3-4B for Qwen3-4B-Non-Thinking-RL-Math): a variant of a model has its architecture.
+
+    Raises:
+        UserError: neither is there.
+    """
+    found: dict[str, str] = {}
+
+    def place(settings: schema.Model) -> schema.Model:
+        if not (Path(settings.model) / "config.json").exists():
+            found.setdefault(settings.model, str(_stand_in(settings.model, models)))
+        update: dict = {"model": found.get(settings.model, settings.model)}
+        if reference := getattr(settings, "reference", None):
+            update["reference"] = place(reference)
+        return settings.model_copy(update=update)
+
+    update = {"student": place(config.student), "teachers": {n: place(t) for n, t in config.teachers.items()}}
+    if reference := getattr(config.algorithm, "reference", None):
+        update["algorithm"] = config.algorithm.model_copy(update={"reference": place(reference)})
+    return config.model_copy(update=update), [f"{path}: {folder} stands for it" for path, folder in found.items()]
+
+
+def _stand_in(path: str, models: Path) -> Path:
+    name = Path(path).name
+    known = sorted((file.parent for file in models.glob("*/config.json")), key=lambda folder: -len(folder.name))
+    for folder in known:
+        if name == folder.name or name.startswith(f"{folder.name}-"):
+            return folder
+    raise UserError(
+        f"{path} is not here, and nothing in {models} stands for it ({', '.join(f.name for f in known) or 'empty'}): "
+        f"a folder {models}/{name} with the model's config.json is enough; --models names another place"
+    )
+
+
+def settled(config: Config) -> Config:
+    """Every lever that is left at `auto`, as a GPU decides it."""
+
+    def on_gpu(settings: schema.Model) -> schema.Model:
+        reference = getattr(settings, "reference", None)
+        return settle(settings, gpu=True).model_copy(update={"reference": on_gpu(reference)} if reference else {})
+
+    update = {"student": on_gpu(config.student), "teachers": {n: on_gpu(t) for n, t in config.teachers.items()}}
+    if reference := getattr(config.algorithm, "reference", None):
+        update["algorithm"] = config.algorithm.model_copy(update={"reference": on_gpu(reference)})
+    return config.model_copy(update=update)
+
+
+def roles_of(config: Config) -> list[Role]:
+    """The student, and every distinct frozen model that this job holds itself, as policies.Scorers tells them apart."""
+    named: dict[str, tuple[list[str], schema.Model]] = {}
+    for name, settings in config.scorers().items():
+        scorer = schema.Scorer(**settings.model_dump(include=set(schema.Scorer.model_fields)))
+        if scorer.engine == "megatron":
+            named.setdefault(scorer.model_dump_json(), ([], scorer))[0].append(name)
+    scorers = [Role(tuple(names), settings, Architecture.read(settings.model)) for names, settings in named.values()]
+    return [Role((STUDENT,), config.student, Architecture.read(config.student.model)), *scorers]
+
+
+def without_levers(config: Config) -> Config:
+    """What is built on fake ranks: nothing is moved to the host, and FP8 changes the arithmetic, not shapes."""
+    plain = {"offload": False, "fp8": None}
+
+    def bare(settings: schema.Model) -> schema.Model:
+        reference = getattr(settings, "reference", None)
+        return settings.model_copy(update=plain | ({"reference": bare(reference)} if reference else {}))
+
+    student = config.student.model_copy(update=plain | {"overlap_communication": False})
+    update = {"student": student, "teachers": {name: bare(teacher) for name, teacher in config.teachers.items()}}
+    if reference := getattr(config.algorithm, "reference", None):
+        update["algorithm"] = config.algorithm.model_copy(update={"reference": bare(reference)})
+    return config.model_copy(update=update)

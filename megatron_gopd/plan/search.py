@@ -1,0 +1,212 @@
+"""Layouts and placements of all roles, the fastest that fit first."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import yaml
+
+from megatron_gopd.config import Config, Layout
+from megatron_gopd.errors import UserError
+from megatron_gopd.plan import seams
+from megatron_gopd.plan.counts import Counts, at_depth, combined
+from megatron_gopd.plan.dry_run import Stage, step
+from megatron_gopd.plan.hardware import GIB, Machine
+from megatron_gopd.plan.placement import Placement, place
+from megatron_gopd.plan.planning import Plan, assemble, longest_micro_batch
+from megatron_gopd.plan.roles import Role, located, roles_of, settled
+from megatron_gopd.plan.shares import share
+from megatron_gopd.plan.workload import Workload
+
+SECONDS = 50.0  # after which no further kind of layer is stepped
+KEPT = 6  # layouts of each role that are combined with those of the others
+SIZES = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A combination, and the keys that make it from the configuration it was searched for."""
+
+    plan: Plan
+    overrides: dict[str, object]
+
+
+def search(config: Config, gpus: int, machine: Machine, work: Workload, models: Path) -> list[Found]:
+    """Every combination that fits, the fastest step first. Raises UserError: none does."""
+    config, _ = located(config, models)
+    config, deadline = settled(config), time.monotonic() + SECONDS
+    found: list[Found] = []
+    layers = _Layers(longest_micro_batch(config, work), deadline)
+    for overrides, placed in _placements(config, gpus):
+        try:
+            where = place(placed, gpus, machine.gpus_per_node)
+        except UserError:
+            continue
+        found += _of_placement(placed, overrides, gpus, machine, work, where, layers)
+    fitting = sorted((one for one in found if one.plan.fits), key=lambda one: one.plan.time.step)
+    if not fitting:
+        raise UserError(_nothing_fits(found, gpus, machine))
+    return fitting
+
+
+def as_yaml(overrides: dict[str, object]) -> str:
+    """Dotted keys -> a tree that can be merged into the configuration."""
+    tree: dict = {}
+    for key, value in overrides.items():
+        *path, last = key.split(".")
+        node = tree
+        for name in path:
+            node = node.setdefault(name, {})
+        node[last] = value
+    return yaml.safe_dump(tree, sort_keys=False)
+
+
+def _placements(config: Config, gpus: int) -> Iterator[tuple[dict, Config]]:
+    """As configured; and servers of one or two GPUs on all of them, or on a quarter or half of their own."""
+    yield {}, config
+    if config.algorithm.type == "sft" or config.rollout.sglang.urls:
+        return
+    for tp in (1, 2):
+        for colocated, count in ((True, gpus // tp), (False, gpus // 4 // tp), (False, gpus // 2 // tp)):
+            if count < 1:
+                continue
+            servers = {"colocated": colocated, "count": count, "options": {"tp-size": tp}, "sync": "distributed"}
+            sglang = config.rollout.sglang.model_copy(update=servers | {"gpus": None})
+            rollout = config.rollout.model_copy(update={"engine": "sglang", "sglang": sglang, "max_batch_size": 256})
+            overrides = {"rollout.engine": "sglang", "rollout.max_batch_size": 256}
+            overrides |= {f"rollout.sglang.{key}": value for key, value in servers.items()}
+            yield overrides, config.model_copy(update={"rollout": rollout})
+
+
+def _of_placement(
+    config: Config, overrides: dict, gpus: int, machine: Machine, work: Workload, where: Placement, layers: _Layers
+) -> list[Found]:
+    roles, candidates = roles_of(config), []
+    for role in roles:
+        options = [_candidate(config, role, layout, where, layers) for layout in _layouts(role, where, machine)]
+        candidates.append(_best([option for option in options if option], config, work, where, machine))
+    found = []
+    for choice in itertools.product(*candidates):
+        chosen = [role for role, _, _ in choice]
+        held = {0: {role.name: held for role, held, _ in choice}}
+        stepped = {role.name: stages for role, _, stages in choice}
+        plan = assemble(config, gpus, machine, work, where, chosen, held, stepped, [])
+        layouts = {_layout_key(role): _written(role.settings.layout) for role in chosen}
+        found.append(Found(plan, overrides | layouts))
+    return found
+
+
+def _layout_key(role: Role) -> str:
+    if role.name.startswith("the reference of teachers."):
+        return f"teachers.{role.name.removeprefix('the reference of teachers.')}.reference.layout"
+    return "algorithm.reference.layout" if role.name == "the reference" else f"{role.name}.layout"
+
+
+def _written(layout: Layout) -> dict:
+    return layout.model_dump(mode="json", exclude_defaults=True)
+
+
+def _layouts(role: Role, where: Placement, machine: Machine) -> list[Layout]:
+    """Those that the model can be cut into, and that the ranks can be filled with; the configured one first."""
+    a, found = role.architecture, [role.settings.layout]
+    experts = (1, 2, 4, 8, 16, 32) if a.experts else (1,)
+    for tp, pp, ep in itertools.product(SIZES, SIZES, experts):
+        if tp > machine.gpus_per_node or ep > where.world:
+            continue
+        found.append(Layout(tp=tp, pp=pp, ep=ep, sequence_parallel=tp > 1))
+    return [layout for layout in dict.fromkeys(found) if _is_possible(role, layout, where)]
+
+
+def _is_possible(role: Role, layout: Layout, where: Placement) -> bool:
+    try:
+        role.architecture.check_layout(layout, role.name)
+        layout.span(where.world, role.name)
+    except UserError:
+        return False
+    return True
+
+
+def _candidate(config: Config, role: Role, layout: Layout, where: Placement, layers: _Layers):
+    """(role in that layout, what a rank holds, its stages), or None where its kind of layer was not reached in time."""
+    settings = role.settings.model_copy(update={"layout": layout})
+    role = replace(role, settings=settings)
+    held = share(role.architecture, settings, where.world, optimizer=config.optimizer.type if role.trained else None)
+    stages = layers.stages(config, role, where.world)
+    return stages and (role, held, stages)
+
+
+def _best(options: list, config: Config, work: Workload, where: Placement, machine: Machine) -> list:
+    """The fastest few whose own bytes fit."""
+    from megatron_gopd.plan.seconds import score_seconds, update_seconds
+
+    def seconds(option) -> float:
+        role, held, stages = option
+        price = update_seconds if role.trained else score_seconds
+        return price(config, role, held, stages, where, work, machine)
+
+    def fits(option) -> bool:
+        _, held, stages = option
+        own = held.weights + held.gradients + held.masters + max(stage.peak_bytes for stage in stages)
+        return own < machine.usable_bytes
+
+    return sorted(filter(fits, options), key=seconds)[:KEPT]
+
+
+class _Layers:
+    """Stages of any depth, from layers that were stepped once for each way of cutting them."""
+
+    def __init__(self, tokens: int, deadline: float):
+        self._tokens, self._deadline = tokens, deadline
+        self._known: dict[tuple, tuple[Stage, Stage]] = {}
+
+    def stages(self, config: Config, role: Role, world: int) -> list[Stage] | None:
+        layout = role.settings.layout
+        flat = layout.model_copy(update={"pp": 1})
+        key = role.settings.model, role.trained, flat
+        if key not in self._known:
+            if time.monotonic() > self._deadline:
+                return None
+            one_stage = replace(role, settings=role.settings.model_copy(update={"layout": flat}))
+            config = config.model_copy(update={"student": one_stage.settings}) if role.trained else config
+            replica = max(flat.tp * flat.cp, flat.ep * flat.etp)
+            self._known[key] = tuple(self._step(config, one_stage, replica, depth) for depth in (1, 2))
+        return _piped(role, *self._known[key])
+
+    def _step(self, config: Config, role: Role, world: int, depth: int) -> Stage:
+        with seams.layers_a_stage(depth):
+            return step(config, role, world, self._tokens, 0)
+
+
+def _piped(role: Role, one: Stage, two: Stage) -> list[Stage]:
+    """Pipeline stages: the embedding on the first and the head on the last are both counted on the last."""
+    pp, layers = role.settings.layout.pp, role.architecture.layers // role.settings.layout.pp
+    layer_bytes = max(0.0, two.peak_bytes - one.peak_bytes)
+    found = []
+    for stage in range(pp):
+        last = stage == pp - 1
+
+        def deep(name: str, last: bool = last) -> Counts:
+            whole = at_depth(layers, getattr(one, name), getattr(two, name))
+            rest = combined([(2, getattr(one, name)), (-1, getattr(two, name))])
+            return whole if last else combined([(1, whole), (-1, rest)])
+
+        under_way = pp - stage if role.trained else 1
+        peak = one.peak_bytes - layer_bytes + layers * layer_bytes * under_way
+        found.append(Stage(one.tokens, deep("micro_batch"), deep("gradients"), deep("step"), peak))
+    return found
+
+
+def _nothing_fits(found: list[Found], gpus: int, machine: Machine) -> str:
+    if not found:
+        return f"no layout of these models fills {gpus} GPUs: give another --gpus"
+    least = min(found, key=lambda one: max(phase.bytes for phase in one.plan.phases))
+    phase = max(least.plan.phases, key=lambda phase: phase.bytes)
+    short = (phase.bytes - machine.usable_bytes) / GIB
+    return (
+        f"nothing fits into {gpus} x {machine.name}: the nearest, {least.overrides}, is {short:.1f} GiB short in the "
+        f"phase {phase.name}; {'; '.join(least.plan.changes(phase)[:3])}"
+    )

@@ -1,0 +1,113 @@
+"""Seconds of every phase of a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_gopd.config import Config
+from megatron_gopd.plan import price
+from megatron_gopd.plan.dry_run import Held, Stage
+from megatron_gopd.plan.hardware import Machine
+from megatron_gopd.plan.placement import Placement
+from megatron_gopd.plan.roles import Role
+from megatron_gopd.plan.workload import Workload
+
+LAST_CHUNK = 0.25  # of a batch: servers hand out quarters, so only the last one's scoring does not overlap
+
+
+@dataclass(frozen=True)
+class StepTime:
+    rollout: float
+    score: dict[str, float]  # by role
+    update: float
+    sync: float
+    overlapped: float  # seconds that pass beside others
+
+    @property
+    def step(self) -> float:
+        return self.rollout + sum(self.score.values()) + self.update + self.sync - self.overlapped
+
+    @property
+    def dominant(self) -> str:
+        phases = {"rollout": self.rollout, "score": sum(self.score.values()), "update": self.update, "sync": self.sync}
+        return max(phases, key=phases.get)
+
+
+def step_time(
+    config: Config,
+    roles: list[Role],
+    held: dict[str, Held],
+    stages: dict[str, list[Stage]],
+    where: Placement,
+    work: Workload,
+    machine: Machine,
+    at_a_time: int,
+) -> StepTime:
+    """held: the largest share of a rank, by role; at_a_time: sequences that an engine decodes together."""
+    rollout = sync = 0.0
+    if where.kind != "none":
+        rollout = where.engine.seconds(work.spread_over(where.engines), at_a_time, machine)
+        sync = sync_seconds(config, held["student"], where, machine)
+    score = {
+        role.name: score_seconds(config, role, held[role.name], stages[role.name], where, work, machine)
+        for role in roles[1:]
+    }
+    update = update_seconds(config, roles[0], held["student"], stages["student"], where, work, machine)
+    if config.algorithm.type == "grpo" and config.algorithm.mini_batches > 1:
+        score["old log-probs"] = update / 4  # a forward pass beside forward, recomputation and backward
+    scored = sum(score.values())
+    overlapped = 0.0
+    if where.kind in ("split", "disjoint"):
+        overlapped = min(rollout, (1 - LAST_CHUNK) * scored)
+        if config.rollout.max_staleness:
+            overlapped = min(rollout, scored + update)
+    return StepTime(rollout, score, update, sync, overlapped)
+
+
+def micro_batches(config: Config, role: Role, where: Placement, work: Workload, fraction: float = 1.0) -> list:
+    layout = role.settings.layout
+    replicas = len(layout.span(where.world, role.name)) // (layout.tp * layout.pp * layout.cp)
+    return work.micro_batches(replicas, config.training.max_tokens_per_micro_batch, fraction)
+
+
+def score_seconds(
+    config: Config, role: Role, held: Held, stages: list[Stage], where: Placement, work: Workload, machine: Machine
+) -> float:
+    """One scorer's passes over what it is asked, and its weights from the host."""
+    asked = sum(1 / max(1, len(config.teachers)) for name in role.names) if config.teachers else 1.0
+    batches = micro_batches(config, role, where, work, min(1.0, asked))
+    fp8 = role.settings.fp8 is not None
+    restore = 2 * held.weights / machine.host_bandwidth if role.settings.offload else 0.0
+    return restore + price.pipeline_seconds(stages, batches, machine, fp8=fp8)
+
+
+def update_seconds(
+    config: Config, role: Role, held: Held, stages: list[Stage], where: Placement, work: Workload, machine: Machine
+) -> float:
+    """Forward, recomputation and backward of all micro-batches, gradients summed, the optimizer's step."""
+    batches = micro_batches(config, role, where, work)
+    computing = price.pipeline_seconds(stages, batches, machine, fp8=role.settings.fp8 is not None)
+    steps = getattr(config.algorithm, "mini_batches", 1)
+    reduced = max(price.reduction_seconds(stage, machine) for stage in stages)
+    if role.settings.overlap_communication:
+        reduced = max(reduced / 10, reduced - computing / len(batches) / 2)
+    state = held.masters + held.moments
+    stepped = max(price.optimizer_seconds(stage, state, machine) for stage in stages)
+    moved = 2 * state / machine.host_bandwidth if role.settings.offload else 0.0
+    return computing + steps * (reduced + stepped + moved)
+
+
+def sync_seconds(config: Config, held: Held, where: Placement, machine: Machine) -> float:
+    """The student's weights gathered, and into the engine."""
+    weights = where.engine.weight_bytes * where.engine.tp
+    a = where.engine.architecture
+    gathered = weights / price.bandwidth(where.world <= machine.gpus_per_node, machine)
+    if where.kind == "embedded":
+        return gathered + 2 * weights / machine.memory_bandwidth
+    tensors = a.layers * (9 + (3 * a.experts.count if a.experts else 3)) + 3
+    ways = {
+        "disk": 2 * weights / machine.disk_bandwidth,  # written, and read by the servers
+        "distributed": weights / price.bandwidth(False, machine),
+        "tensor": weights / machine.host_bandwidth,
+    }
+    return gathered + tensors * machine.seconds.synced_tensor + ways[config.rollout.sglang.sync]

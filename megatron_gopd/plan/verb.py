@@ -1,0 +1,49 @@
+"""`megatron-gopd plan`: what is printed and written for one configuration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from megatron_gopd.config import Config
+from megatron_gopd.errors import UserError
+from megatron_gopd.plan.hardware import machine
+from megatron_gopd.plan.picture import draw
+from megatron_gopd.plan.planning import plan
+from megatron_gopd.plan.report import as_json, show, show_search
+from megatron_gopd.plan.search import as_yaml, search
+from megatron_gopd.plan.workload import Workload
+from megatron_gopd.runs.atomic import write_text
+
+
+def run_plan(
+    config: Config,
+    *,
+    gpus: int,
+    gpu: str,
+    nodes: int | None,
+    models: Path,
+    work: Workload,
+    searched: bool,
+    json_wanted: bool,
+    output: Path | None,
+) -> str:
+    """Raises UserError: a mistake in the configuration, the machines, or their number."""
+    on = machine(gpu)
+    if nodes is not None:
+        if gpus % nodes:
+            raise UserError(f"--gpus {gpus} does not fill --nodes {nodes}: {gpus} % {nodes} = {gpus % nodes}")
+        on = on.model_copy(update={"gpus_per_node": gpus // nodes})
+    if searched:
+        found = search(config, gpus, on, work, models)
+        if output:
+            output.mkdir(parents=True, exist_ok=True)
+            write_text(output / "best.yaml", as_yaml(found[0].overrides))
+            draw(found[0].plan, output)
+        if json_wanted:
+            ranked = [{"overrides": one.overrides, "step_s": one.plan.time.step} for one in found]
+            return json.dumps(ranked, indent=1)
+        return show_search(found) + (f"\n{output / 'best.yaml'}: written" if output else "")
+    planned = plan(config, gpus, on, work, models)
+    written = draw(planned, output) if output else []
+    return as_json(planned) if json_wanted else "\n".join([show(planned), *(f"{path}: written" for path in written)])

@@ -1,0 +1,68 @@
+"""The page and the Markdown on a study, as a reader opens them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from megatron_gopd.errors import UserError
+from megatron_gopd.evaluation.study import report
+
+
+@pytest.fixture(scope="module")
+def written(study_folder, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("out") / "report"
+    report([study_folder], output)
+    return output
+
+
+def test_the_page_needs_nothing_beside_it(written):
+    page = (written / "report.html").read_text()
+    assert page.count("<svg") == 2
+    assert not re.search(r'(src|href)="(?!#)', page)
+    assert not re.search(r"url\((?!#)|@import", page)
+
+
+def test_ids_in_the_page_are_unique_where_they_are_used(written):
+    page = (written / "report.html").read_text()
+    clips = re.findall(r'<clipPath id="([^"]+)"', page)
+    assert len(clips) == len(set(clips))
+    assert set(re.findall(r"url\(#([^)]+)\)", page)) <= set(clips)
+
+
+def test_the_markdown_has_its_figures(written):
+    named = re.findall(r"!\[.*\]\((.+)\)", (written / "report.md").read_text())
+    assert named == ["lambda-1.png", "training-1.png"]
+    for name in named:
+        assert (written / name).read_bytes().startswith(b"\x89PNG")
+        assert (written / name).with_suffix(".svg").exists()
+
+
+def test_an_unfinished_run_is_told(written):
+    for name in ("report.html", "report.md"):
+        text = (written / name).read_text()
+        assert "q3 is unfinished: 4 of 10 steps" in text
+        assert "4 of 10, unfinished" in text
+
+
+def test_a_table_has_every_method_with_its_difference_from_the_teacher(written):
+    text = (written / "report.md").read_text()
+    (row,) = [line for line in text.splitlines() if line.startswith("| ExOPD λ=1.25, 10 steps")]
+    assert len(re.findall(r"\d+\.\d ± \d+\.\d \(\+\d+\.\d ± \d+\.\d\)", row)) == 2
+    assert "q3: 4 of 10 steps" in row
+
+
+def test_a_run_without_an_evaluation_says_so(folder, tmp_path):
+    models = {"student": {"model": folder.model("s")}, "teachers": {"t": {"model": folder.model("t")}}}
+    folder.run("silent", None, **models)
+    report([folder.root], tmp_path / "report")
+    assert "| silent | OPD | s | t | 1 | 10 | no evaluation |" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_a_report_is_replaced_and_anything_else_is_not(written, study_folder, tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match="holds something else than a report"):
+        report([study_folder], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
