@@ -36,7 +36,7 @@ setup(
         "einops",
         "packaging",
         "psutil",
-        "httpx",
+        "aiohttp",
         "starlette",
         "uvicorn",
         "pydantic",
@@ -53,11 +53,11 @@ setup(
         "tensorboard",
     ],
     extras_require={
-        "dev": ["pytest", "pytest-timeout", "ruff", "pre-commit", "gguf"],
+        "dev": ["httpx", "pytest", "pytest-timeout", "ruff", "pre-commit", "gguf"],
         "gpu": ["sglang", "transformer-engine[pytorch]"],
         # what SGLang's server imports on a CPU; its own requirements name GPU packages (see scripts/install.sh)
         "sglang-cpu": """
-            aiohttp apache-tvm-ffi dill fastapi gguf interegular ipython jsonschema loguru msgspec numba openai orjson
+            apache-tvm-ffi dill fastapi gguf interegular ipython jsonschema loguru msgspec numba openai orjson
             partial_json_parser pillow prometheus_client pybase64 python-multipart pyzmq requests scipy setproctitle
             soundfile uvloop xxhash zstandard
         """.split(),

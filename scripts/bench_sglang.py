@@ -75,6 +75,7 @@ def agreement(folder: Path, family: str, models: dict[str, Path]) -> float:
 def measure(folder: Path, models: dict[str, Path]) -> float:
     """Updates, throughput and overlap with one server of a larger model; returns our share of a plain load's rate."""
     from megatron_gopd.rollout.server_weights import WAYS
+    from megatron_gopd.rollout.sglang import PLAIN
     from megatron_gopd.training.job import build_job
 
     sizes = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6}
@@ -93,6 +94,7 @@ def measure(folder: Path, models: dict[str, Path]) -> float:
         table(f"(plain copy of the {bytes_ / 2**20:.0f} MiB to /dev/shm)", seconds(lambda: shutil.copy(source, target)))
         target.unlink()
         prompts = job.loader.prompts[:CONCURRENCY]
+        engine.stop_ids, PLAIN["ignore_eos"] = [], True  # responses of one length: what differs is the client
         ours, plain = turns(lambda: through_engine(engine, prompts), lambda: plainly(engine, prompts))
         table("rollout through the engine", ours, "response tokens/s")
         table("the same load, aiohttp alone", plain, "response tokens/s")
@@ -134,7 +136,7 @@ def plainly(engine, prompts) -> float:
     (server,) = engine._pool.servers
 
     async def one(session, prompt) -> int:
-        sampling = {"max_new_tokens": TOKENS, "temperature": 1.0, "stop_token_ids": engine.stop_ids}
+        sampling = {"max_new_tokens": TOKENS, "temperature": 1.0, "ignore_eos": True}
         body = {"input_ids": prompt.student_tokens, "sampling_params": sampling}
         async with session.post(f"{server.url}/generate", json=body | {"return_logprob": True}) as reply:
             return len((await reply.json())["output_ids"])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import httpx
+import aiohttp
 import numpy as np
 
 SCORED_AT_A_TIME = 4096  # response tokens of one request
@@ -36,19 +37,18 @@ class SGLangClient:
 
     def __init__(self, url: str, token: str | None = None):
         self.url = url.rstrip("/")
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        # trust_env: a proxy of the environment is not meant for servers of the job
-        self._http = httpx.AsyncClient(base_url=self.url, headers=headers, limits=limits, trust_env=False)
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._session: aiohttp.ClientSession | None = None  # of the event loop that asks first
 
     async def close(self) -> None:
-        await self._http.aclose()
+        if self._session:
+            await self._session.close()
 
     async def healthy(self) -> bool:
         """Whether the server answers: SGLang generates a token for it, unless it is at work anyway."""
         try:
-            return (await self._http.get("/health", timeout=HEALTH_TIMEOUT_S)).status_code == 200
-        except httpx.TransportError:
+            return (await self._request("GET", "/health", HEALTH_TIMEOUT_S))[0] == 200
+        except LostRequestError:
             return False
 
     async def get(self, path: str, timeout: float = HEALTH_TIMEOUT_S) -> dict:
@@ -107,26 +107,34 @@ class SGLangClient:
         return np.array(given, dtype=np.float32)
 
     async def _ask(self, method: str, path: str, timeout: float | None, **body) -> dict | list:
+        status, said = await self._request(method, path, timeout, **body)
+        if status in (408, 429) or status >= 500:
+            raise LostRequestError(f"{self.url}{path} answered {status}: {_message(said)}")
+        if status >= 400:
+            raise RefusedError(f"{self.url}{path} answered {status}: {_message(said)}")
         try:
-            reply = await self._http.request(method, path, timeout=httpx.Timeout(timeout, connect=10), **body)
-        except httpx.TransportError as error:
-            raise LostRequestError(f"{self.url}{path}: {type(error).__name__} {error}".rstrip()) from None
-        if reply.status_code in (408, 429) or reply.status_code >= 500:
-            raise LostRequestError(f"{self.url}{path} answered {reply.status_code}: {_message(reply)}")
-        if reply.status_code >= 400:
-            raise RefusedError(f"{self.url}{path} answered {reply.status_code}: {_message(reply)}")
-        try:
-            return reply.json()
+            return json.loads(said)
         except ValueError:
-            raise LostRequestError(f"{self.url}{path} answered {_message(reply)!r}, which is not JSON") from None
+            raise LostRequestError(f"{self.url}{path} answered {_message(said)!r}, which is not JSON") from None
+
+    async def _request(self, method: str, path: str, timeout: float | None, **body) -> tuple[int, bytes]:
+        """Status and content of an answer, through no proxy of the environment: that is not meant for these servers."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(headers=self._headers, connector=aiohttp.TCPConnector(limit=0))
+        limits = aiohttp.ClientTimeout(total=timeout, sock_connect=10)
+        try:
+            async with self._session.request(method, f"{self.url}{path}", timeout=limits, **body) as reply:
+                return reply.status, await reply.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise LostRequestError(f"{self.url}{path}: {type(error).__name__} {error}".rstrip()) from None
 
 
-def _message(reply: httpx.Response) -> str:
+def _message(said: bytes) -> str:
     """What a server says of a failure, in one line."""
     try:
-        said = reply.json()
-        said = said.get("error", said.get("message", said)) if isinstance(said, dict) else said
-        said = said.get("message", said) if isinstance(said, dict) else said
+        told = json.loads(said)
+        told = told.get("error", told.get("message", told)) if isinstance(told, dict) else told
+        told = told.get("message", told) if isinstance(told, dict) else told
     except ValueError:
-        said = reply.text
-    return " ".join(str(said).split())[:300]
+        told = said.decode(errors="replace")
+    return " ".join(str(told).split())[:300]

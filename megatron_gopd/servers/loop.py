@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -32,11 +32,13 @@ class Background:
             future.cancel()
             raise
 
-    def close(self) -> None:
-        """Cancel what is under way, and end the thread."""
+    def close(self, last: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
+        """Cancel what is under way, run `last`, and end the thread."""
         if self._loop.is_closed():
             return
         self.run(_cancel_all())
+        if last:
+            self.run(last())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

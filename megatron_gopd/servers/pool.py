@@ -77,7 +77,7 @@ class ServerPool:
 
     def close(self) -> None:
         """End every server that was started here, and forget the others."""
-        self.background.close()
+        self.background.close(self._hang_up)
         for server in self.servers:
             server.stop()
 
@@ -160,6 +160,11 @@ class ServerPool:
         away = [server for server in self.servers if server.url in self._away]
         self.background.run(self._to_all(away, "/resume_memory_occupation", {"tags": TAGS}))
         self._away = set()
+
+    async def _hang_up(self) -> None:
+        for server in self.servers:
+            if server.client:
+                await server.client.close()
 
     async def _to_all(self, servers: list[Server], path: str, body: dict) -> None:
         """A server that does not answer is left to its watcher."""
