@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from stages import DOMAINS, GIVEN, RUNS, TRAINED, Models, Stage, Train, multi, single
+from stages import DOMAINS, GIVEN, TRAINED, Models, Stage, Train, multi, single
 
 from megatron_gopd.evaluation import study
 from megatron_gopd.evaluation.answers import Answers
@@ -16,8 +16,8 @@ Scores = dict[str, float]  # {problem: mean score of its answers}
 
 def report_outcome(stages: list[Stage], seconds: float) -> bool:
     """Write the report and print what was found; whether all of it is as docs/miniature.md says."""
-    study.report([RUNS], RUNS / "report")
     models = TRAINED if any(stage.name == "base" and isinstance(stage, Train) for stage in stages) else GIVEN
+    study.report([models.runs], models.runs / "report")
     holds, found = zip(_rises(models), _extrapolates(models, stages), _surpasses(models, stages), strict=True)
     print(*found, sep="\n")
     print(f"miniature: {len(stages)} stages in {seconds / 60:.0f} min; {'; '.join(found)}: {_verdict(all(holds))}")
@@ -27,7 +27,7 @@ def report_outcome(stages: list[Stage], seconds: float) -> bool:
 def _rises(models: Models) -> tuple[bool, str]:
     """Between lambda 0 and 1, accuracy rises from the base's to OPD's."""
     runs = [single(models, "math", lambda_, 50) for lambda_ in (0.25, 0.5, 0.75, 1)]
-    means = [fmean(_scores(stage, "math").values()) for stage in (Stage("base"), *runs)]
+    means = [fmean(_scores(stage, "math").values()) for stage in (Stage("base", models.runs), *runs)]
     holds = sorted(set(means)) == means
     return holds, f"accuracy over lambda 0 to 1 {' '.join(f'{mean:.3f}' for mean in means)} ({_verdict(holds)})"
 
@@ -43,9 +43,8 @@ def _extrapolates(models: Models, stages: list[Stage]) -> tuple[bool, str]:
 
 def _surpasses(models: Models, stages: list[Stage]) -> tuple[bool, str]:
     """The ExOPD student is more accurate than the teacher of each task."""
-    gains = [
-        _difference(_over_seeds(models, stages, 1.25, domain), _scores(Stage(domain), domain)) for domain in DOMAINS
-    ]
+    teachers = {domain: _scores(Stage(domain, models.runs), domain) for domain in DOMAINS}
+    gains = [_difference(_over_seeds(models, stages, 1.25, domain), teachers[domain]) for domain in DOMAINS]
     return _beyond("ExOPD - teachers", gains)
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 
-from stages import DATA, DOMAINS, HERE, RUNS, Evaluate, Merge, Stage, Target, Train
+from stages import DATA, DOMAINS, HERE, Evaluate, Merge, Stage, Target, Train
 
 REWARD = f"{HERE / 'rewards.py'}:ends_with_label"
 SAMPLES, MAX_TOKENS, SEED = 4, 19, 0
 
 
 def perform(stage: Stage) -> None:
-    """Make RUNS/name, or finish it. Raises SystemExit where a person has to mend something, which is said on stderr."""
+    """Make the stage's folder, or finish it.
+
+    Raises SystemExit where a person has to mend something, which is said on stderr.
+    """
     from megatron_gopd.ranks import ranks
 
-    output = RUNS / "output" / f"{stage.name}.txt"
+    output = stage.runs / "output" / f"{stage.name}.txt"
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("a") as file, contextlib.redirect_stdout(file), ranks():
         {Train: _train, Evaluate: _evaluate, Merge: _merge, Target: _target}[type(stage)](stage)

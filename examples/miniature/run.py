@@ -3,8 +3,9 @@
     python examples/miniature/run.py            # from nothing (make miniature)
     python examples/miniature/run.py --quick    # from the shipped base and teachers, one seed
 
-Every training stage is an ordinary run, runs/miniature/NAME, of a YAML file beside this one: it can be started, stopped
-and continued by `megatron-gopd train` as well. What the stages print is in runs/miniature/output/NAME.txt.
+Every training stage is an ordinary run, runs/miniature/NAME (--quick: runs/miniature-quick/NAME), of a YAML file beside
+this one: it can be started, stopped and continued by `megatron-gopd train` as well. What they print is in the folder
+`output` beside them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import typer
 from outcome import report_outcome
 from perform import perform
-from stages import DATA, RUNS, Stage, full, quick
+from stages import DATA, Stage, full, quick
 
 from megatron_gopd.errors import UserError
 
@@ -33,9 +34,7 @@ def run(stages: list[Stage], workers: int) -> None:
     done = {stage.name for stage in stages if stage.done}
     left = [stage for stage in stages if stage.name not in done]
     under_way: dict[Future, tuple[Stage, float]] = {}
-    print(
-        f"{len(done)} of {len(stages)} stages are there; {RUNS}/output/STAGE.txt has what the others print", flush=True
-    )
+    print(f"{len(done)} of {len(stages)} stages are there; what the others print: {stages[0].runs}/output", flush=True)
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         while left or under_way:
             ready = [stage for stage in left if done.issuperset(stage.needs)][: workers - len(under_way)]

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 HERE = Path(__file__).parent
-RUNS = Path("runs/miniature")
 DATA = Path("assets/miniature")
 SHIPPED = HERE.relative_to(Path.cwd()) / "models" if HERE.is_relative_to(Path.cwd()) else HERE / "models"
 DOMAINS = ("math", "code")
@@ -17,14 +16,15 @@ SEEDS = (0, 1, 2)
 
 @dataclass(frozen=True)
 class Stage:
-    """Something that is made once; its folder is RUNS/name."""
+    """Something that is made once; its folder is runs/name."""
 
     name: str
+    runs: Path
     needs: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
-        return RUNS / self.name
+        return self.runs / self.name
 
     @property
     def done(self) -> bool:
@@ -71,8 +71,9 @@ class Target(Stage):
 
 @dataclass(frozen=True)
 class Models:
-    """Where base and teachers lie, and the stages that make them."""
+    """Where base and teachers lie, the stages that make them, and the folder of what is made of them."""
 
+    runs: Path
     base: Path
     math: Path
     code: Path
@@ -85,13 +86,15 @@ class Models:
         return getattr(self, name)
 
 
-TRAINED = Models(*(RUNS / name / "model" for name in ("base", *DOMAINS)), {name: name for name in ("base", *DOMAINS)})
-GIVEN = Models(*(SHIPPED / name for name in ("base", *DOMAINS)))
+RUNS = Path("runs/miniature")
+NAMES = ("base", *DOMAINS)
+TRAINED = Models(RUNS, *(RUNS / name / "model" for name in NAMES), {name: name for name in NAMES})
+GIVEN = Models(Path("runs/miniature-quick"), *(SHIPPED / name for name in NAMES))
 
 
 def quick() -> list[Stage]:
     """From the shipped models, one seed: the curve over lambda on one task, and Table 2 with both teachers."""
-    stages: list[Stage] = [Evaluate(name, model=GIVEN.of(name)) for name in ("base", *DOMAINS)]
+    stages: list[Stage] = [Evaluate(name, GIVEN.runs, model=GIVEN.of(name)) for name in NAMES]
     stages += [multi(GIVEN, lambda_, 150) for lambda_ in (1, 1.25)]
     stages += [multi_sft(GIVEN, 150), *(expo(GIVEN, DOMAINS, alpha) for alpha in (0.25, 0.5))]
     stages += [single(GIVEN, "math", lambda_, 50) for lambda_ in (0.25, 0.5, 0.75, 1, 1.25, 3)]
@@ -114,9 +117,9 @@ def full() -> list[Stage]:
 
 def beginnings() -> Iterator[Stage]:
     """The base model, its two teachers, those trained twice as long, and a smaller base."""
-    yield Train("base", config="base.yaml")
+    yield Train("base", RUNS, config="base.yaml")
     yield Train(
-        "weak-base", config="base.yaml", overrides=("run.name=weak-base", f"student.model={DATA}/untrained-weak")
+        "weak-base", RUNS, config="base.yaml", overrides=("run.name=weak-base", f"student.model={DATA}/untrained-weak")
     )
     for domain, steps in (("math", 40), ("code", 25)):
         yield grpo(domain, domain, "base", steps)
@@ -127,17 +130,18 @@ def grpo(name: str, domain: str, start: str, steps: int) -> Train:
     overrides = (
         f"run.name={name} run.steps={steps} student.model={RUNS}/{start}/model data.train={DATA}/{domain}_train.jsonl"
     )
-    return Train(name, needs=(start,), config="grpo.yaml", overrides=tuple(overrides.split()))
+    return Train(name, RUNS, needs=(start,), config="grpo.yaml", overrides=tuple(overrides.split()))
 
 
 def single(models: Models, domain: str, lambda_: float, steps: int, seed: int = 0) -> Train:
     """G-OPD from one teacher into the base."""
     return Train(
         f"{domain}-lambda-{lambda_:g}-steps-{steps}-seed-{seed}",
+        models.runs,
         needs=models.needs("base", domain),
         config="single.yaml",
         overrides=(
-            *_named(f"{domain}-lambda-{lambda_:g}", steps, seed),
+            *_named(models, f"{domain}-lambda-{lambda_:g}", steps, seed),
             f"student.model={models.base}",
             f"teachers={{{domain}: {{model: {models.of(domain)}, dtype: float32}}}}",
             f"algorithm.lambda={lambda_}",
@@ -174,8 +178,9 @@ def expo(models: Models, domains: tuple[str, ...], alpha: float) -> Merge:
     name = f"{'multi' if len(domains) > 1 else domains[0]}-expo-{alpha:g}"
     return Merge(
         name,
+        models.runs,
         needs=models.needs("base", *domains),
-        model=RUNS / "models" / name,
+        model=models.runs / "models" / name,
         teachers=tuple(map(models.of, domains)),
         base=models.base,
         alpha=alpha,
@@ -185,6 +190,7 @@ def expo(models: Models, domains: tuple[str, ...], alpha: float) -> Merge:
 def target(models: Models, domain: str, lambda_: float) -> Target:
     return Target(
         f"{domain}-target-{lambda_:g}",
+        models.runs,
         needs=models.needs("base", domain),
         teacher=models.of(domain),
         reference=models.base,
@@ -196,10 +202,11 @@ def target(models: Models, domain: str, lambda_: float) -> Target:
 def _of_both(models: Models, config: str, name: str, steps: int, seed: int, *more: str) -> Train:
     return Train(
         f"{name}-steps-{steps}-seed-{seed}",
+        models.runs,
         needs=models.needs("base", *DOMAINS),
         config=config,
         overrides=(
-            *_named(name, steps, seed),
+            *_named(models, name, steps, seed),
             f"student.model={models.base}",
             *(f"teachers.{domain}.model={models.of(domain)}" for domain in DOMAINS),
             *more,
@@ -207,5 +214,6 @@ def _of_both(models: Models, config: str, name: str, steps: int, seed: int, *mor
     )
 
 
-def _named(name: str, steps: int, seed: int) -> tuple[str, ...]:
-    return f"run.name={name}-steps-{steps}-seed-{seed}", f"run.steps={steps}", f"run.seed={seed}"
+def _named(models: Models, name: str, steps: int, seed: int) -> tuple[str, ...]:
+    of_run = {"name": f"{name}-steps-{steps}-seed-{seed}", "folder": models.runs, "steps": steps, "seed": seed}
+    return tuple(f"run.{key}={value}" for key, value in of_run.items())

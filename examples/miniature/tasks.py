@@ -99,7 +99,7 @@ def demonstration(problem: Problem, rng: random.Random, full: float = 0.5, noise
     return text
 
 
-def write(folder: Path, demonstrations: int = 32_768, train: int = 4096, others: int = 1000) -> None:
+def write(folder: Path, demonstrations: int = 65_536, train: int = 4096, others: int = 1000) -> None:
     """Write DOMAIN_SPLIT.jsonl of train, validation and held_out, no prompt twice, and corpus.jsonl of both."""
     folder.mkdir(parents=True, exist_ok=True)
     for domain in DOMAINS:
