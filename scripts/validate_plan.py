@@ -142,7 +142,8 @@ def report(table: list[tuple]) -> int:
         print(f"| {what} | {source} | {unit} | {published:.4g} | {planned:.4g} | {off:+.0%} | {verdict} |")
     explained = sum(abs(row[4] / row[3] - 1) > row[5] for row in table) - missed
     print(
-        f"plan: {len(table)} published rows, {explained} explained misses, {missed} others: {'MISSED' if missed else 'holds'}"
+        f"plan: {len(table)} published rows, {explained} explained misses, {missed} others: "
+        f"{'MISSED' if missed else 'holds'}"
     )
     return int(missed > 0)
 

@@ -28,9 +28,14 @@ def as_rank(rank: int, world: int) -> Iterator[Ledger]:
     ledger = Ledger()
     dist.init_process_group("fake", rank=rank, world_size=world, store=FakeStore())
     try:
-        with seams.values_answered(ledger), FakeTensorMode(allow_non_fake_inputs=True), _OneByOne():
-            with ledger, _Bookkeeping():
-                yield ledger
+        with (
+            seams.values_answered(ledger),
+            FakeTensorMode(allow_non_fake_inputs=True),
+            _OneByOne(),
+            ledger,
+            _Bookkeeping(),
+        ):
+            yield ledger
     finally:
         dist.destroy_process_group()
 

@@ -114,7 +114,7 @@ def _verdict(plan: Plan) -> str:
         lines += [f"- {change}" for change in plan.changes(phase)]
     if plan.cache_tokens is not None and plan.cache_tokens < plan.longest:
         lines.append(
-            f"A server cannot hold one sequence of {plan.longest:,} tokens: raise tp-size of rollout.sglang.options, or "
+            f"A server cannot hold one sequence of {plan.longest:,} tokens: raise rollout.sglang.options.tp-size, or "
             f"lower rollout.max_response_tokens."
         )
     return "\n".join(lines)

@@ -22,7 +22,7 @@ class Workload:
 
     @classmethod
     def of(cls, config: Config, response_tokens: int | None = None, prompt_tokens: int | None = None) -> Workload:
-        """response_tokens: the mean; default: a quarter of the longest. prompt_tokens: of every prompt; default: 200."""
+        """response_tokens: the mean; default: a quarter of the longest. prompt_tokens: of each; default: 200."""
         longest = config.rollout.max_response_tokens
         mean = min(response_tokens or max(1, longest // 4), longest)
         prompt = min(prompt_tokens or 200, config.data.max_prompt_tokens)
