@@ -29,6 +29,7 @@ from megatron_gopd.plan.hardware import GIB, Machine, machine
 from megatron_gopd.plan.roles import Role, settled
 
 ROOT = Path(__file__).parents[1]
+PUBLISHED = ROOT / "scripts" / "published.yaml"
 TIME, MEMORY = 0.30, 0.15
 
 
@@ -93,8 +94,21 @@ def decoded(row: dict, folder: Path) -> float:
     return row["batch"] / seconds
 
 
+def decoding_rows() -> list[tuple]:
+    """(what, source, unit, published, planned, bound, why it may miss) of every decoding row that is reported."""
+    published, found = yaml.safe_load(PUBLISHED.read_text()), []
+    with TemporaryDirectory() as scratch:
+        for row in published["decoding"]:
+            if row.get("fit"):
+                continue
+            speed = decoded(row, folder_of(row["model"], published["models"], Path(scratch)))
+            what = f"decode {row['model']}, batch {row['batch']:.0f}, {row['output']} out, {row['tp']} x {row['chip']}"
+            found.append((what, row["source"], "tok/s", row["tokens_per_s"], speed, TIME, row.get("why")))
+    return found
+
+
 def main() -> int:
-    published = yaml.safe_load((ROOT / "scripts" / "published.yaml").read_text())
+    published = yaml.safe_load(PUBLISHED.read_text())
     found, table = [], []
     with TemporaryDirectory() as scratch:
         cache: dict = {}
@@ -116,15 +130,7 @@ def main() -> int:
                 what = f"memory {row['model']}, {row['tokens'] // 1024}K, {row['gpus']} GPU(s)"
                 size = fsdp_bytes(stage, row, architecture) / GIB
                 table.append((what, row["source"], "GiB", row["gib"], size, MEMORY, row.get("why_memory")))
-        for row in published["decoding"]:
-            if not row.get("fit"):
-                folder = folder_of(row["model"], published["models"], Path(scratch))
-                what = (
-                    f"decode {row['model']}, batch {row['batch']:.0f}, {row['output']} out, {row['tp']} x {row['chip']}"
-                )
-                table.append(
-                    (what, row["source"], "tok/s", row["tokens_per_s"], decoded(row, folder), TIME, row.get("why"))
-                )
+    table += decoding_rows()
     if "--dump" in sys.argv:
         Path(sys.argv[sys.argv.index("--dump") + 1]).write_bytes(pickle.dumps(found))
     return report(table)
