@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -51,6 +52,11 @@ def search(config: Config, gpus: int, machine: Machine, work: Workload, models: 
     if not fitting:
         raise UserError(_nothing_fits(found, gpus, machine))
     return fitting
+
+
+def dotted(overrides: dict[str, object]) -> list[str]:
+    """As the command line takes them."""
+    return [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
 
 
 def as_yaml(overrides: dict[str, object]) -> str:

@@ -48,18 +48,17 @@ def batch(replicas: int, micro_batches: int) -> list[Trajectory]:
 
 def observe(config: Config, ledger: Ledger) -> dict:
     """{held: bytes, update / score: (how many messages, their bytes) of each kind and group} of this rank."""
-    student = Student(config)
-    if student.model is None:
-        return {"held": None}
-    rows = batch(student.model.groups.dp.size(), 2 * config.student.layout.pp)
+    student, layout = Student(config), config.student.layout
+    replicas = len(layout.span(dist.get_world_size(), "student")) // (layout.tp * layout.pp * layout.cp)
+    rows = batch(replicas, layout.pp)
     with ledger.part("update"):
         student.update(rows, gopd_loss(1.0, None))
-    held = asdict(held_by(student))
+    held = held_by(student)
     asked = [Row(row.prompt.student_tokens, row.response_tokens) for row in rows]
     with ledger.part("score"):
         scoring.score(student.model, asked, temperature=1.0, max_tokens=TOKENS)
     sent = {"score": ["score"], "update": ["update", "gradients", "step"]}
-    return {"held": held} | {name: _messages(ledger, parts) for name, parts in sent.items()}
+    return {"held": held and asdict(held)} | {name: _messages(ledger, parts) for name, parts in sent.items()}
 
 
 def _messages(ledger: Ledger, parts: list[str]) -> tuple[Counter, Counter]:

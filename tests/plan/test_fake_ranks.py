@@ -9,10 +9,8 @@ from tests.ranks import on_ranks
 from tests.tiny_models import save_tiny
 
 MIXTURE, DENSE = "qwen3moe-untied", "qwen3-tied"
-ON_TWO = {
-    DENSE: ["", "tp=2", "tp=2,sequence_parallel=true", "pp=2", "cp=2", "ranks=1-1"],
-    MIXTURE: ["", "ep=2", "tp=2", "tp=2,etp=2", "cp=2", "pp=2"],
-}
+QUICK = {DENSE: ["tp=2,sequence_parallel=true", "pp=2", "ranks=1-1"], MIXTURE: ["ep=2"]}
+ON_TWO = {DENSE: ["", "tp=2", "cp=2"], MIXTURE: ["", "tp=2", "tp=2,etp=2", "cp=2", "pp=2"]}
 ON_FOUR = {
     DENSE: ["tp=2,pp=2,sequence_parallel=true", "tp=2,cp=2,sequence_parallel=true", "cp=2,pp=2", "tp=2,ranks=2-3"],
     MIXTURE: ["ep=4", "tp=2,ep=4", "tp=2,pp=2,ep=2", "tp=2,etp=2,ep=2", "cp=2,ep=2"],
@@ -34,6 +32,11 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def quick(folders):
+    return _observed(folders, QUICK, 2)
+
+
+@pytest.fixture(scope="module")
 def on_two(folders):
     return _observed(folders, ON_TWO, 2)
 
@@ -48,6 +51,12 @@ def _observed(folders, layouts, world: int) -> dict:
     return on_ranks(world, observe_real, cases=cases)
 
 
+@pytest.mark.parametrize(("name", "layout", "dtype"), _pairs(QUICK))
+def test_some_layouts_of_two_ranks(folders, quick, name, layout, dtype):
+    _compare(quick, (folders[name], layout, dtype), 2)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "layout", "dtype"), _pairs(ON_TWO))
 def test_two_ranks(folders, on_two, name, layout, dtype):
     _compare(on_two, (folders[name], layout, dtype), 2)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
+import yaml
 
 from megatron_gopd.errors import UserError
-from megatron_gopd.plan.dry_run import step
 from megatron_gopd.plan.dry_run import stages as stepped_stages
+from megatron_gopd.plan.dry_run import step
 from megatron_gopd.plan.hardware import machine
 from megatron_gopd.plan.planning import MODELS, plan
 from megatron_gopd.plan.roles import Role, located, roles_of, settled
-from megatron_gopd.plan.search import search
+from megatron_gopd.plan.search import as_yaml, dotted, search
 from megatron_gopd.plan.verb import run_plan
 from megatron_gopd.plan.workload import Workload
 
@@ -45,7 +46,9 @@ def test_a_step_is_the_sum_of_its_phases(tiny_plan):
 
 
 def test_a_model_that_does_not_fit_is_told_what_to_change(tiny_plan):
-    small = tiny_plan.machine.model_copy(update={"chip": tiny_plan.machine.chip.model_copy(update={"memory_gib": 2.1})})
+    small = tiny_plan.machine.model_copy(
+        update={"chip": tiny_plan.machine.chip.model_copy(update={"memory_gib": 2.07})}
+    )
     cramped = type(tiny_plan)(**vars(tiny_plan) | {"machine": small})
     assert not cramped.fits
     gains = cramped.changes(max(cramped.phases, key=lambda phase: phase.bytes))
@@ -78,8 +81,8 @@ def test_gpus_that_do_not_fill_the_nodes(configured):
 
 
 def test_a_layout_that_the_model_cannot_be_cut_into(configured):
-    with pytest.raises(UserError, match="key-value heads cannot be cut over tp = 4"):
-        planned(configured("student.layout.tp=4"), 8)
+    with pytest.raises(UserError, match="attention heads cannot be cut over tp = 16"):
+        planned(configured("student.layout.tp=16"), 32)
 
 
 def test_servers_that_leave_no_gpu(configured):
@@ -98,6 +101,7 @@ def test_a_variant_of_a_known_model_has_its_architecture(configured):
     assert said == [f"models/Qwen3-4B-Some-Variant: {MODELS / 'Qwen3-4B'} stands for it"]
 
 
+@pytest.mark.slow
 def test_a_world_of_4096(configured):
     answer = json.loads(planned(configured(), 4096, json_wanted=True))
     assert answer["ranks"] == 4096
@@ -113,31 +117,19 @@ def test_two_depths_tell_all_others(configured, layout):
     role: Role = roles_of(config)[0]
     for number, computed in enumerate(stepped_stages(config, role, 4, 256)):
         whole = step(config, role, 4, 256, number * 4 // student.layout.pp)
-        assert computed.micro_batch.gemms == {gemm: count for gemm, count in whole.micro_batch.gemms.items()}
+        assert computed.micro_batch.gemms == whole.micro_batch.gemms
         assert computed.micro_batch.flops == whole.micro_batch.flops
         assert computed.micro_batch.sent_bytes == whole.micro_batch.sent_bytes
         assert computed.peak_bytes == pytest.approx(whole.peak_bytes, rel=0.01)
 
 
-def test_the_search_ranks_what_fits(configured, dense, tmp_path):
+def test_the_search_ranks_what_fits_and_writes_it_as_overrides(configured):
     config = configured()
     found = search(config, 2, machine("h100"), Workload.of(config), MODELS)
     steps = [one.plan.time.step for one in found]
     assert steps == sorted(steps)
     assert all(one.plan.fits for one in found)
-    layouts = {str(one.overrides["student.layout"]) for one in found}
-    assert len(layouts) >= 3
-
-
-def test_the_search_writes_overrides_that_a_configuration_takes(configured, tmp_path):
-    import yaml
-
-    from megatron_gopd.config import Config
-
-    config = configured()
-    planned(config, 2, searched=True, output=tmp_path / "out")
-    best = yaml.safe_load((tmp_path / "out" / "best.yaml").read_text())
-    tree = config.model_dump(mode="json", by_alias=True)
-    for section, values in best.items():
-        tree[section] |= values
-    Config.model_validate(tree)
+    assert len({str(one.overrides["student.layout"]) for one in found}) >= 3
+    best = configured(*dotted(found[0].overrides))
+    assert best.student.layout == found[0].plan.roles[0].settings.layout
+    assert yaml.safe_load(as_yaml(found[0].overrides))["student"]["layout"] == found[0].overrides["student.layout"]
