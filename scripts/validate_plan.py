@@ -26,9 +26,14 @@ from megatron_gopd.plan.counts import Collective, combined
 from megatron_gopd.plan.decode import Engine, parameters
 from megatron_gopd.plan.dry_run import Stage, stages
 from megatron_gopd.plan.hardware import GIB, Machine, machine
-from megatron_gopd.plan.roles import Role, settled
+from megatron_gopd.plan.placement import place
+from megatron_gopd.plan.planning import assemble
+from megatron_gopd.plan.roles import Role, roles_of, settled
+from megatron_gopd.plan.shares import share
+from megatron_gopd.plan.workload import Workload
 
 ROOT = Path(__file__).parents[1]
+PUBLISHED = ROOT / "scripts" / "published.yaml"
 TIME, MEMORY = 0.30, 0.15
 
 
@@ -93,8 +98,63 @@ def decoded(row: dict, folder: Path) -> float:
     return row["batch"] / seconds
 
 
+def pretrained(row: dict, folder: Path) -> float:
+    """Tokens a second and GPU of Megatron's own training loop."""
+    config, role = trained(folder, recompute="none", layout=row["layout"], fp8={} if row["fp8"] else None)
+    on, stage = machine(row["chip"]), stages(config, role, row["gpus"], row["tokens"])[0]
+    held = share(role.architecture, role.settings, row["gpus"], optimizer="adam")
+    rows = np.array([row["tokens"]])
+    seconds = row["micro_batches"] * price.micro_batch_seconds(stage, rows, on, fp8=row["fp8"])
+    seconds += price.reduction_seconds(stage, on) + price.optimizer_seconds(stage, held.masters + held.moments, on)
+    return row["micro_batches"] * row["tokens"] / seconds
+
+
+def grpo_seconds(row: dict, folder: Path) -> float:
+    """A whole step of GRPO with servers on the trainer's GPUs."""
+    servers = {"count": row["engines"], "options": {"tp-size": row["tp"]}, "colocated": True, "sync": "distributed"}
+    config = Config.model_validate(
+        {
+            "run": {"name": "published", "steps": 1},
+            "student": {"model": str(folder), "layout": row["layout"], "offload": False},
+            "algorithm": {"type": "grpo", "kl_coefficient": 0.01, "mini_batches": 4},
+            "data": {"train": "none", "batch_size": row["prompts"], "max_prompt_tokens": row["prompt"]},
+            "rollout": {
+                "engine": "sglang",
+                "sglang": servers,
+                "samples_per_prompt": row["samples"],
+                "max_batch_size": 256,
+                "max_response_tokens": row["longest"] - row["prompt"],
+            },
+            "training": {"max_tokens_per_micro_batch": row["longest"]},
+            "rewards": "math",
+        }
+    )
+    config, on = settled(config), machine(row["chip"])
+    roles, where = roles_of(config), place(config, row["gpus"], on.gpus_per_node)
+    work = Workload.of(config, row["mean"] - row["prompt"], row["prompt"])
+    held = {
+        r.name: share(r.architecture, r.settings, row["gpus"], optimizer="adam" if r.trained else None) for r in roles
+    }
+    stepped = {role.name: stages(config, role, row["gpus"], row["longest"]) for role in roles}
+    plan = assemble(config, row["gpus"], on, work, where, roles, {0: held}, stepped, [])
+    return plan.time.step
+
+
+def decoding_rows() -> list[tuple]:
+    """(what, source, unit, published, planned, bound, why it may miss) of every decoding row that is reported."""
+    published, found = yaml.safe_load(PUBLISHED.read_text()), []
+    with TemporaryDirectory() as scratch:
+        for row in published["decoding"]:
+            if row.get("fit"):
+                continue
+            speed = decoded(row, folder_of(row["model"], published["models"], Path(scratch)))
+            what = f"decode {row['model']}, batch {row['batch']:.0f}, {row['output']} out, {row['tp']} x {row['chip']}"
+            found.append((what, row["source"], "tok/s", row["tokens_per_s"], speed, TIME, row.get("why")))
+    return found
+
+
 def main() -> int:
-    published = yaml.safe_load((ROOT / "scripts" / "published.yaml").read_text())
+    published = yaml.safe_load(PUBLISHED.read_text())
     found, table = [], []
     with TemporaryDirectory() as scratch:
         cache: dict = {}
@@ -116,15 +176,15 @@ def main() -> int:
                 what = f"memory {row['model']}, {row['tokens'] // 1024}K, {row['gpus']} GPU(s)"
                 size = fsdp_bytes(stage, row, architecture) / GIB
                 table.append((what, row["source"], "GiB", row["gib"], size, MEMORY, row.get("why_memory")))
-        for row in published["decoding"]:
-            if not row.get("fit"):
-                folder = folder_of(row["model"], published["models"], Path(scratch))
-                what = (
-                    f"decode {row['model']}, batch {row['batch']:.0f}, {row['output']} out, {row['tp']} x {row['chip']}"
-                )
-                table.append(
-                    (what, row["source"], "tok/s", row["tokens_per_s"], decoded(row, folder), TIME, row.get("why"))
-                )
+        for row in published["pretraining"]:
+            speed = pretrained(row, folder_of(row["model"], published["models"], Path(scratch)))
+            what = f"pretrain {row['model']}, FP8, {row['gpus']} x {row['chip']}"
+            table.append((what, row["source"], "tok/s/GPU", row["tokens_per_s"], speed, TIME, row.get("why")))
+        for row in published["grpo"]:
+            seconds = grpo_seconds(row, folder_of(row["model"], published["models"], Path(scratch)))
+            what = f"GRPO step {row['model']}, {row['gpus']} x {row['chip']}"
+            table.append((what, row["source"], "s", row["s"], seconds, TIME, row.get("why")))
+    table += decoding_rows()
     if "--dump" in sys.argv:
         Path(sys.argv[sys.argv.index("--dump") + 1]).write_bytes(pickle.dumps(found))
     return report(table)

@@ -82,11 +82,9 @@ def _bars(axes, plan: Plan) -> None:
 
 def _page(plan: Plan, svg: str) -> str:
     picture = svg[svg.index("<svg") :]
-    style = "body{font:15px/1.5 sans-serif;margin:2em auto;max-width:1000px}"
-    style += "pre{overflow-x:auto;background:#f6f6f6;padding:1em}"
+    style = "body{font:15px/1.5 sans-serif;margin:2em auto;max-width:1000px} pre{overflow-x:auto;padding:1em}"
     title = html.escape(f"Plan of {plan.config.run.name} on {plan.gpus} x {plan.machine.name}")
     return (
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{title}</title>"
-        f"<style>{style}</style></head>"
-        f"<body><h1>{title}</h1>{picture}<pre>{html.escape(show(plan))}</pre></body></html>\n"
+        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{title}</title><style>{style}</style>"
+        f"</head><body><h1>{title}</h1>{picture}<pre>{html.escape(show(plan))}</pre></body></html>\n"
     )

@@ -81,14 +81,15 @@ def plan(config: Config, gpus: int, machine: Machine, work: Workload, models: Pa
     roles = roles_of(config)
     _check_layouts(roles, where)
     held = {rank: construct(config, roles, rank, where.world) for rank in sample_ranks(roles, where.world)}
-    tokens = longest_micro_batch(config, work)
+    tokens = longest_micro_batch(config)
     stepped = {role.name: stages(config, role, where.world, tokens) for role in roles}
     return assemble(config, gpus, machine, work, where, roles, held, stepped, said)
 
 
-def longest_micro_batch(config: Config, work: Workload) -> int:
-    """Tokens of the largest micro-batch: full, or one row that is longer."""
-    return max(config.training.max_tokens_per_micro_batch, int(work.lengths.max()))
+def longest_micro_batch(config: Config) -> int:
+    """Tokens of the largest micro-batch there may be: full, or one row that is longer."""
+    longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens - 1
+    return max(config.training.max_tokens_per_micro_batch, longest)
 
 
 def assemble(

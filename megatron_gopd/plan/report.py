@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 from megatron_gopd.plan.hardware import GIB
 from megatron_gopd.plan.planning import Plan, micro_batches_of
-from megatron_gopd.plan.search import Found, as_yaml
+from megatron_gopd.plan.search import Found, dotted
 
 
 def show(plan: Plan) -> str:
@@ -30,9 +31,8 @@ def show_search(found: list[Found], most: int = 10) -> str:
         for one in found[:most]
     ]
     table = _table(["step s", "layouts", "placement", "engines", "GiB"], rows)
-    return f"{len(found)} combinations fit; the fastest:\n\n{table}\n\n    " + as_yaml(found[0].overrides).replace(
-        "\n", "\n    "
-    )
+    written = " ".join(shlex.quote(override) for override in dotted(found[0].overrides))
+    return f"{len(found)} combinations fit; the fastest:\n\n{table}\n\noverrides of the first:\n\n    {written}"
 
 
 def _head(plan: Plan) -> str:
@@ -114,8 +114,8 @@ def _verdict(plan: Plan) -> str:
         lines += [f"- {change}" for change in plan.changes(phase)]
     if plan.cache_tokens is not None and plan.cache_tokens < plan.longest:
         lines.append(
-            f"A server cannot hold one sequence of {plan.longest:,} tokens: raise tp-size of rollout.sglang.options, "
-            f"or lower rollout.max_response_tokens."
+            f"A server cannot hold one sequence of {plan.longest:,} tokens: raise rollout.sglang.options.tp-size, or "
+            f"lower rollout.max_response_tokens."
         )
     return "\n".join(lines)
 

@@ -92,7 +92,7 @@ def roles_of(config: Config) -> list[Role]:
 
 
 def without_levers(config: Config) -> Config:
-    """What is built on fake ranks: nothing is moved to the host, and FP8 changes the arithmetic, not shapes."""
+    """What is built on fake ranks: nothing moves to the host, and FP8 is a matter of arithmetic, not of shapes."""
     plain = {"offload": False, "fp8": None}
 
     def bare(settings: schema.Model) -> schema.Model:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from megatron_gopd.plan.roles import Role, located, roles_of, settled
 from megatron_gopd.plan.shares import share
 from megatron_gopd.plan.workload import Workload
 
-SECONDS = 50.0  # after which no further kind of layer is stepped
+SECONDS = 40.0  # of this process, after which no further kind of layer is stepped
 KEPT = 6  # layouts of each role that are combined with those of the others
 SIZES = (1, 2, 4, 8)
 
@@ -38,9 +39,9 @@ class Found:
 def search(config: Config, gpus: int, machine: Machine, work: Workload, models: Path) -> list[Found]:
     """Every combination that fits, the fastest step first. Raises UserError: none does."""
     config, _ = located(config, models)
-    config, deadline = settled(config), time.monotonic() + SECONDS
+    config, deadline = settled(config), time.process_time() + SECONDS
     found: list[Found] = []
-    layers = _Layers(longest_micro_batch(config, work), deadline)
+    layers = _Layers(longest_micro_batch(config), deadline)
     for overrides, placed in _placements(config, gpus):
         try:
             where = place(placed, gpus, machine.gpus_per_node)
@@ -51,6 +52,11 @@ def search(config: Config, gpus: int, machine: Machine, work: Workload, models: 
     if not fitting:
         raise UserError(_nothing_fits(found, gpus, machine))
     return fitting
+
+
+def dotted(overrides: dict[str, object]) -> list[str]:
+    """As the command line takes them."""
+    return [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
 
 
 def as_yaml(overrides: dict[str, object]) -> str:
@@ -168,7 +174,7 @@ class _Layers:
         flat = layout.model_copy(update={"pp": 1})
         key = role.settings.model, role.trained, flat
         if key not in self._known:
-            if time.monotonic() > self._deadline:
+            if time.process_time() > self._deadline:
                 return None
             one_stage = replace(role, settings=role.settings.model_copy(update={"layout": flat}))
             config = config.model_copy(update={"student": one_stage.settings}) if role.trained else config

@@ -1,0 +1,135 @@
+"""What a plan says of a configuration, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from megatron_gopd.errors import UserError
+from megatron_gopd.plan.dry_run import stages as stepped_stages
+from megatron_gopd.plan.dry_run import step
+from megatron_gopd.plan.hardware import machine
+from megatron_gopd.plan.planning import MODELS, plan
+from megatron_gopd.plan.roles import Role, located, roles_of, settled
+from megatron_gopd.plan.search import as_yaml, dotted, search
+from megatron_gopd.plan.verb import run_plan
+from megatron_gopd.plan.workload import Workload
+
+
+def planned(config, gpus: int, gpu: str = "h100", **keys) -> str:
+    usual = {"nodes": None, "models": MODELS, "searched": False, "json_wanted": False, "output": None}
+    return run_plan(config, gpus=gpus, gpu=gpu, work=Workload.of(config), **usual | keys)
+
+
+@pytest.fixture(scope="module")
+def tiny_plan(dense, tmp_path_factory):
+    from megatron_gopd.config import load_config
+    from tests.plan.conftest import TEXT
+
+    file = tmp_path_factory.mktemp("plan") / "run.yaml"
+    file.write_text(TEXT.format(folder=dense))
+    config = load_config(file)
+    return plan(config, 4, machine("h100"), Workload.of(config))
+
+
+def test_a_plan_needs_no_weights_and_fits(tiny_plan):
+    assert tiny_plan.fits
+    assert [phase.name for phase in tiny_plan.phases] == ["rollout", "score", "update", "sync"]
+
+
+def test_a_step_is_the_sum_of_its_phases(tiny_plan):
+    time = tiny_plan.time
+    assert time.step == pytest.approx(time.rollout + sum(time.score.values()) + time.update + time.sync)
+    assert tiny_plan.tokens_per_second_per_gpu * time.step * 4 == pytest.approx(tiny_plan.work.tokens)
+
+
+def test_a_model_that_does_not_fit_is_told_what_to_change(tiny_plan):
+    small = tiny_plan.machine.model_copy(
+        update={"chip": tiny_plan.machine.chip.model_copy(update={"memory_gib": 2.07})}
+    )
+    cramped = type(tiny_plan)(**vars(tiny_plan) | {"machine": small})
+    assert not cramped.fits
+    gains = cramped.changes(max(cramped.phases, key=lambda phase: phase.bytes))
+    assert any("student.layout.tp=2" in gain for gain in gains)
+    assert all(" gains " in gain for gain in gains)
+
+
+def test_the_picture_and_the_page_name_every_phase(tiny_plan, tmp_path):
+    from megatron_gopd.plan.picture import draw
+
+    svg, png, page = draw(tiny_plan, tmp_path)
+    assert png.stat().st_size > 10_000
+    for phase in tiny_plan.phases:
+        assert phase.name in svg.read_text() and phase.name in page.read_text()
+
+
+def test_a_chip_that_is_not_known_says_how_to_add_one(configured):
+    with pytest.raises(UserError, match="did you mean h100.*another entry under `chips` in .*hardware.yaml"):
+        planned(configured(), 8, gpu="h10")
+
+
+def test_gpus_that_the_layout_does_not_fill(configured):
+    with pytest.raises(UserError, match="tp 2 x pp 1 x cp 1 = 2 .*does not divide the 7"):
+        planned(configured("student.layout.tp=2"), 7)
+
+
+def test_gpus_that_do_not_fill_the_nodes(configured):
+    with pytest.raises(UserError, match="--gpus 8 does not fill --nodes 3"):
+        planned(configured(), 8, nodes=3)
+
+
+def test_a_layout_that_the_model_cannot_be_cut_into(configured):
+    with pytest.raises(UserError, match="attention heads cannot be cut over tp = 16"):
+        planned(configured("student.layout.tp=16"), 32)
+
+
+def test_servers_that_leave_no_gpu(configured):
+    with pytest.raises(UserError, match="leave none of 2 GPUs to train"):
+        planned(configured("rollout.engine=sglang", "rollout.sglang.count=2"), 2)
+
+
+def test_a_model_that_is_nowhere(configured):
+    with pytest.raises(UserError, match="models/Nowhere is not here, and nothing in examples/models stands for it"):
+        planned(configured("student.model=models/Nowhere"), 8)
+
+
+def test_a_variant_of_a_known_model_has_its_architecture(configured):
+    config, said = located(configured("student.model=models/Qwen3-4B-Some-Variant"), MODELS)
+    assert config.student.model == str(MODELS / "Qwen3-4B")
+    assert said == [f"models/Qwen3-4B-Some-Variant: {MODELS / 'Qwen3-4B'} stands for it"]
+
+
+@pytest.mark.slow
+def test_a_world_of_4096(configured):
+    answer = json.loads(planned(configured(), 4096, json_wanted=True))
+    assert answer["ranks"] == 4096
+    assert set(answer["roles"]["student"]["held"]) == {"0", "2048", "4095"}
+
+
+@pytest.mark.parametrize("layout", [{"pp": 1}, {"pp": 2, "tp": 2, "sequence_parallel": True}])
+def test_two_depths_tell_all_others(configured, layout):
+    """A stage as it is, stepped whole, against the one computed from one layer and two."""
+    config = settled(configured("student.recompute=full"))
+    student = config.student.model_copy(update={"layout": config.student.layout.model_copy(update=layout)})
+    config = config.model_copy(update={"student": student})
+    role: Role = roles_of(config)[0]
+    for number, computed in enumerate(stepped_stages(config, role, 4, 256)):
+        whole = step(config, role, 4, 256, number * 4 // student.layout.pp)
+        assert computed.micro_batch.gemms == whole.micro_batch.gemms
+        assert computed.micro_batch.flops == whole.micro_batch.flops
+        assert computed.micro_batch.sent_bytes == whole.micro_batch.sent_bytes
+        assert computed.peak_bytes == pytest.approx(whole.peak_bytes, rel=0.01)
+
+
+def test_the_search_ranks_what_fits_and_writes_it_as_overrides(configured):
+    config = configured()
+    found = search(config, 2, machine("h100"), Workload.of(config), MODELS)
+    steps = [one.plan.time.step for one in found]
+    assert steps == sorted(steps)
+    assert all(one.plan.fits for one in found)
+    assert len({str(one.overrides["student.layout"]) for one in found}) >= 3
+    best = configured(*dotted(found[0].overrides))
+    assert best.student.layout == found[0].plan.roles[0].settings.layout
+    assert yaml.safe_load(as_yaml(found[0].overrides))["student"]["layout"] == found[0].overrides["student.layout"]
