@@ -12,7 +12,6 @@ import yaml
 
 from megatron_gopd.config import Config
 from megatron_gopd.errors import UserError
-from tests.chat_models import write_questions
 from tests.ranks import torchrun
 from tests.servers.real_server import Proxy
 from tests.training.runs_on_ranks import two_teachers
