@@ -29,6 +29,9 @@ _EXPERT = {
 }
 
 
+_MADE: dict[tuple, dist.ProcessGroup] = {}  # of the job's default group, which is the first key of each
+
+
 def build_groups(layout: Layout) -> ProcessGroupCollection | None:
     """The process groups of one model; None on the ranks outside its span.
 
@@ -44,8 +47,8 @@ def build_groups(layout: Layout) -> ProcessGroupCollection | None:
     grid.register_view(
         "expert", [layout.etp, layout.ep, expert_dp, layout.pp], ["expt_tp", "ep", "expt_dp", "pp"], shared_dims=["pp"]
     )
-    groups = {name: grid.create_pg(dims) for name, dims in _DENSE.items()}
-    groups |= {name: grid.create_pg(dims, view="expert") for name, dims in _EXPERT.items()}
+    groups = {name: _mine(name, grid.get_rank_enum(dims)) for name, dims in _DENSE.items()}
+    groups |= {name: _mine(name, grid.get_rank_enum(dims, view="expert")) for name, dims in _EXPERT.items()}
     embedding_groups = _embedding_groups(grid.get_rank_enum("pp"))
     if dist.get_rank() not in span:
         return None
@@ -54,7 +57,7 @@ def build_groups(layout: Layout) -> ProcessGroupCollection | None:
 
 def groups_of_one() -> ProcessGroupCollection:
     """The process groups of a model that is whole on this rank; the other ranks take no part."""
-    alone = dist.new_group([dist.get_rank()], use_local_synchronization=True)
+    alone = _group("alone", [dist.get_rank()], use_local_synchronization=True)
     return _collection(dict.fromkeys([*_DENSE, *_EXPERT, "embd", "pos_embd"], alone))
 
 
@@ -69,15 +72,38 @@ def _collection(groups: dict) -> ProcessGroupCollection:
     return collection
 
 
+def _group(name: str, ranks: list[int], **options) -> dist.ProcessGroup:
+    """The group of these ranks under one name, made once a job: models of one layout share it, as they take turns.
+
+    Groups of one exchange nothing, whatever their name. Different names of the same ranks stay apart, for what goes on
+    beside each other, such as the reduction of gradients and the exchange of tokens between experts.
+    """
+    world, ranks = dist.group.WORLD, sorted(ranks)
+    if _MADE and next(iter(_MADE))[0] is not world:
+        _MADE.clear()
+    key = (world, name if len(ranks) > 1 or options else "", *ranks)
+    if key not in _MADE:
+        _MADE[key] = dist.new_group(ranks, **options)
+    return _MADE[key]
+
+
+def _mine(name: str, enumeration: list[list[int]]) -> dist.ProcessGroup | None:
+    """Of groups that share no rank, the one this rank is in. Collective over all ranks of the job."""
+    groups = [_group(name, ranks) for ranks in enumeration]
+    mine = [group for group, ranks in zip(groups, enumeration, strict=True) if dist.get_rank() in ranks]
+    return mine[0] if mine else None
+
+
 def _embedding_groups(pipelines: list[list[int]]) -> dict:
     """First and last stage of this rank's pipeline: they hold the (tied) embeddings. None on the stages between."""
     mine = {"embd": None, "pos_embd": None}
     for ranks in pipelines:
-        embd = dist.new_group(sorted(set(parallel_state.default_embedding_ranks(ranks))))
-        position = dist.new_group(parallel_state.default_position_embedding_ranks(ranks))
-        if dist.get_rank() in ranks:  # non-members are handed a placeholder, whose rank is negative
-            mine = {
-                "embd": embd if dist.get_rank(embd) >= 0 else None,
-                "pos_embd": position if dist.get_rank(position) >= 0 else None,
-            }
+        ends = {
+            "embd": sorted(set(parallel_state.default_embedding_ranks(ranks))),
+            "pos_embd": parallel_state.default_position_embedding_ranks(ranks),
+        }
+        for name, members in ends.items():
+            group = _group(name, members)
+            if dist.get_rank() in members:
+                mine[name] = group
     return mine
