@@ -46,9 +46,10 @@ def test_a_step_is_the_sum_of_its_phases(tiny_plan):
 
 
 def test_a_model_that_does_not_fit_is_told_what_to_change(tiny_plan):
-    small = tiny_plan.machine.model_copy(
-        update={"chip": tiny_plan.machine.chip.model_copy(update={"memory_gib": 2.07})}
-    )
+    whole = tiny_plan.machine
+    usable = max(phase.bytes for phase in tiny_plan.phases) / 2 / 2**30
+    memory = (usable + whole.memory.context_gib) / (1 - whole.memory.fragmentation)
+    small = whole.model_copy(update={"chip": whole.chip.model_copy(update={"memory_gib": memory})})
     cramped = type(tiny_plan)(**vars(tiny_plan) | {"machine": small})
     assert not cramped.fits
     gains = cramped.changes(max(cramped.phases, key=lambda phase: phase.bytes))
