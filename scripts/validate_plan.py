@@ -115,8 +115,13 @@ def grpo_seconds(row: dict, folder: Path) -> float:
     config = Config.model_validate(
         {
             "run": {"name": "published", "steps": 1},
-            "student": {"model": str(folder), "layout": row["layout"], "offload": False},
-            "algorithm": {"type": "grpo", "kl_coefficient": 0.01, "mini_batches": 4},
+            "student": {"model": str(folder), "layout": row["layout"], "offload": True},
+            "algorithm": {
+                "type": "grpo",
+                "kl_coefficient": 0.01,
+                "mini_batches": 4,
+                "reference": {"model": str(folder), "layout": row["layout"], "offload": True},
+            },
             "data": {"train": "none", "batch_size": row["prompts"], "max_prompt_tokens": row["prompt"]},
             "rollout": {
                 "engine": "sglang",

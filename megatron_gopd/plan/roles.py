@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from megatron_gopd.config import Config, schema
 from megatron_gopd.errors import UserError
@@ -39,12 +43,13 @@ def located(config: Config, models: Path) -> tuple[Config, list[str]]:
     Raises:
         UserError: neither is there.
     """
-    found: dict[str, str] = {}
+    found: dict[str, Path] = {}
 
     def place(settings: schema.Model) -> schema.Model:
+        update: dict = {}
         if not (Path(settings.model) / "config.json").exists():
-            found.setdefault(settings.model, str(_stand_in(settings.model, models)))
-        update: dict = {"model": found.get(settings.model, settings.model)}
+            found.setdefault(settings.model, _stand_in(settings.model, models))
+            update["model"] = str(_variant(settings.model, found[settings.model]))
         if reference := getattr(settings, "reference", None):
             update["reference"] = place(reference)
         return settings.model_copy(update=update)
@@ -65,6 +70,19 @@ def _stand_in(path: str, models: Path) -> Path:
         f"{path} is not here, and nothing in {models} stands for it ({', '.join(f.name for f in known) or 'empty'}): "
         f"a folder {models}/{name} with the model's config.json is enough; --models names another place"
     )
+
+
+@functools.cache
+def _variants() -> TemporaryDirectory:
+    return TemporaryDirectory(prefix="megatron-gopd-plan-")  # until this process ends
+
+
+def _variant(path: str, stand_in: Path) -> Path:
+    """A folder of its own, of the model's own name: two variants of a model are two models in a job."""
+    folder = Path(_variants().name, hashlib.sha256(path.encode()).hexdigest()[:12], Path(path).name)
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(stand_in / "config.json", folder / "config.json")
+    return folder
 
 
 def settled(config: Config) -> Config:

@@ -7,7 +7,9 @@ import json
 import pytest
 import yaml
 
+from megatron_gopd.config import load_config
 from megatron_gopd.errors import UserError
+from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.plan.dry_run import stages as stepped_stages
 from megatron_gopd.plan.dry_run import step
 from megatron_gopd.plan.hardware import machine
@@ -25,7 +27,6 @@ def planned(config, gpus: int, gpu: str = "h100", **keys) -> str:
 
 @pytest.fixture(scope="module")
 def tiny_plan(dense, tmp_path_factory):
-    from megatron_gopd.config import load_config
     from tests.plan.conftest import TEXT
 
     file = tmp_path_factory.mktemp("plan") / "run.yaml"
@@ -98,8 +99,17 @@ def test_a_model_that_is_nowhere(configured):
 
 def test_a_variant_of_a_known_model_has_its_architecture(configured):
     config, said = located(configured("student.model=models/Qwen3-4B-Some-Variant"), MODELS)
-    assert config.student.model == str(MODELS / "Qwen3-4B")
+    assert Architecture.read(config.student.model) == Architecture.read(MODELS / "Qwen3-4B")
     assert said == [f"models/Qwen3-4B-Some-Variant: {MODELS / 'Qwen3-4B'} stands for it"]
+
+
+def test_two_variants_of_one_model_are_two_models():
+    config, _ = located(load_config("examples/paper/math.yaml"), MODELS)
+    assert [role.name for role in roles_of(config)] == [
+        "student",
+        "teachers.math",
+        "the reference of teachers.math",
+    ]
 
 
 @pytest.mark.slow
