@@ -15,6 +15,7 @@ from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.levers import settle
 
 STUDENT = "student"
+_WRITTEN: dict[str, str] = {}  # folder that stands for a model -> the model, as the configuration names it
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,15 @@ def _variant(path: str, stand_in: Path) -> Path:
     folder = Path(_variants().name, hashlib.sha256(path.encode()).hexdigest()[:12], Path(path).name)
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(stand_in / "config.json", folder / "config.json")
+    _WRITTEN[str(folder)] = path
     return folder
+
+
+def as_written(message: str) -> str:
+    """A message that names models as the configuration does."""
+    for folder, path in _WRITTEN.items():
+        message = message.replace(folder, path)
+    return message
 
 
 def settled(config: Config) -> Config:

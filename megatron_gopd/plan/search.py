@@ -23,8 +23,8 @@ from megatron_gopd.plan.roles import Role, located, roles_of, settled
 from megatron_gopd.plan.shares import share
 from megatron_gopd.plan.workload import Workload
 
-SECONDS = 40.0  # of this process, after which no further kind of layer is stepped
-KEPT = 6  # layouts of each role that are combined with those of the others
+SECONDS = 35.0  # of this process, after which no further kind of layer is stepped
+KEPT = 4  # layouts of each role that are combined with those of the others
 SIZES = (1, 2, 4, 8)
 
 
@@ -47,6 +47,7 @@ def search(config: Config, gpus: int, machine: Machine, work: Workload, models: 
             where = place(placed, gpus, machine.gpus_per_node)
         except UserError:
             continue
+        layers.explore(placed, [(role, _layouts(role, where, machine)) for role in roles_of(placed)], where.world)
         found += _of_placement(placed, overrides, gpus, machine, work, where, layers)
     fitting = sorted((one for one in found if one.plan.fits), key=lambda one: one.plan.time.step)
     if not fitting:
@@ -169,10 +170,19 @@ class _Layers:
         self._tokens, self._deadline = tokens, deadline
         self._known: dict[tuple, tuple[Stage, Stage]] = {}
 
+    def explore(self, config: Config, wanted: list[tuple[Role, list[Layout]]], world: int) -> None:
+        """Step the first layout of every role, then the second of every role, and so on: none is left without."""
+        for of_all in itertools.zip_longest(*(layouts for _, layouts in wanted)):
+            for (role, _), layout in zip(wanted, of_all, strict=True):
+                if layout is not None:
+                    settings = role.settings.model_copy(update={"layout": layout})
+                    self.stages(config, replace(role, settings=settings), world)
+
     def stages(self, config: Config, role: Role, world: int) -> list[Stage] | None:
+        """None: it was too late to step this kind of layer. Variants of one architecture are one kind."""
         layout = role.settings.layout
         flat = layout.model_copy(update={"pp": 1})
-        key = role.settings.model, role.trained, flat
+        key = role.architecture, role.settings.dtype, role.trained, flat
         if key not in self._known:
             if time.process_time() > self._deadline:
                 return None

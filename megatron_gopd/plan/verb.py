@@ -11,12 +11,21 @@ from megatron_gopd.plan.hardware import machine
 from megatron_gopd.plan.picture import draw
 from megatron_gopd.plan.planning import plan
 from megatron_gopd.plan.report import as_json, show, show_search
+from megatron_gopd.plan.roles import as_written
 from megatron_gopd.plan.search import as_yaml, search
 from megatron_gopd.plan.workload import Workload
 from megatron_gopd.runs.atomic import write_text
 
 
-def run_plan(
+def run_plan(config: Config, **asked) -> str:
+    """What to print. Raises UserError: a mistake in the configuration, the machines, or their number."""
+    try:
+        return _run_plan(config, **asked)
+    except UserError as error:
+        raise UserError(as_written(str(error))) from None
+
+
+def _run_plan(
     config: Config,
     *,
     gpus: int,
@@ -28,7 +37,6 @@ def run_plan(
     json_wanted: bool,
     output: Path | None,
 ) -> str:
-    """Raises UserError: a mistake in the configuration, the machines, or their number."""
     on = machine(gpu)
     if nodes is not None:
         if gpus % nodes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,6 +19,9 @@ class Workload:
 
     prompt_tokens: int
     responses: np.ndarray  # [sequences] tokens, ascending
+    _packed: dict[tuple, list[np.ndarray]] = field(
+        default_factory=dict, repr=False, compare=False
+    )  # a search asks often
 
     @classmethod
     def of(cls, config: Config, response_tokens: int | None = None, prompt_tokens: int | None = None) -> Workload:
@@ -59,9 +62,11 @@ class Workload:
         fraction: of the sequences, where a model reads only some of them.
         """
         count = max(1, round(self.sequences * fraction))
-        lengths = self.lengths[np.linspace(0, self.sequences - 1, count).astype(int)].tolist()
-        packed = [pack(rows, lengths, budget) for rows in share(lengths, replicas)]
-        return [np.array([lengths[row] for row in rows]) for rows in max(packed, key=len)]
+        if (key := (replicas, budget, count)) not in self._packed:
+            lengths = self.lengths[np.linspace(0, self.sequences - 1, count).astype(int)].tolist()
+            packed = [pack(rows, lengths, budget) for rows in share(lengths, replicas)]
+            self._packed[key] = [np.array([lengths[row] for row in rows]) for rows in max(packed, key=len)]
+        return self._packed[key]
 
 
 def log_normal(mean: float, longest: int, count: int) -> np.ndarray:

@@ -103,6 +103,11 @@ def test_a_variant_of_a_known_model_has_its_architecture(configured):
     assert said == [f"models/Qwen3-4B-Some-Variant: {MODELS / 'Qwen3-4B'} stands for it"]
 
 
+def test_a_refusal_names_the_model_as_the_configuration_does(configured):
+    with pytest.raises(UserError, match=r"^student \(models/Qwen3-4B-Some-Variant\): 9728 ffn cannot be cut over"):
+        planned(configured("student.model=models/Qwen3-4B-Some-Variant", "student.layout.tp=3"), 8)
+
+
 def test_two_variants_of_one_model_are_two_models():
     config, _ = located(load_config("examples/paper/math.yaml"), MODELS)
     assert [role.name for role in roles_of(config)] == [
