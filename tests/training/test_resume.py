@@ -113,11 +113,24 @@ def test_samples_are_not_doubled(whole, distill, tmp_path):
     assert [sample["step"] for sample in samples] == [1, 2, 3, 4, 5]
 
 
-def test_the_newest_checkpoints_are_kept(make_config, distill):
+@pytest.fixture(scope="module")
+def two_kept(make_config, distill) -> Path:
     config = make_config("kept", checkpoint={"every": 1, "keep": 2})
     distill(config)
-    kept = Path(config.run.folder, "kept", "checkpoints").iterdir()
-    assert sorted(path.name for path in kept) == ["step-00000004", "step-00000005"]
+    return Path(config.run.folder, "kept")
+
+
+def test_the_newest_checkpoints_are_kept(two_kept):
+    assert sorted(os.listdir(two_kept / "checkpoints")) == ["step-00000004", "step-00000005"]
+
+
+def test_a_checkpoint_converts_to_the_model_it_holds(two_kept, tmp_path):
+    from megatron_gopd.mcore.convert import megatron_to_hf
+
+    megatron_to_hf(two_kept / "checkpoints" / "step-00000005", tmp_path / "model", verify=True)
+    assert sorted(os.listdir(tmp_path / "model")) == sorted(os.listdir(two_kept / "model"))
+    weights, expected = ((folder / "model" / "model.safetensors").read_bytes() for folder in (tmp_path, two_kept))
+    assert weights == expected
 
 
 def change_manifest(run: Path, change) -> None:
