@@ -139,8 +139,7 @@ def play(arena: Arena, kind: str, number: int, chance: random.Random, tries: int
     ended = arena.cluster.wait(job, timeout=WAIT_S)
     orphans = [] if until(lambda: not arena.processes(configuration), 60, 0.5) else arena.processes(configuration)
     if kind == "node":
-        for node in range(1, arena.cluster.nodes + 1):
-            arena.cluster.revive(f"node{node}")
+        arena.cluster.revive()
     if kind == "cancel":
         holds = ended["JobState"] == "CANCELLED" and not orphans and not resumed_after(run)
         said = f"{ended['JobState']}"

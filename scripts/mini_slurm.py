@@ -224,10 +224,11 @@ class MiniSlurm:
         _ip("link", "set", pair, "master", self.bridge, "up")
         gate.write_text("go\n")
 
-    def revive(self, name: str) -> None:
-        """Bring a node up if it was killed, and wait until jobs can run there."""
-        if name not in self._daemons:
-            self.start_node(name)
+    def revive(self) -> None:
+        """Bring every node up that was killed, and wait until jobs can run there."""
+        for number in range(1, self.nodes + 1):
+            if f"node{number}" not in self._daemons:
+                self.start_node(f"node{number}")
         self.wait_for_nodes()
 
     def wait_for_nodes(self, timeout: float = 60) -> None:

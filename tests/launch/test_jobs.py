@@ -191,7 +191,7 @@ def test_a_node_that_crashes_brings_the_job_to_other_nodes(cluster, begun):
     crashed = (job.run / "slurm" / "latest" / "nodes").read_text().split()[1]
     cluster.kill_node(crashed)
     ended = cluster.wait(job.id)
-    cluster.revive(crashed)
+    cluster.revive()
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
     assert crashed not in (job.run / "slurm" / "latest" / "nodes").read_text()
 
