@@ -53,6 +53,8 @@ def grade(pool):
         ("```python\na\n```\nor\n```python\nb\n```", "b"),
         ("```python\na\n```\n```bash\nb\n```", "a"),
         ("```\na\n```", "a"),
+        ("```\na\n```\n```\nb\n```", "b"),
+        ("```python\na\n```\nprints\n```\nb\n```", "a"),
         ("```Python\na\n```", "a"),
         ("```python\na\n```\n```python\nb", "a"),
         ("  ```python\n  a\n  ```", "  a"),
