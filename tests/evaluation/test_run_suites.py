@@ -162,6 +162,12 @@ def test_figures_of_known_answers():
     assert result.truncated.mean == pytest.approx(5 / 12)
 
 
+def test_a_single_problem_has_no_standard_error_among_the_metrics():
+    """It is not a number, which would end the run that logs it."""
+    found = SuiteResult.of("s", None, 2, answers([[1, 0]])).metrics()
+    assert found == {"eval/s": 0.5, "eval/s/response_tokens_mean": 10, "eval/s/truncated_fraction": 0.5}
+
+
 def test_pass_at_k_is_the_share_of_draws_with_a_right_answer():
     from itertools import combinations
 
