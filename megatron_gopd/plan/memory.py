@@ -101,11 +101,22 @@ def _scoring(roles: list[Role], on: OnRank) -> dict[str, float]:
 
 
 def embedded_cache(config: Config, where: Placement, work: Workload) -> float:
-    """Bytes of the embedded engine's cache at its largest: rows that are not finished, as long as they are by then."""
+    """Bytes of the embedded engine's cache at its largest.
+
+    As rollout/growing_cache.py and sampling.py have it: room for half as many tokens again is made whenever it is
+    full, and finished rows leave once a quarter of those held is finished.
+    """
     share = work.spread_over(where.engines)
     rows = np.sort(share.responses)[-config.rollout.max_batch_size :]
-    alive = np.arange(len(rows), 0, -1)
-    return float((alive * (rows + work.prompt_tokens)).max()) * where.engine.kv_bytes
+    held, room, most = len(rows), 0, 0
+    for finished, length in enumerate(rows.tolist()):
+        while room < work.prompt_tokens + length:
+            tokens = room + 1 if room else work.prompt_tokens
+            room = tokens + max(32, tokens // 2)
+            most = max(most, held * room)
+        alive = len(rows) - finished - 1
+        held = alive if alive <= 0.75 * held else held
+    return float(most) * where.engine.kv_bytes
 
 
 def cache_bytes(machine: Machine, where: Placement, others: float = 0.0) -> float:

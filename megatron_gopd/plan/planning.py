@@ -122,7 +122,8 @@ def assemble(
     }
     cache_tokens, at_a_time = _decoding(config, where, work, machine, of_ranks)
     ranks_per_node = min(where.world, machine.gpus_per_node)
-    host = memory.host_bytes(config, roles, ranks[0], where, ranks_per_node)
+    hosts = [memory.host_bytes(config, roles, on, where, ranks_per_node) for on in ranks]
+    host = max(hosts, key=lambda parts: sum(parts.values()))  # the node of the ranks that hold most
     time = step_time(config, roles, largest, stepped, where, work, machine, at_a_time)
     return Plan(
         config,

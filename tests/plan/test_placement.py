@@ -5,16 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from megatron_gopd.config import load_config
 from megatron_gopd.errors import UserError
 from megatron_gopd.plan.advice import _changes
 from megatron_gopd.plan.hardware import GIB, machine
+from megatron_gopd.plan.memory import embedded_cache
 from megatron_gopd.plan.placement import place
 from megatron_gopd.plan.planning import MODELS, plan
 from megatron_gopd.plan.roles import located
 from megatron_gopd.plan.search import _placements, dotted
 from megatron_gopd.plan.workload import Workload
+from megatron_gopd.rollout.growing_cache import GrowingLayer
 
 COLOCATED = ("rollout.engine=sglang", "rollout.sglang.colocated=true", "rollout.sglang.count=2")
 
@@ -72,6 +75,26 @@ def test_rows_are_scored_beside_servers_that_still_sample(configured):
     rollout, score, update, sync = planned(configured(*COLOCATED)).phases
     assert score.parts["KV cache"] == rollout.parts["KV cache"] == sync.parts["KV cache"]
     assert "KV cache" not in update.parts
+
+
+def test_the_embedded_cache_has_the_room_that_the_engine_makes(configured):
+    """One row of 192 tokens after a prompt of 64, against the cache itself."""
+    layer, token = GrowingLayer(), torch.zeros(1, 1, 1, 1)
+    layer.update(*[token.expand(1, 1, 64, 1)] * 2)
+    for _ in range(191):
+        layer.update(token, token)
+    config = configured("data.batch_size=1")
+    where = place(config, 1, 8)
+    size = embedded_cache(config, where, Workload.of(config, 192, 64))
+    assert size == layer._long[0].shape[2] * where.engine.kv_bytes
+
+
+def test_the_host_is_that_of_the_ranks_that_hold_most(configured):
+    """The first rank holds nothing of a teacher on the second half."""
+    found = planned(configured("teachers.teacher.layout.ranks=[1, 1]", "teachers.teacher.offload=true"))
+    held = found.ranks[-1].held
+    assert found.ranks[0].held["teachers.teacher"] is None
+    assert found.host["scorers"] == sum(held[role.name].weights for role in found.roles[1:]) * 2
 
 
 def test_a_smaller_fraction_that_is_called_enough_is_enough(configured):
