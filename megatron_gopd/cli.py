@@ -132,6 +132,9 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option(help="jsonl: every answer and its grade; of suites a folder, evaluations/MODEL")
     ] = None,
+    server: Annotated[
+        list[str] | None, typer.Option(help="address of an SGLang server of the model, to answer suites; repeatable")
+    ] = None,
     benchmarks: Annotated[Path, typer.Option(help="folder of the suites' files")] = Path("data/benchmarks"),
     isolation: Annotated[str, typer.Option(help="of programs: namespaces or limits")] = "namespaces",
     seed: Annotated[int, typer.Option(min=0)] = 42,
@@ -140,7 +143,7 @@ def evaluate(
     from megatron_gopd.evaluation.options import check_source, sandbox_of
     from megatron_gopd.ranks import ranks
 
-    check_source(suite, data)
+    check_source(suite, data, server)
     sandbox = sandbox_of(isolation)
     with ranks():
         if suite:
@@ -148,7 +151,8 @@ def evaluate(
 
             own = {"grader": grader, "prompt_template": prompt_template}
             settings = Settings(benchmarks, samples, max_response_tokens or 16384, temperature, limit, sandbox, **own)
-            evaluate_suites(model, suite, output or Path("evaluations", model.name), settings, dtype=dtype, seed=seed)
+            folder = output or Path("evaluations", model.name)
+            evaluate_suites(model, suite, folder, settings, dtype=dtype, seed=seed, servers=server or ())
             return
         from megatron_gopd.evaluation.benchmark import evaluate_model
         from megatron_gopd.evaluation.labelled import Labelled

@@ -1,7 +1,6 @@
 """The plan's model of time and memory beside published measurements: the table of docs/plan.md.
 
     python scripts/validate_plan.py            # the table, and one line that sums it up; exit code 0 when it holds
-    python scripts/validate_plan.py --fit      # what the rows marked `fit` say of each term
 
 Another trainer's row is priced as that trainer works: FSDP gathers and scatters what Megatron's layout would not.
 """
@@ -26,7 +25,7 @@ from megatron_gopd.plan.counts import Collective, combined
 from megatron_gopd.plan.decode import Engine, parameters
 from megatron_gopd.plan.dry_run import Stage, stages
 from megatron_gopd.plan.hardware import GIB, Machine, machine
-from megatron_gopd.plan.placement import place
+from megatron_gopd.plan.placement import Placement
 from megatron_gopd.plan.planning import assemble
 from megatron_gopd.plan.roles import Role, roles_of, settled
 from megatron_gopd.plan.shares import share
@@ -135,7 +134,8 @@ def grpo_seconds(row: dict, folder: Path) -> float:
         }
     )
     config, on = settled(config), machine(row["chip"])
-    roles, where = roles_of(config), place(config, row["gpus"], on.gpus_per_node)
+    roles, engine = roles_of(config), Engine(Architecture.read(folder), row["tp"])
+    where = Placement("colocated", row["gpus"], row["engines"], engine)  # of servers on every node
     work = Workload.of(config, row["mean"] - row["prompt"], row["prompt"])
     held = {
         r.name: share(r.architecture, r.settings, row["gpus"], optimizer="adam" if r.trained else None) for r in roles

@@ -22,6 +22,7 @@ from torch import Tensor
 from megatron_gopd.config import Layout
 from megatron_gopd.data import Prompt, load_tokenizer, stop_ids
 from megatron_gopd.data.packing import Row
+from megatron_gopd.errors import UserError
 from megatron_gopd.evaluation.answers import Answer
 from megatron_gopd.evaluation.run_suites import Settings, problems_of
 from megatron_gopd.evaluation.suite_report import SuiteResult, write_summary
@@ -88,6 +89,8 @@ def evaluate(law: Law, suite: Path, folder: Path, settings: Settings, seed: int,
     tokenizer = load_tokenizer(law.reference)
     (problems,) = problems_of([str(suite)], settings, tokenizer)
     (end,) = stop_ids(law.reference, tokenizer)
+    if len({len(prompt.student_tokens) for prompt in problems.prompts}) > 1:
+        raise UserError(f"{suite}: the target is sampled for prompts of one length, and these have several")
     asked = [(prompt, number) for prompt in problems.prompts for number in range(problems.samples)]
     prompts = torch.tensor([prompt.student_tokens for prompt, _ in asked])  # all are as long
     tokens, logprobs = sample(law, prompts, settings.max_response_tokens, end, seed)

@@ -24,7 +24,7 @@ def somebody_teaches(config: Config) -> None:
 
 def every_teacher_teaches(config: Config) -> None:
     for name, teacher in config.teachers.items():
-        if teacher.prompt != "student_tokens":
+        if teacher.prompt not in ("student_tokens", "own_template"):  # one folder has one template
             continue
         if _same_folder(teacher, config.student):
             nothing = "every advantage would be 0" if config.algorithm.type == "gopd" else "it knows all of it already"

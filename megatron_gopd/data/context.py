@@ -46,6 +46,6 @@ def _render(
     kind: Context, context: str, messages: list[dict], tokenizer: PreTrainedTokenizerBase, kwargs: dict
 ) -> list[int]:
     question = last_user_message(messages)["content"]
-    before, _, rest = kind.template.partition("{prompt}")
-    parts = (part.replace("{context}", context) for part in (before, rest))  # what stands in a question is no template
+    # what stands in a question, or in a context, is no template
+    parts = (part.replace("{context}", context) for part in kind.template.split("{prompt}"))
     return render(tokenizer, replace_user_message(messages, question.join(parts)), kwargs)

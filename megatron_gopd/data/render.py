@@ -44,14 +44,12 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict], chat_templa
     A tokenizer without a chat template reads the contents joined by newlines; no template, so no kwargs either.
     Raises UserError when the template refuses the messages or the kwargs.
     """
-    from jinja2 import TemplateError
-
     plain = tokenizer.chat_template is None
     try:
         text = _joined(messages) if plain else _templated(tokenizer, messages, chat_template_kwargs)
         # a template writes the special tokens itself; plain text gets the tokenizer's own, such as <s>
         tokens = tokenizer(text, add_special_tokens=plain)["input_ids"]
-    except (TemplateError, TypeError, ValueError) as error:
+    except Exception as error:  # of the template, or of the tokenizers library, which raises plain Exception
         raise UserError(
             f"{tokenizer.name_or_path or 'the tokenizer'} cannot render this prompt: {error}; "
             f"mend the messages, its chat template, or data.chat_template_kwargs ({chat_template_kwargs})"

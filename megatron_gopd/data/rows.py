@@ -104,12 +104,12 @@ def _row(columns: dict, number: int, source: str) -> Row:
     return Row(
         id=_first_text(columns.get("id"), extra.get("index"), number),
         messages=as_messages(columns[prompt_column], prompt_column),
-        label=_first_text(*labels),
+        label=_first_text(*map(_unless_blank, labels)),
         tag=_first_text(*(part.get("opd_teacher") for part in (columns, metadata, extra))),
         data_source=_first_text(columns.get("data_source")),
         columns=columns,
         source=source,
-        tests=_first_text(columns.get("tests"), ground_truth if is_code else None),
+        tests=_first_text(*map(_unless_blank, (columns.get("tests"), ground_truth if is_code else None))),
     )
 
 
@@ -121,6 +121,11 @@ def _first_text(*values: object) -> str | None:
         if value is not None:
             return str(value)
     return None
+
+
+def _unless_blank(value: object) -> object:
+    """None for blank text, which is how files of math and code together often leave a column out."""
+    return None if isinstance(value, str) and not value.strip() else value
 
 
 def _mapping(columns: dict, name: str) -> dict:

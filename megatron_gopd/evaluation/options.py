@@ -20,10 +20,12 @@ def check_options(dtype: str, temperature: float, output: Path | None) -> None:
         on_first(lambda: _check_writable(output))
 
 
-def check_source(suites: list[str] | None, data: Path | None) -> None:
-    """Raises UserError unless either benchmarks or a file is named."""
+def check_source(suites: list[str] | None, data: Path | None, servers: list[str] | None = None) -> None:
+    """Raises UserError unless either benchmarks or a file is named; servers answer benchmarks only."""
     if bool(suites) == (data is not None):
         raise UserError("name either --suite NAME, once or several times, or --data FILE")
+    if servers and not suites:
+        raise UserError(f"--server answers suites: name the file as one, --suite {data}")
 
 
 def sandbox_of(isolation: str) -> Sandbox:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,13 +14,14 @@ from megatron_gopd.config.schema import Sandbox
 from megatron_gopd.data import Prompt, Trajectory, load_tokenizer
 from megatron_gopd.errors import UserError
 from megatron_gopd.evaluation.answers import Answer, Answers
+from megatron_gopd.evaluation.engine import engine_of
 from megatron_gopd.evaluation.labelled import NO_THINKING, Labelled
 from megatron_gopd.evaluation.options import check_options
 from megatron_gopd.evaluation.suite_report import SuiteResult, write_report
 from megatron_gopd.evaluation.suites import find_suite
 from megatron_gopd.ranks import is_first, on_first
 from megatron_gopd.rewards import Graders, check_sandbox, grader_of
-from megatron_gopd.rollout import EmbeddedEngine, RolloutEngine
+from megatron_gopd.rollout import RolloutEngine
 from megatron_gopd.runs import write_text
 
 SAMPLES_OF_A_FILE = 4
@@ -59,12 +60,22 @@ class Problems:
 
 
 def evaluate_suites(
-    model: Path, names: list[str], output: Path, settings: Settings, *, dtype: str, seed: int
+    model: Path,
+    names: list[str],
+    output: Path,
+    settings: Settings,
+    *,
+    dtype: str,
+    seed: int,
+    servers: Sequence[str] = (),
 ) -> list[SuiteResult]:
     """Answer, grade and report every suite in the folder `output`. Collective.
 
+    servers: addresses of SGLang servers that hold the model and answer; without any, this process does.
+
     The same call again goes on where it was interrupted. Raises UserError: an unknown suite, a missing file, a row that
-    is not as published, an option, a machine that cannot run programs safely, `output` of another evaluation.
+    is not as published, an option, a machine that cannot run programs safely, `output` of another evaluation, a server
+    of another model.
     """
     check_options(dtype, settings.temperature, None)
     tokenizer = load_tokenizer(model)
@@ -73,14 +84,13 @@ def evaluate_suites(
         on_first(lambda: check_sandbox(settings.sandbox))
     described = _describe(model, asked, settings, dtype, seed)
     on_first(lambda: _open(output, described))
-    engine = EmbeddedEngine(
-        model,
-        dtype=dtype,
-        max_response_tokens=settings.max_response_tokens,
-        temperature=settings.temperature,
-        seed=seed,
-    )
-    results = [run_suite(problems, engine, tokenizer, output, settings) for problems in asked]
+    limits = {"max_response_tokens": settings.max_response_tokens, "temperature": settings.temperature}
+    engine = engine_of(model, servers, dtype=dtype, seed=seed, **limits)
+    try:
+        engine.start(None, output)
+        results = [run_suite(problems, engine, tokenizer, output, settings) for problems in asked]
+    finally:
+        engine.close()
     if is_first():
         write_report(results, described, output)
     return results

@@ -48,14 +48,15 @@ class SuiteResult:
         return f"{count} of {self.published}" if self.published and count < self.published else str(count)
 
     def metrics(self) -> dict[str, float]:
-        """As the metrics of a run name them."""
+        """As the metrics of a run name them; a single problem has no standard error."""
         name = f"eval/{self.suite}"
-        return {
+        found = {
             name: self.accuracy.mean,
             f"{name}/standard_error": self.accuracy.standard_error,
             f"{name}/response_tokens_mean": self.response_tokens.mean,
             f"{name}/truncated_fraction": self.truncated.mean,
         }
+        return {key: value for key, value in found.items() if not math.isnan(value)}
 
 
 def write_summary(results: list[SuiteResult], about: dict, folder: Path) -> None:

@@ -52,6 +52,11 @@ class Suite:
                     prompts.append(_prompt(problem, self.domain, place, tokenizer))
         if not prompts:
             raise UserError(f"{name}: no problem of this suite in its files; it is {self.published}")
+        if self.size and len(prompts) > self.size:  # training shards among them, or one file in two formats
+            raise UserError(
+                f"{name}: {len(prompts)} problems in {', '.join(map(str, _files(folder, self.file or name)))}, but "
+                f"{self.published} has {self.size}; leave only its files there"
+            )
         return prompts
 
     def _rows(self, name: str, folder: Path) -> Iterator[tuple[str, dict]]:

@@ -83,13 +83,18 @@ def check_fp8(fp8: schema.Fp8 | None, dtype: str, where: str) -> None:
     """Raises UserError: fp8 without bfloat16, or where it cannot run."""
     if fp8 is None:
         return
-    if dtype != "bfloat16":
-        raise UserError(f"{where}: fp8 goes with dtype: bfloat16, not {dtype}")
+    check_fp8_dtype(dtype, where)
     if not HAVE_TE:
         raise UserError(
             f"{where}: fp8 needs a GPU and Transformer Engine; on a GPU machine: pip install 'megatron-gopd[gpu]', "
             f"elsewhere remove the key fp8"
         )
+
+
+def check_fp8_dtype(dtype: str, where: str) -> None:
+    """Raises UserError: fp8 without bfloat16."""
+    if dtype != "bfloat16":
+        raise UserError(f"{where}: fp8 goes with dtype: bfloat16, not {dtype}")
 
 
 def build_module(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 from megatron_gopd.config import Config
-from megatron_gopd.plan.hardware import GIB
+from megatron_gopd.plan.hardware import GIB, Machine
 from megatron_gopd.plan.memory import OnRank, Phase
 from megatron_gopd.plan.placement import Placement
 
 
-def advice(config: Config, phase: Phase, on: OnRank, where: Placement, usable: float) -> list[str]:
+def advice(config: Config, phase: Phase, on: OnRank, where: Placement, machine: Machine) -> list[str]:
     """Changes that lower the peak of `phase`, the largest gain first."""
+    excess = phase.bytes - machine.usable_bytes
     gains = _changes(config, phase, on, where)
-    excess = phase.bytes - usable
+    if where.shares_gpus and phase.parts.get("KV cache"):
+        gains = sorted([*gains, _less_cache(config, phase, where, machine, excess)], key=lambda change: -change[1])
     told = [
         f"{'enough: ' if gain >= excess else ''}{change} gains {gain / GIB:.1f} GiB"
         for change, gain in gains
@@ -28,14 +32,15 @@ def _changes(config: Config, phase: Phase, on: OnRank, where: Placement) -> list
     if "activations" in parts:
         active = parts["activations"]
         if tokens > longest:
-            found.append((f"training.max_tokens_per_micro_batch={tokens // 2}", active / 2))
+            fewer = max(tokens // 2, longest)
+            found.append((f"training.max_tokens_per_micro_batch={fewer}", active * (1 - fewer / tokens)))
         else:
             found.append((f"student.layout.cp={2 * layout.cp} (rows of {longest} tokens are cut)", active / 2))
         if student.recompute != "full" and phase.name == "update":
             found.append(("student.recompute=full", 0.8 * active))
-    state = parts.get("optimizer", 0.0)
-    if not student.offload and phase.name != "update":
-        found.append(("student.offload=true", state + parts.get("gradients", 0.0)))
+    if not student.offload and phase.name != "update" and on.held["student"]:
+        # the rest lies there before the first step all the same
+        found.append(("student.offload=true", on.held["student"].moments))
     sharded = parts["student weights"] + parts.get("gradients", 0.0)
     found.append((f"student.layout.tp={2 * layout.tp}", sharded / 2))
     for name, held in on.held.items():
@@ -48,3 +53,15 @@ def _changes(config: Config, phase: Phase, on: OnRank, where: Placement) -> list
         found.append((f"rollout.max_batch_size={max(1, batch // 2)}", parts["KV cache"] / 2))
         found.append(("rollout.engine=sglang", parts["KV cache"] + parts["engine weights"]))
     return sorted(found, key=lambda change: -change[1])[:5]
+
+
+def _less_cache(config: Config, phase: Phase, where: Placement, machine: Machine, excess: float) -> tuple[str, float]:
+    """A smaller share for servers on the same GPUs, down to a cache of one sequence."""
+    key = next((f"teachers.{name}.server" for name in config.teachers), "") if where.kind == "resident" else ""
+    cache, fraction = phase.parts["KV cache"], where.fraction or machine.memory.static_fraction
+    static = cache + where.engine.weight_bytes
+    longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
+    least = where.engine.weight_bytes + longest * where.engine.kv_bytes
+    wanted = math.floor(100 * fraction * max(static - excess, least) / static) / 100
+    change = f"{key or 'rollout.sglang'}.options.mem-fraction-static={wanted:g}"
+    return change, static * (1 - wanted / fraction)

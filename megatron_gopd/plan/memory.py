@@ -40,35 +40,40 @@ def phases(
 ) -> list[Phase]:
     """rollout, score, update and sync of one rank.
 
-    Offloaded optimizer state still lies on the GPU before the first step, its moments not; gradients too.
+    Offloaded optimizer state still lies on the GPU before the first step, its moments not; gradients too. That is when
+    servers start, and take their share of what is free. Colocated ones give it away when the last row of a batch is
+    sampled: the first rows are scored beside them. They take it back before the weights are.
     """
     student, offloads = on.held["student"] or Held(0, 0), bool(config.student.offload)
     stage = on.stages["student"]
     activations = stage.peak_bytes if stage else 0.0
     base = {"student weights": student.weights} | _resident(roles, on)
     if where.kind == "embedded":
-        base["engine weights"] = where.engine.weight_bytes
+        base["engine weights"] = where.copies * where.engine.weight_bytes
     idle = {"gradients": student.gradients, "optimizer": student.masters + (0 if offloads else student.moments)}
-    served = {"engine weights": where.engine.weight_bytes} if where.kind == "colocated" else {}
+    served = {}
+    if where.shares_gpus:
+        at_start = _sum(base) + student.gradients + student.masters
+        kv = max(0.0, cache_bytes(machine, where, at_start))
+        served = {"engine weights": where.engine.weight_bytes, "KV cache": kv}
+    if where.kind == "resident":
+        base |= served
     found = []
     if where.kind != "none":
-        rolling = base | idle | served
-        kv = embedded_cache(config, where, work) if where.kind == "embedded" else 0.0
-        if where.kind == "colocated":
-            kv = max(0.0, cache_bytes(machine, where, sum(rolling.values()) - where.engine.weight_bytes))
-        found.append(Phase("rollout", rolling | {"KV cache": kv}))
+        cache = {"KV cache": embedded_cache(config, where, work)} if where.kind == "embedded" else served
+        found.append(Phase("rollout", base | idle | cache))
     if len(roles) > 1:
-        found.append(Phase("score", base | idle | _scoring(roles, on)))
+        found.append(Phase("score", base | idle | served | _scoring(roles, on)))
     optimizer = student.masters + student.moments
     stepping = {"gradients": student.gradients, "optimizer": optimizer}
     learning = idle | {"activations": activations}
     work_space = stage.step.peak_bytes - stage.step.kept_bytes if stage else 0.0  # it keeps the moments
     update = max((base | learning, base | stepping | {"work space": work_space}), key=_sum)
     found.append(Phase("update", update))
-    if where.kind != "none":
+    if where.kind != "none" and config.algorithm.type != "sft":
         a = where.engine.architecture
         whole = 2 * a.vocab_size * a.hidden_size * ITEM[config.student.dtype]  # gathered, and as it is sent
-        left = {} if offloads else stepping
+        left = {} if offloads and where.kind == "embedded" else idle  # servers get weights before the first step, too
         found.append(Phase("sync", base | left | served | {"whole tensors": whole}))
     return found
 
@@ -96,17 +101,31 @@ def _scoring(roles: list[Role], on: OnRank) -> dict[str, float]:
 
 
 def embedded_cache(config: Config, where: Placement, work: Workload) -> float:
-    """Bytes of the embedded engine's cache at its largest: rows that are not finished, as long as they are by then."""
+    """Bytes of the embedded engine's cache at its largest.
+
+    As rollout/growing_cache.py and sampling.py have it: room for half as many tokens again is made whenever it is
+    full, and finished rows leave once a quarter of those held is finished.
+    """
     share = work.spread_over(where.engines)
     rows = np.sort(share.responses)[-config.rollout.max_batch_size :]
-    alive = np.arange(len(rows), 0, -1)
-    return float((alive * (rows + work.prompt_tokens)).max()) * where.engine.kv_bytes
+    held, room, most = len(rows), 0, 0
+    for finished, length in enumerate(rows.tolist()):
+        while room < work.prompt_tokens + length:
+            tokens = room + 1 if room else work.prompt_tokens
+            room = tokens + max(32, tokens // 2)
+            most = max(most, held * room)
+        alive = len(rows) - finished - 1
+        held = alive if alive <= 0.75 * held else held
+    return float(most) * where.engine.kv_bytes
 
 
 def cache_bytes(machine: Machine, where: Placement, others: float = 0.0) -> float:
-    """What a server has for its KV cache on each of its GPUs, beside `others`' bytes."""
-    static = machine.memory.static_fraction * machine.chip.memory_gib * GIB
-    return min(static, machine.usable_bytes - others) - where.engine.weight_bytes
+    """What a server has for its KV cache on each of its GPUs, beside `others`' bytes.
+
+    Its fraction is of what is free when it starts (SGLang's kv_pool_runtime.py), and holds its weights, too.
+    """
+    static = (where.fraction or machine.memory.static_fraction) * (machine.chip.memory_gib * GIB - others)
+    return static - where.engine.weight_bytes
 
 
 def host_bytes(

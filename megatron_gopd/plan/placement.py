@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from megatron_gopd.config import Config
+from megatron_gopd.config.models import Model, Servers
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.plan.decode import Engine
@@ -15,42 +16,107 @@ ITEM = {"float32": 4, "bfloat16": 2}
 
 @dataclass(frozen=True)
 class Placement:
-    """embedded: an engine in every rank; colocated: servers on the trainer's GPUs, which they leave meanwhile; split:
-    servers on some of the GPUs; disjoint: servers that others run, on GPUs of their own; none: nothing is sampled."""
+    """embedded: an engine in every rank; colocated: servers on the trainer's GPUs, which they leave meanwhile;
+    resident: which they do not leave; split: servers on some of the GPUs; disjoint: servers that others run, on GPUs
+    of their own; none: nothing is sampled."""
 
-    kind: Literal["embedded", "colocated", "split", "disjoint", "none"]
+    kind: Literal["embedded", "colocated", "resident", "split", "disjoint", "none"]
     world: int  # ranks that train
     engines: int
     engine: Engine
+    a_server: int = 1  # engines of one server: its dp-size
+    fraction: float | None = None  # mem-fraction-static, where it is set
+    copies: int = 1  # models that an embedded engine holds
 
     @property
     def server_gpus(self) -> int:
         return self.engines * self.engine.tp if self.kind in ("split", "disjoint") else 0
 
+    @property
+    def shares_gpus(self) -> bool:
+        """Whether servers are on the trainer's GPUs."""
+        return self.kind in ("colocated", "resident")
+
 
 def place(config: Config, gpus: int, gpus_per_node: int) -> Placement:
     """Raises UserError: GPUs that the servers and the trainer's layouts do not share out."""
-    settings = config.rollout.sglang
-    student = Architecture.read(config.student.model)
-    itemsize = ITEM[config.student.dtype]
     if gpus > gpus_per_node and gpus % gpus_per_node:
         raise UserError(f"{gpus} GPUs do not fill nodes of {gpus_per_node}; give another --gpus, or --nodes")
     if config.algorithm.type == "sft":
-        return Placement("none", gpus, 0, Engine(student, itemsize=itemsize))
+        return _writers(config, gpus, gpus_per_node)
+    student, servers = config.student, config.rollout.sglang
     if config.rollout.engine == "transformers":
-        return Placement("embedded", gpus, gpus, Engine(student, itemsize=itemsize, eager=True))
-    tp = int(settings.options.get("tp-size", 1))
-    engine = Engine(student, tp, itemsize)
-    if settings.urls:
-        return Placement("disjoint", gpus, len(settings.urls), engine)
-    if settings.colocated:
-        if settings.count * tp > gpus:
-            raise UserError(f"rollout.sglang: {settings.count} servers of {tp} GPU(s) are more than the {gpus} GPUs")
-        return Placement("colocated", gpus, settings.count, engine)
-    world = gpus - settings.count * tp
-    if world < 1:
+        return Placement("embedded", gpus, gpus, _engine(student, eager=True))
+    if servers.urls:
+        return _served("disjoint", gpus, student, servers, "rollout.sglang")
+    found = _served("colocated" if servers.colocated else "split", gpus, student, servers, "rollout.sglang")
+    of_servers = found.engines * found.engine.tp
+    _own_servers_fit(servers, of_servers, gpus, gpus_per_node, "rollout.sglang")
+    if servers.colocated:
+        return found
+    if of_servers >= gpus:
         raise UserError(
-            f"rollout.sglang: {settings.count} server(s) of {tp} GPU(s) leave none of {gpus} GPUs to train; set "
-            f"rollout.sglang.count, or colocated: true"
+            f"rollout.sglang: {servers.count} server(s) of {of_servers // servers.count} GPU(s) leave none of {gpus} "
+            f"GPUs to train; set rollout.sglang.count, or colocated: true"
         )
-    return Placement("split", world, settings.count, engine)
+    return replace(found, world=gpus - of_servers)
+
+
+def options_of(servers: Servers) -> dict:
+    """As they reach SGLang's command line, where tp_size is tp-size."""
+    return {name.replace("_", "-"): value for name, value in servers.options.items()}
+
+
+def _writers(config: Config, gpus: int, gpus_per_node: int) -> Placement:
+    """Of what SFT imitates: teachers, all as large as the largest, in every rank or behind servers that stay."""
+    if not config.teachers:
+        return Placement("none", gpus, 0, _engine(config.student))
+    found, of_servers = [], 0
+    for name, teacher in config.teachers.items():
+        if teacher.engine == "megatron":
+            found.append(Placement("embedded", gpus, gpus, _engine(teacher, eager=True)))
+            continue
+        kind, key = "disjoint" if teacher.server.urls else "resident", f"teachers.{name}.server"
+        found.append(_served(kind, gpus, teacher, teacher.server, key))
+        if kind == "resident":
+            of_servers += found[-1].engines * found[-1].engine.tp
+            _own_servers_fit(teacher.server, of_servers, gpus, gpus_per_node, key)
+    largest = max(found, key=lambda one: one.engine.weight_bytes)
+    if largest.kind == "embedded":
+        return replace(largest, copies=sum(one.kind == "embedded" for one in found))
+    return replace(largest, engines=sum(one.engines for one in found if one.kind == largest.kind))
+
+
+def _engine(model: Model, tp: int = 1, *, eager: bool = False) -> Engine:
+    return Engine(Architecture.read(model.model), tp, ITEM[model.dtype], eager)
+
+
+def _served(kind: str, world: int, model: Model, servers: Servers, key: str) -> Placement:
+    """Raises UserError: options that SGLang would refuse."""
+
+    def option(name: str, default, number: type):
+        value = options_of(servers).get(name, default)
+        try:
+            return value if value is None else number(value)
+        except ValueError:
+            raise UserError(f"{key}.options.{name}: {value!r} is not a number") from None
+
+    tp, dp = option("tp-size", 1, int), option("dp-size", 1, int)
+    engine = _engine(model, max(1, tp))
+    if tp < 1 or dp < 1 or engine.architecture.heads % tp:
+        heads = engine.architecture.heads
+        raise UserError(f"{key}.options: {heads} attention heads cannot be cut over tp-size {tp} (dp-size {dp})")
+    fraction = option("mem-fraction-static", None, float)
+    return Placement(kind, world, (len(servers.urls) or servers.count) * dp, engine, dp, fraction)
+
+
+def _own_servers_fit(servers: Servers, of_servers: int, gpus: int, gpus_per_node: int, key: str) -> None:
+    """A run starts its servers beside rank 0."""
+    if of_servers > gpus:
+        each = f"{of_servers // servers.count} GPU(s)"
+        raise UserError(f"{key}: {servers.count} server(s) of {each} are more than the {gpus} GPUs")
+    if of_servers > gpus_per_node:
+        raise UserError(
+            f"{key}: {of_servers} GPUs of servers are more than the {gpus_per_node} of rank 0's node, where a run "
+            f"starts them; lower count, or name those of other nodes in {key}.urls (megatron-gopd submit --serve-urls)"
+        )

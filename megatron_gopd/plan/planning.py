@@ -7,6 +7,7 @@ from pathlib import Path
 
 from megatron_gopd.config import Config
 from megatron_gopd.errors import UserError
+from megatron_gopd.mcore.model import check_fp8_dtype
 from megatron_gopd.plan import memory
 from megatron_gopd.plan.advice import advice
 from megatron_gopd.plan.dry_run import Held, Stage, construct, sample_ranks, stages
@@ -53,20 +54,21 @@ class Plan:
         return self.config.data.max_prompt_tokens + self.config.rollout.max_response_tokens
 
     @property
+    def all_gpus(self) -> int:
+        """Those of servers that others run, too."""
+        return self.gpus + (self.where.server_gpus if self.where.kind == "disjoint" else 0)
+
+    @property
     def tokens_per_second_per_gpu(self) -> float:
-        return (
-            self.work.tokens
-            / self.time.step
-            / (self.gpus + (self.where.server_gpus if self.where.kind == "disjoint" else 0))
-        )
+        return self.work.tokens / self.time.step / self.all_gpus
 
     @property
     def gpu_hours(self) -> float:
-        return self.time.step * self.config.run.steps * self.gpus / 3600
+        return self.time.step * self.config.run.steps * self.all_gpus / 3600
 
     def changes(self, phase: Phase) -> list[str]:
         on = next(on for on in self.ranks if on.rank == self.fullest[phase.name])
-        return advice(self.config, phase, on, self.where, self.machine.usable_bytes)
+        return advice(self.config, phase, on, self.where, self.machine)
 
 
 def plan(config: Config, gpus: int, machine: Machine, work: Workload, models: Path = MODELS) -> Plan:
@@ -79,7 +81,10 @@ def plan(config: Config, gpus: int, machine: Machine, work: Workload, models: Pa
     config = settled(config)
     where = place(config, gpus, machine.gpus_per_node)
     roles = roles_of(config)
-    _check_layouts(roles, where)
+    _check_layouts(roles, where, machine)
+    for who, settings in config.scorers().items():
+        if settings.engine != "megatron":
+            said.append(f"{who} answers from servers: their GPUs, memory and time are not in this plan")
     held = {rank: construct(config, roles, rank, where.world) for rank in sample_ranks(roles, where.world)}
     tokens = longest_micro_batch(config)
     stepped = {role.name: stages(config, role, where.world, tokens) for role in roles}
@@ -115,9 +120,10 @@ def assemble(
         role.name: max((shares[role.name] for shares in held.values() if shares[role.name]), key=lambda h: h.weights)
         for role in roles
     }
-    cache_tokens, at_a_time = _decoding(config, where, work, machine, phases)
+    cache_tokens, at_a_time = _decoding(config, where, work, machine, of_ranks)
     ranks_per_node = min(where.world, machine.gpus_per_node)
-    host = memory.host_bytes(config, roles, ranks[0], where, ranks_per_node)
+    hosts = [memory.host_bytes(config, roles, on, where, ranks_per_node) for on in ranks]
+    host = max(hosts, key=lambda parts: sum(parts.values()))  # the node of the ranks that hold most
     time = step_time(config, roles, largest, stepped, where, work, machine, at_a_time)
     return Plan(
         config,
@@ -138,9 +144,13 @@ def assemble(
     )
 
 
-def _check_layouts(roles: list[Role], where: Placement) -> None:
+def _check_layouts(roles: list[Role], where: Placement, machine: Machine) -> None:
     for role in roles:
         who = f"{role.name} ({role.settings.model})"
+        if role.settings.fp8:
+            check_fp8_dtype(role.settings.dtype, who)
+            if machine.chip.fp8_flops is None:
+                raise UserError(f"{who}: fp8 needs a GPU that has it, and {machine.name} has not; remove the key fp8")
         role.architecture.check_layout(role.settings.layout, who)
         try:
             role.settings.layout.span(where.world, who)
@@ -158,14 +168,15 @@ def _stages_of(rank: int, roles: list[Role], stepped: dict[str, list[Stage]], wh
     return found
 
 
-def _decoding(config: Config, where: Placement, work: Workload, machine: Machine, phases: list[Phase]) -> tuple:
+def _decoding(config: Config, where: Placement, work: Workload, machine: Machine, of_ranks: list[list[Phase]]) -> tuple:
     """KV-cache tokens of a server (None without servers), and the sequences that it decodes together."""
-    most = min(config.rollout.max_batch_size, max(1, -(-work.sequences // max(1, where.engines))))
+    most = max(1, config.rollout.max_batch_size // where.a_server)
+    most = min(most, max(1, -(-work.sequences // max(1, where.engines))))
     if where.kind in ("embedded", "none"):
         return None, most
     size = memory.cache_bytes(machine, where)
-    if where.kind == "colocated":
-        size = next(phase.parts["KV cache"] for phase in phases if phase.name == "rollout")
+    if where.shares_gpus:  # with the ranks that hold most, too
+        size = min(phase.parts["KV cache"] for of_rank in of_ranks for phase in of_rank if phase.name == "rollout")
     tokens = max(0, int(size / where.engine.kv_bytes))
     mean = work.prompt_tokens + float(work.responses.mean()) / 2
     return tokens, max(1, min(most, int(tokens / mean)))

@@ -32,7 +32,11 @@ def show_search(found: list[Found], most: int = 10) -> str:
     ]
     table = _table(["step s", "layouts", "placement", "engines", "GiB"], rows)
     written = " ".join(shlex.quote(override) for override in dotted(found[0].overrides))
-    return f"{len(found)} combinations fit; the fastest:\n\n{table}\n\noverrides of the first:\n\n    {written}"
+    told = f"{len(found)} combinations fit; the fastest:\n\n{table}\n\noverrides of the first:\n\n    {written}"
+    nodes = len(found[0].overrides.get("rollout.sglang.urls", []))
+    return told + (
+        f"\n\n{nodes} node(s) of servers: submit --serve-nodes {nodes} fills in rollout.sglang.urls" * bool(nodes)
+    )
 
 
 def _head(plan: Plan) -> str:

@@ -17,13 +17,14 @@ from megatron_gopd.plan import seams
 from megatron_gopd.plan.counts import Counts, at_depth, combined
 from megatron_gopd.plan.dry_run import Stage, step
 from megatron_gopd.plan.hardware import GIB, Machine
-from megatron_gopd.plan.placement import Placement, place
+from megatron_gopd.plan.placement import Placement, options_of, place
 from megatron_gopd.plan.planning import Plan, assemble, longest_micro_batch
-from megatron_gopd.plan.roles import Role, located, roles_of, settled
+from megatron_gopd.plan.roles import Role, as_written, located, roles_of, settled
 from megatron_gopd.plan.shares import share
 from megatron_gopd.plan.workload import Workload
 
 SECONDS = 35.0  # of this process, after which no further kind of layer is stepped
+COLOCATED = 0.7  # of what is free, for servers on the trainer's GPUs: scoring begins before they leave
 KEPT = 4  # layouts of each role that are combined with those of the others
 SIZES = (1, 2, 4, 8)
 
@@ -42,13 +43,13 @@ def search(config: Config, gpus: int, machine: Machine, work: Workload, models: 
     config, deadline = settled(config), time.process_time() + SECONDS
     found: list[Found] = []
     layers = _Layers(longest_micro_batch(config), deadline)
-    for overrides, placed in _placements(config, gpus):
+    for overrides, placed, trainers in _placements(config, gpus, machine.gpus_per_node):
         try:
-            where = place(placed, gpus, machine.gpus_per_node)
+            where = place(placed, trainers, machine.gpus_per_node)
         except UserError:
             continue
         layers.explore(placed, [(role, _layouts(role, where, machine)) for role in roles_of(placed)], where.world)
-        found += _of_placement(placed, overrides, gpus, machine, work, where, layers)
+        found += _of_placement(placed, overrides, trainers, machine, work, where, layers)
     fitting = sorted((one for one in found if one.plan.fits), key=lambda one: one.plan.time.step)
     if not fitting:
         raise UserError(_nothing_fits(found, gpus, machine))
@@ -72,21 +73,49 @@ def as_yaml(overrides: dict[str, object]) -> str:
     return yaml.safe_dump(tree, sort_keys=False)
 
 
-def _placements(config: Config, gpus: int) -> Iterator[tuple[dict, Config]]:
-    """As configured; and servers of one or two GPUs on all of them, or on a quarter or half of their own."""
-    yield {}, config
+def _placements(config: Config, gpus: int, gpus_per_node: int) -> Iterator[tuple[dict, Config, int]]:
+    """(overrides, configuration with them, GPUs of this job): as configured; and servers of one or two GPUs: on all of
+    a node's, or on a quarter or half of them alone; of several nodes, on a quarter or half of the nodes."""
+    yield {}, config, gpus
     if config.algorithm.type == "sft" or config.rollout.sglang.urls:
         return
     for tp in (1, 2):
-        for colocated, count in ((True, gpus // tp), (False, gpus // 4 // tp), (False, gpus // 2 // tp)):
-            if count < 1:
-                continue
-            servers = {"colocated": colocated, "count": count, "options": {"tp-size": tp}, "sync": "distributed"}
-            sglang = config.rollout.sglang.model_copy(update=servers | {"gpus": None})
-            rollout = config.rollout.model_copy(update={"engine": "sglang", "sglang": sglang, "max_batch_size": 256})
-            overrides = {"rollout.engine": "sglang", "rollout.max_batch_size": 256}
+        options = options_of(config.rollout.sglang) | {"tp-size": tp}
+        one = gpus <= gpus_per_node
+        ways = _on_a_node(gpus, tp, options) if one else _on_nodes(gpus, gpus_per_node, options, config.run.folder)
+        for servers, trainers in ways:
+            batch = 256 * servers["options"].get("dp-size", 1)  # sequences of a server
+            sglang = config.rollout.sglang.model_copy(update=servers)
+            changed = {"engine": "sglang", "max_batch_size": batch}
+            if servers["colocated"] and config.rollout.max_staleness:
+                changed["max_staleness"] = 0  # the schema's rule
+            rollout = changed | {"sglang": sglang}
+            overrides = {f"rollout.{key}": value for key, value in changed.items()}
             overrides |= {f"rollout.sglang.{key}": value for key, value in servers.items()}
-            yield overrides, config.model_copy(update={"rollout": rollout})
+            yield overrides, config.model_copy(update={"rollout": config.rollout.model_copy(update=rollout)}), trainers
+
+
+def _on_a_node(gpus: int, tp: int, options: dict) -> Iterator[tuple[dict, int]]:
+    """Servers of the run's own: colocated from the first GPU on, otherwise on the last ones."""
+    for colocated, count in ((True, gpus // tp), (False, gpus // 4 // tp), (False, gpus // 2 // tp)):
+        if count < 1:
+            continue
+        first = 0 if colocated else gpus - count * tp
+        places = [list(range(first + i * tp, first + (i + 1) * tp)) for i in range(count)]
+        asked = {"mem-fraction-static": COLOCATED} | options if colocated else options
+        sync = "disk" if colocated else "distributed"  # NCCL has no two ranks on one GPU
+        yield {"colocated": colocated, "count": count, "gpus": places, "options": asked, "sync": sync}, gpus
+
+
+def _on_nodes(gpus: int, gpus_per_node: int, options: dict, shared: str) -> Iterator[tuple[dict, int]]:
+    """One server with a replica on every GPU, or pair, of a node; its address is known when it runs."""
+    nodes, tp = gpus // gpus_per_node, options["tp-size"]
+    if gpus_per_node % tp:
+        return
+    for serving in sorted({nodes // 4, nodes // 2} - {0}):
+        urls = [f"http://NODE{i}:30000" for i in range(serving)]
+        servers = {"colocated": False, "gpus": None, "urls": urls, "sync": "disk", "sync_folder": shared}
+        yield servers | {"options": options | {"dp-size": gpus_per_node // tp}}, gpus - serving * gpus_per_node
 
 
 def _of_placement(
@@ -102,19 +131,31 @@ def _of_placement(
         held = {0: {role.name: held for role, held, _ in choice}}
         stepped = {role.name: stages for role, _, stages in choice}
         plan = assemble(config, gpus, machine, work, where, chosen, held, stepped, [])
-        layouts = {_layout_key(role): _written(role.settings.layout) for role in chosen}
+        layouts: dict[str, object] = {}
+        for role, before in zip(chosen, roles, strict=True):
+            layouts |= _layout_overrides(role, before.settings.layout)
         found.append(Found(plan, overrides | layouts))
     return found
 
 
-def _layout_key(role: Role) -> str:
-    if role.name.startswith("the reference of teachers."):
-        return f"teachers.{role.name.removeprefix('the reference of teachers.')}.reference.layout"
-    return "algorithm.reference.layout" if role.name == "the reference" else f"{role.name}.layout"
+def _layout_overrides(role: Role, before: Layout) -> dict[str, object]:
+    """Of everybody that the role is. A reference may be nowhere in the file: its model is written, too."""
+    written: dict[str, object] = {}
+    for name in role.names:
+        key = name
+        if name.startswith("the reference"):
+            teacher = name.removeprefix("the reference").removeprefix(" of ")
+            key = f"{teacher or 'algorithm'}.reference"
+            model = role.settings.model_dump(mode="json", include={"model", "dtype", "fp8"}, exclude_defaults=True)
+            written |= {f"{key}.{what}": as_written(value) for what, value in model.items()}
+        written[f"{key}.layout"] = _written(role.settings.layout, before)
+    return written
 
 
-def _written(layout: Layout) -> dict:
-    return layout.model_dump(mode="json", exclude_defaults=True)
+def _written(layout: Layout, before: Layout) -> dict:
+    """What is not by default, and what takes the place of something that was not."""
+    keys = {*layout.model_dump(exclude_defaults=True), *before.model_dump(exclude_defaults=True)}
+    return layout.model_dump(mode="json", include=keys)
 
 
 def _layouts(role: Role, where: Placement, machine: Machine) -> list[Layout]:

@@ -47,6 +47,7 @@ def step_time(
     rollout = sync = 0.0
     if where.kind != "none":
         rollout = where.engine.seconds(work.spread_over(where.engines), at_a_time, machine)
+    if where.kind != "none" and config.algorithm.type != "sft":
         sync = sync_seconds(config, held["student"], where, machine)
     score = {
         role.name: score_seconds(config, role, held[role.name], stages[role.name], where, work, machine)
@@ -70,15 +71,22 @@ def micro_batches(config: Config, role: Role, where: Placement, work: Workload, 
     return work.micro_batches(replicas, config.training.max_tokens_per_micro_batch, fraction)
 
 
+def chunks(config: Config, where: Placement, work: Workload) -> int:
+    """In how many parts a batch is scored: quarters of servers, or what the ranks decode together."""
+    if where.kind == "embedded":
+        return -(-work.sequences // (config.rollout.max_batch_size * where.engines))
+    return round(1 / LAST_CHUNK)
+
+
 def score_seconds(
     config: Config, role: Role, held: Held, stages: list[Stage], where: Placement, work: Workload, machine: Machine
 ) -> float:
-    """One scorer's passes over what it is asked, and its weights from the host."""
+    """One scorer's passes over what it is asked, and its weights from the host for every chunk."""
     asked = sum(1 / max(1, len(config.teachers)) for name in role.names) if config.teachers else 1.0
     batches = micro_batches(config, role, where, work, min(1.0, asked))
     fp8 = role.settings.fp8 is not None
     restore = 2 * held.weights / machine.host_bandwidth if role.settings.offload else 0.0
-    return restore + price.pipeline_seconds(stages, batches, machine, fp8=fp8)
+    return restore * chunks(config, where, work) + price.pipeline_seconds(stages, batches, machine, fp8=fp8)
 
 
 def update_seconds(

@@ -42,10 +42,14 @@ def _run_plan(
         if gpus % nodes:
             raise UserError(f"--gpus {gpus} does not fill --nodes {nodes}: {gpus} % {nodes} = {gpus % nodes}")
         on = on.model_copy(update={"gpus_per_node": gpus // nodes})
+    if output:
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--output {output}: {error.strerror}; name a folder") from None
     if searched:
         found = search(config, gpus, on, work, models)
         if output:
-            output.mkdir(parents=True, exist_ok=True)
             write_text(output / "best.yaml", as_yaml(found[0].overrides))
             draw(found[0].plan, output)
         if json_wanted:

@@ -11,7 +11,7 @@ from megatron_gopd.rewards.grade import Grade
 from megatron_gopd.rewards.sandbox import SandboxError, judge
 from megatron_gopd.rewards.tests import Stdio, parse_tests
 
-PYTHON_FENCES = ("```python", "```python3", "```py", "```")
+PYTHON_FENCES = ("```python", "```python3", "```py")
 
 
 def code(response: str, tests: str, sandbox: Sandbox) -> Grade:
@@ -28,8 +28,8 @@ def code(response: str, tests: str, sandbox: Sandbox) -> Grade:
 
 
 def last_code_block(text: str) -> str | None:
-    """What stands in the last closed fence that is for Python, or for no language; None without one."""
-    found, opened, lines = None, None, []
+    """What stands in the last closed fence that is for Python, else in the last for no language; None without one."""
+    found, plain, opened, lines = None, None, None, []
     for line in text.split("\n"):
         fence = line.strip()
         if not fence.startswith("```"):
@@ -39,9 +39,12 @@ def last_code_block(text: str) -> str | None:
         ):  # a fence with a language opens, also where the one before was not closed
             opened, lines = fence.lower(), []
         else:
-            found = "\n".join(lines) if opened in PYTHON_FENCES else found
+            if opened in PYTHON_FENCES:
+                found = "\n".join(lines)
+            elif opened == "```":  # often what the program prints
+                plain = "\n".join(lines)
             opened = None
-    return found
+    return plain if found is None else found
 
 
 def check_sandbox(sandbox: Sandbox) -> None:

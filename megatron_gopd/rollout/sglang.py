@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_gopd.config import Config
-from megatron_gopd.config.models import Model, RolloutServers, Servers
+from megatron_gopd.config.models import Model, RolloutServers, Scorer, Servers
 from megatron_gopd.data import Prompt, Trajectory, load_tokenizer, stop_ids
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
@@ -168,11 +168,12 @@ class SGLangEngine:
 
 
 class FrozenSGLangEngine(SGLangEngine):
-    """Samples from servers that hold a teacher, which no update reaches."""
+    """Samples from servers that hold a frozen model, which no update reaches."""
 
-    def __init__(self, config: Config, name: str):
-        super().__init__(config, config.teachers[name], config.teachers[name].server)
-        self._who = f"teachers.{name}"
+    def __init__(self, config: Config, model: Scorer, who: str):
+        """`who` it is, in messages and log files."""
+        super().__init__(config, model, model.server)
+        self._who = who
 
     def start(self, policy: Exports, logs: Path) -> None:
         """Start or find the servers. Raises UserError: one does not start, or holds another model."""

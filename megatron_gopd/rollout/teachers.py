@@ -56,4 +56,6 @@ class WrittenResponses:
 
 def _engine(config: Config, name: str) -> RolloutEngine:
     teacher = config.teachers[name]
-    return FrozenSGLangEngine(config, name) if teacher.engine == "sglang" else EmbeddedEngine.of(teacher, config)
+    if teacher.engine == "sglang":
+        return FrozenSGLangEngine(config, teacher, f"teachers.{name}")
+    return EmbeddedEngine.of(teacher, config)

@@ -93,8 +93,8 @@ class Exams:
 
     def _suites(self, when: str, step: int) -> list[SuiteResult]:
         folder = self._folder / when
-        if is_first():
-            for problems in self._problems:  # an earlier attempt's answers are of other weights
+        if is_first() and when != "before":  # those of the initial weights are what an earlier attempt found
+            for problems in self._problems:  # its other answers are of other weights
                 (folder / f"{problems.name}.jsonl").unlink(missing_ok=True)
         results = self._answer(self._job.rollout, folder)
         if results and is_first():

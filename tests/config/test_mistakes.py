@@ -133,6 +133,14 @@ def test_the_student_as_its_own_teacher_is_refused(message):
     assert text.startswith("FILE:6: teachers.math is the student's own initial model reading the same prompt")
 
 
+def test_one_folder_has_one_template(message):
+    """So prompt: own_template is no other prompt to the student's own model, nor to a teacher that is its reference."""
+    text = message(MINIMAL, "teachers.math={model: /student, prompt: own_template}")
+    assert "teachers.math is the student's own initial model" in text
+    text = message(MINIMAL, "teachers.math.prompt=own_template", "algorithm={lambda: 1.25, reference: /teacher}")
+    assert "teachers.math and its reference are the same model" in text
+
+
 @pytest.mark.parametrize("spelling", ["/student/", "/./student", "/else/../student"])
 def test_another_spelling_of_the_same_path_is_the_same_model(message, spelling):
     assert "teachers.math is the student's own" in message(MINIMAL, f"teachers.math.model={spelling}")

@@ -44,6 +44,12 @@ def test_the_context_is_put_around_the_question_for_the_teacher_alone(build, tex
     assert prompt.reference_tokens == prompt.student_tokens
 
 
+def test_a_template_may_repeat_the_question(build, text):
+    asked = {"context": "hint", "template": "{prompt} Hint: {context} Again: {prompt}"}
+    (prompt,) = build([ROW | {"prompt": "One?", "hint": "It is {prompt}."}], asked).prompts
+    assert "user\nOne? Hint: It is {prompt}. Again: One?<|im_end|>" in text(prompt.teacher_tokens)
+
+
 def test_what_is_too_long_with_its_context_is_left_out_and_counted(build):
     asked = {"context": "ref_solution", "max_tokens": 100, "template": "{prompt} {context}"}
     kept = ROW | {"extra_info": {"ref_solution": "Three."}}

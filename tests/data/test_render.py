@@ -53,6 +53,16 @@ def test_text_that_no_tokenizer_can_read_is_refused(chat_folder):
         render(load_tokenizer(chat_folder), [{"role": "user", "content": "half a \ud83d pair"}], {})
 
 
+def test_a_character_that_the_tokenizer_lacks_is_a_user_error():
+    """The tokenizers library raises a plain Exception."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0})))
+    with pytest.raises(UserError, match="cannot render this prompt: .*UNK"):
+        render(tokenizer, QUESTION, {})
+
+
 def test_a_prompt_that_renders_to_nothing_is_refused(save_tokenizer, tmp_path):
     with pytest.raises(UserError, match="no tokens"):
         render(load_tokenizer(save_tokenizer(tmp_path, template="")), QUESTION, {})

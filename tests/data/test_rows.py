@@ -84,6 +84,8 @@ def test_a_prompt_is_text_or_messages(write_rows, columns):
         ({"reward_model": {"ground_truth": "x"}}, "x"),
         ({"label": {"inputs": ["1"]}}, '{"inputs": ["1"]}'),
         ({"label": None, "answer": "3"}, "3"),
+        ({"label": " ", "answer": "3"}, "3"),
+        ({"label": ""}, None),
         ({}, None),
     ],
 )
@@ -199,6 +201,7 @@ def test_other_kinds_of_files_are_refused(tmp_path):
         ({"ability": "code", "reward_model": {"ground_truth": "[1]"}}, None, "[1]"),
         ({"ability": "math", "reward_model": {"ground_truth": "1"}}, "1", None),
         ({"answer": "1"}, "1", None),
+        ({"tests": "", "answer": "1"}, "1", None),
     ],
 )
 def test_rows_tell_code_from_math(tmp_path, columns, label, tests):

@@ -13,6 +13,7 @@ from megatron_gopd.evaluation.statistics import Estimate, pass_at_k
 from megatron_gopd.evaluation.suite_report import SuiteResult
 from tests.chat_models import save_bigram_model, token_id, tokenizer, write_questions
 from tests.ranks import torchrun
+from tests.servers.real_server import load
 
 PROBLEMS, SAMPLES = 6, 4
 
@@ -144,6 +145,26 @@ def test_limit_takes_the_first_problems(evaluate, tmp_path, capsys):
     assert "not to be compared with published figures" in out
 
 
+def test_servers_answer_and_what_they_answered_is_kept(chat_models, sglang_server, benchmarks, tmp_path, one_rank):
+    from megatron_gopd.evaluation.run_suites import Settings, evaluate_suites
+
+    load(sglang_server, chat_models["student"])
+    asked = Settings(benchmarks=benchmarks, samples=2, max_response_tokens=4)
+    given = {"dtype": "float32", "seed": 1, "servers": [sglang_server]}
+    for _ in range(2):
+        (result,) = evaluate_suites(chat_models["student"], ["aime25"], tmp_path / "new", asked, **given)
+        assert (result.accuracy.items, len(rows(tmp_path / "new"))) == (PROBLEMS, 2 * PROBLEMS)
+    with pytest.raises(UserError, match="--server: .* does not hold the weights of"):
+        evaluate_suites(chat_models["other"], ["aime25"], tmp_path / "other", asked, **given)
+
+
+def test_a_server_without_an_address_is_refused(model):
+    from megatron_gopd.evaluation.engine import engine_of
+
+    with pytest.raises(UserError, match="--server: 'localhost:30000' is no address; write http://HOST:PORT"):
+        engine_of(model, ["localhost:30000"], max_response_tokens=4, temperature=1.0, dtype="float32", seed=1)
+
+
 def answers(scores: list[list[float]]) -> list[Answer]:
     return [
         Answer(str(problem), sample, "", 10 * (problem + 1), score, None, "length" if score else "stop")
@@ -160,6 +181,12 @@ def test_figures_of_known_answers():
     )
     assert result.response_tokens.mean == 20
     assert result.truncated.mean == pytest.approx(5 / 12)
+
+
+def test_a_single_problem_has_no_standard_error_among_the_metrics():
+    """It is not a number, which would end the run that logs it."""
+    found = SuiteResult.of("s", None, 2, answers([[1, 0]])).metrics()
+    assert found == {"eval/s": 0.5, "eval/s/response_tokens_mean": 10, "eval/s/truncated_fraction": 0.5}
 
 
 def test_pass_at_k_is_the_share_of_draws_with_a_right_answer():

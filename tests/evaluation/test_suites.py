@@ -100,6 +100,13 @@ def test_files_may_be_packed_or_lie_in_a_folder(prompts, suffix):
     assert len(prompts("aime25", [{"question": "What?", "answer": "70"}] * 2, suffix)) == 2
 
 
+def test_more_problems_than_were_published_are_refused(prompts):
+    rows = [{"question": "What?", "answer": "70"}] * 20
+    assert len(prompts("aime25", rows)) == 20
+    with pytest.raises(UserError, match="aime25: 40 problems in .*aime25.jsonl, .*aime25/again.jsonl, but .* has 30"):
+        prompts("aime25", rows, "/again.jsonl")
+
+
 def test_problems_of_files_that_count_alike_stay_apart(prompts):
     assert len({prompt.id for prompt in prompts("aime25", [{"id": 1, "question": "?", "answer": "70"}] * 2)}) == 2
 

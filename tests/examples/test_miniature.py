@@ -71,6 +71,19 @@ def test_what_is_sampled_from_the_target_has_the_probability_that_megatron_gives
     )
 
 
+def test_prompts_of_several_lengths_are_refused_by_the_target(tmp_path):
+    from exact_target import Law, evaluate
+
+    from megatron_gopd.errors import UserError
+    from megatron_gopd.evaluation.run_suites import Settings
+
+    (suite := tmp_path / "own.jsonl").write_text(
+        '{"prompt": "1+2=", "label": "3"}\n{"prompt": "11+2=", "label": "13"}\n'
+    )
+    with pytest.raises(UserError, match=r"own.jsonl: the target is sampled for prompts of one length"):
+        evaluate(Law(MODELS / "math", MODELS / "base", 1.25), suite, tmp_path / "out", Settings(), seed=0)
+
+
 @pytest.mark.parametrize("teacher", ["math", "code"])
 def test_a_shipped_teacher_is_better_than_the_base_at_its_task(teacher):
     import random

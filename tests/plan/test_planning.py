@@ -7,7 +7,7 @@ import json
 import pytest
 import yaml
 
-from megatron_gopd.config import load_config
+from megatron_gopd.config import Layout, load_config
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.plan.dry_run import stages as stepped_stages
@@ -15,7 +15,7 @@ from megatron_gopd.plan.dry_run import step
 from megatron_gopd.plan.hardware import machine
 from megatron_gopd.plan.planning import MODELS, plan
 from megatron_gopd.plan.roles import Role, located, roles_of, settled
-from megatron_gopd.plan.search import as_yaml, dotted, search
+from megatron_gopd.plan.search import _written, as_yaml, dotted, search
 from megatron_gopd.plan.verb import run_plan
 from megatron_gopd.plan.workload import Workload
 
@@ -87,6 +87,22 @@ def test_a_layout_that_the_model_cannot_be_cut_into(configured):
         planned(configured("student.layout.tp=16"), 32)
 
 
+def test_an_output_that_is_a_file(configured, tmp_path):
+    (tmp_path / "plan").write_text("")
+    with pytest.raises(UserError, match="--output .*plan: File exists; name a folder"):
+        planned(configured(), 8, output=tmp_path / "plan")
+
+
+def test_fp8_where_the_chip_has_none(configured):
+    with pytest.raises(UserError, match="fp8 needs a GPU that has it, and a100 has not"):
+        planned(configured("student.fp8={}"), 8, gpu="a100")
+
+
+def test_a_scorer_behind_servers_is_said_not_to_be_planned(configured):
+    config = configured("teachers.teacher.engine=sglang")
+    assert plan(config, 4, machine("h100"), Workload.of(config)).said[-1].startswith("teachers.teacher answers from")
+
+
 def test_servers_that_leave_no_gpu(configured):
     with pytest.raises(UserError, match="leave none of 2 GPUs to train"):
         planned(configured("rollout.engine=sglang", "rollout.sglang.count=2"), 2)
@@ -147,5 +163,15 @@ def test_the_search_ranks_what_fits_and_writes_it_as_overrides(configured):
     assert all(one.plan.fits for one in found)
     assert len({str(one.overrides["student.layout"]) for one in found}) >= 3
     best = configured(*dotted(found[0].overrides))
-    assert best.student.layout == found[0].plan.roles[0].settings.layout
+    for name, settings in {"student": best.student, **best.scorers()}.items():
+        role = next(role for role in found[0].plan.roles if name in role.names)
+        assert settings.layout == role.settings.layout
     assert yaml.safe_load(as_yaml(found[0].overrides))["student"]["layout"] == found[0].overrides["student.layout"]
+
+
+def test_an_override_replaces_what_the_file_says_of_a_layout():
+    assert _written(Layout(ep=2), Layout(tp=2, sequence_parallel=True)) == {
+        "tp": 1,
+        "ep": 2,
+        "sequence_parallel": False,
+    }

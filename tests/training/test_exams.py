@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_gopd.config import Config
+from megatron_gopd.config import Config, load_config
 from megatron_gopd.errors import UserError
 from tests.chat_models import write_questions
+from tests.training.runs_on_ranks import interrupted
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def run(make_config, distill, benchmarks, tmp_path_factory):
     held_out = write_questions(tmp_path_factory.mktemp("held") / "out.jsonl", 2, opd_teacher="strong")
     asked = {"every": 2, "prompts": str(held_out), "limit": 2, "max_response_tokens": 4, "suites": ["aime25"]}
     asked |= {"benchmarks": str(benchmarks), "suite_samples": 2, "suite_max_response_tokens": 4, "teachers": True}
-    config: Config = make_config("exams", evaluation=asked)
+    config: Config = make_config("exams", evaluation=asked, checkpoint={"every": 1})
     config.run.steps = 3
     distill(config)
     return Path(config.run.folder, config.run.name)
@@ -62,6 +63,17 @@ def test_a_report_on_the_run_has_its_figures(run, tmp_path):
     cells = [f"{100 * after['accuracy'][name]:.1f}" for name in ("mean", "standard_error")]
     assert f"| exams, after step 3 of 3 | aime25 | 3 | 2 | {' ± '.join(cells)} |" in text
     assert "training-1.png" in text
+
+
+def test_a_continued_run_keeps_what_its_student_answered_before(run, distill, tmp_path):
+    tree = load_config(run / "config.yaml").model_dump(mode="json", by_alias=True)
+    distill(Config.model_validate(interrupted(tree, after=2, folder=tmp_path)))
+
+    def written(folder: Path, when: str) -> int:
+        return (folder / "evaluation" / when / "aime25.jsonl").stat().st_mtime_ns
+
+    assert written(tmp_path / "exams", "before") == written(run, "before")
+    assert written(tmp_path / "exams", "after") > written(run, "after")
 
 
 @pytest.mark.parametrize(

@@ -59,9 +59,10 @@ def beats_teachers(study: Study, several: bool) -> Iterator[Evidence]:
 
 
 def only_one(study: Study) -> Iterator[Evidence]:
-    yield from beats_teachers(study, several=True)
-    for kind in ("sft", "expo", "gopd"):
-        yield from rivals(study, kind)
+    """Nothing unless ExOPD and another method were measured: either alone does not speak of the only one."""
+    own = list(beats_teachers(study, several=True))
+    others = [each for kind in ("sft", "expo", "gopd") for each in rivals(study, kind)]
+    yield from own + others if own and others else ()
 
 
 def rivals(study: Study, kind: str) -> Iterator[Evidence]:

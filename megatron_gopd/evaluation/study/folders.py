@@ -115,6 +115,9 @@ def _read(folder: Path) -> Run | Evaluation:
     settings = _json(folder / "settings.json")
     if not isinstance(settings, dict) or not settings.keys() & {"model", "target"}:
         raise UserError(f"{folder / 'settings.json'} names neither a model nor a target: it is not an evaluation's")
+    law = settings.get("target")
+    if law and not (isinstance(law, dict) and {"teacher", "reference", "lambda"} <= law.keys()):
+        raise UserError(f"{folder / 'settings.json'}: a target has a teacher, a reference and a lambda")
     return Evaluation(folder, settings, _suites(folder))
 
 

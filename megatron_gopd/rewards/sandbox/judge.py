@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import time
 from functools import partial
@@ -14,6 +15,7 @@ from megatron_gopd.rewards.sandbox.jail import Jail, in_jail
 from megatron_gopd.rewards.sandbox.programs import OUTPUT_SLACK, Outcome, start, start_python, watch
 from megatron_gopd.rewards.tests import Stdio, Tests, same_output
 
+FUTURE = re.compile(r"^from __future__ import .+$", re.MULTILINE)
 SERVER = Path(__file__).with_name("server.py").read_text()
 
 
@@ -22,12 +24,17 @@ def judge(program: str, tests: Tests, settings: Sandbox) -> str | None:
 
     Raises SandboxError where the kernel does not let this process build the sandbox that `settings` asks for.
     """
-    files = {"solution.py": f"{tests.setup}\n{program}" if tests.setup else program, "server.py": SERVER}
+    files = {"solution.py": _behind(tests.setup, program), "server.py": SERVER}
     run = _on_stdio if isinstance(tests, Stdio) else _on_calls
     try:
         return in_jail(partial(run, tests), files, settings)["problem"]
     except TimeoutError:
         return "timeout"
+
+
+def _behind(setup: str, program: str) -> str:
+    """`program` after `setup`, its imports from __future__ before both: Python has them nowhere else."""
+    return "\n".join([*FUTURE.findall(program), setup, FUTURE.sub("", program)]) if setup else program
 
 
 def _on_stdio(tests: Stdio, jail: Jail) -> dict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,15 @@ def test_interpolation_rises(distill, folder):
     assert about(found, "Between λ = 0 and 1, accuracy") == HOLDS
     distill("again", {"math_test": 0.50}, algorithm={"lambda": 0.9})
     assert about(verdicts(folder.root), "Between λ = 0 and 1, accuracy") == FAILS
+
+
+def test_nobody_is_the_only_one_who_was_not_measured_beside_others(distill, folder):
+    distill("sft", {"math_test": 0.6, "code_test": 0.6}, "math code", algorithm={"type": "sft"})
+    assert about(verdicts(folder.root), "the only method") == OPEN  # no ExOPD
+    distill("exopd", {"math_test": 0.8, "code_test": 0.8}, "math code", algorithm={"lambda": 1.25})
+    assert about(verdicts(folder.root), "the only method") == HOLDS
+    shutil.rmtree(folder.root / "runs" / "sft")
+    assert about(verdicts(folder.root), "the only method") == OPEN  # no rival
 
 
 def test_a_baseline_that_surpasses_every_teacher_too(distill, folder, models):

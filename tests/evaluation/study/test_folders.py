@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,13 @@ def test_a_damaged_file_is_named(run, file, text, message):
 def test_settings_of_something_else_are_refused(tmp_path):
     (tmp_path / "settings.json").write_text("{}")
     with pytest.raises(UserError, match="names neither a model nor a target"):
+        read_folders([tmp_path])
+
+
+@pytest.mark.parametrize("law", [{"teacher": "a", "reference": "b"}, "a"])
+def test_a_target_that_is_no_law_is_refused(tmp_path, law):
+    (tmp_path / "settings.json").write_text(json.dumps({"target": law}))
+    with pytest.raises(UserError, match="settings.json: a target has a teacher, a reference and a lambda"):
         read_folders([tmp_path])
 
 
