@@ -6,8 +6,9 @@ import json
 import shlex
 
 from megatron_gopd.plan.hardware import GIB
+from megatron_gopd.plan.overrides import dotted
 from megatron_gopd.plan.planning import Plan, micro_batches_of
-from megatron_gopd.plan.search import Found, dotted
+from megatron_gopd.plan.search import Found
 
 
 def show(plan: Plan) -> str:
@@ -33,10 +34,9 @@ def show_search(found: list[Found], most: int = 10) -> str:
     table = _table(["step s", "layouts", "placement", "engines", "GiB"], rows)
     written = " ".join(shlex.quote(override) for override in dotted(found[0].overrides))
     told = f"{len(found)} combinations fit; the fastest:\n\n{table}\n\noverrides of the first:\n\n    {written}"
-    nodes = len(found[0].overrides.get("rollout.sglang.urls", []))
-    return told + (
-        f"\n\n{nodes} node(s) of servers: submit --serve-nodes {nodes} fills in rollout.sglang.urls" * bool(nodes)
-    )
+    if nodes := len(found[0].overrides.get("rollout.sglang.urls", [])):
+        told += f"\n\n{nodes} node(s) of servers: submit --serve-nodes {nodes} fills in rollout.sglang.urls"
+    return told
 
 
 def _head(plan: Plan) -> str:

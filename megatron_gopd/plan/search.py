@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import itertools
-import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
-
 from megatron_gopd.config import Config, Layout
 from megatron_gopd.errors import UserError
-from megatron_gopd.plan import seams
-from megatron_gopd.plan.counts import Counts, at_depth, combined
-from megatron_gopd.plan.dry_run import Stage, step
 from megatron_gopd.plan.hardware import GIB, Machine
-from megatron_gopd.plan.placement import Placement, options_of, place
+from megatron_gopd.plan.layers import Layers
+from megatron_gopd.plan.overrides import of_layout
+from megatron_gopd.plan.placement import Placement, place
 from megatron_gopd.plan.planning import Plan, assemble, longest_micro_batch
-from megatron_gopd.plan.roles import Role, as_written, located, roles_of, settled
+from megatron_gopd.plan.roles import Role, located, roles_of, settled
+from megatron_gopd.plan.servers import placements
 from megatron_gopd.plan.shares import share
 from megatron_gopd.plan.workload import Workload
 
 SECONDS = 35.0  # of this process, after which no further kind of layer is stepped
-COLOCATED = 0.7  # of what is free, for servers on the trainer's GPUs: scoring begins before they leave
 KEPT = 4  # layouts of each role that are combined with those of the others
 SIZES = (1, 2, 4, 8)
 
@@ -42,8 +37,8 @@ def search(config: Config, gpus: int, machine: Machine, work: Workload, models: 
     config, _ = located(config, models)
     config, deadline = settled(config), time.process_time() + SECONDS
     found: list[Found] = []
-    layers = _Layers(longest_micro_batch(config), deadline)
-    for overrides, placed, trainers in _placements(config, gpus, machine.gpus_per_node):
+    layers = Layers(longest_micro_batch(config), deadline)
+    for overrides, placed, trainers in placements(config, gpus, machine.gpus_per_node):
         try:
             where = place(placed, trainers, machine.gpus_per_node)
         except UserError:
@@ -56,70 +51,8 @@ def search(config: Config, gpus: int, machine: Machine, work: Workload, models: 
     return fitting
 
 
-def dotted(overrides: dict[str, object]) -> list[str]:
-    """As the command line takes them."""
-    return [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
-
-
-def as_yaml(overrides: dict[str, object]) -> str:
-    """Dotted keys -> a tree that can be merged into the configuration."""
-    tree: dict = {}
-    for key, value in overrides.items():
-        *path, last = key.split(".")
-        node = tree
-        for name in path:
-            node = node.setdefault(name, {})
-        node[last] = value
-    return yaml.safe_dump(tree, sort_keys=False)
-
-
-def _placements(config: Config, gpus: int, gpus_per_node: int) -> Iterator[tuple[dict, Config, int]]:
-    """(overrides, configuration with them, GPUs of this job): as configured; and servers of one or two GPUs: on all of
-    a node's, or on a quarter or half of them alone; of several nodes, on a quarter or half of the nodes."""
-    yield {}, config, gpus
-    if config.algorithm.type == "sft" or config.rollout.sglang.urls:
-        return
-    for tp in (1, 2):
-        options = options_of(config.rollout.sglang) | {"tp-size": tp}
-        one = gpus <= gpus_per_node
-        ways = _on_a_node(gpus, tp, options) if one else _on_nodes(gpus, gpus_per_node, options, config.run.folder)
-        for servers, trainers in ways:
-            batch = 256 * servers["options"].get("dp-size", 1)  # sequences of a server
-            sglang = config.rollout.sglang.model_copy(update=servers)
-            changed = {"engine": "sglang", "max_batch_size": batch}
-            if servers["colocated"] and config.rollout.max_staleness:
-                changed["max_staleness"] = 0  # the schema's rule
-            rollout = changed | {"sglang": sglang}
-            overrides = {f"rollout.{key}": value for key, value in changed.items()}
-            overrides |= {f"rollout.sglang.{key}": value for key, value in servers.items()}
-            yield overrides, config.model_copy(update={"rollout": config.rollout.model_copy(update=rollout)}), trainers
-
-
-def _on_a_node(gpus: int, tp: int, options: dict) -> Iterator[tuple[dict, int]]:
-    """Servers of the run's own: colocated from the first GPU on, otherwise on the last ones."""
-    for colocated, count in ((True, gpus // tp), (False, gpus // 4 // tp), (False, gpus // 2 // tp)):
-        if count < 1:
-            continue
-        first = 0 if colocated else gpus - count * tp
-        places = [list(range(first + i * tp, first + (i + 1) * tp)) for i in range(count)]
-        asked = {"mem-fraction-static": COLOCATED} | options if colocated else options
-        sync = "disk" if colocated else "distributed"  # NCCL has no two ranks on one GPU
-        yield {"colocated": colocated, "count": count, "gpus": places, "options": asked, "sync": sync}, gpus
-
-
-def _on_nodes(gpus: int, gpus_per_node: int, options: dict, shared: str) -> Iterator[tuple[dict, int]]:
-    """One server with a replica on every GPU, or pair, of a node; its address is known when it runs."""
-    nodes, tp = gpus // gpus_per_node, options["tp-size"]
-    if gpus_per_node % tp:
-        return
-    for serving in sorted({nodes // 4, nodes // 2} - {0}):
-        urls = [f"http://NODE{i}:30000" for i in range(serving)]
-        servers = {"colocated": False, "gpus": None, "urls": urls, "sync": "disk", "sync_folder": shared}
-        yield servers | {"options": options | {"dp-size": gpus_per_node // tp}}, gpus - serving * gpus_per_node
-
-
 def _of_placement(
-    config: Config, overrides: dict, gpus: int, machine: Machine, work: Workload, where: Placement, layers: _Layers
+    config: Config, overrides: dict, gpus: int, machine: Machine, work: Workload, where: Placement, layers: Layers
 ) -> list[Found]:
     roles, candidates = roles_of(config), []
     for role in roles:
@@ -133,29 +66,9 @@ def _of_placement(
         plan = assemble(config, gpus, machine, work, where, chosen, held, stepped, [])
         layouts: dict[str, object] = {}
         for role, before in zip(chosen, roles, strict=True):
-            layouts |= _layout_overrides(role, before.settings.layout)
+            layouts |= of_layout(role, before.settings.layout)
         found.append(Found(plan, overrides | layouts))
     return found
-
-
-def _layout_overrides(role: Role, before: Layout) -> dict[str, object]:
-    """Of everybody that the role is. A reference may be nowhere in the file: its model is written, too."""
-    written: dict[str, object] = {}
-    for name in role.names:
-        key = name
-        if name.startswith("the reference"):
-            teacher = name.removeprefix("the reference").removeprefix(" of ")
-            key = f"{teacher or 'algorithm'}.reference"
-            model = role.settings.model_dump(mode="json", include={"model", "dtype", "fp8"}, exclude_defaults=True)
-            written |= {f"{key}.{what}": as_written(value) for what, value in model.items()}
-        written[f"{key}.layout"] = _written(role.settings.layout, before)
-    return written
-
-
-def _written(layout: Layout, before: Layout) -> dict:
-    """What is not by default, and what takes the place of something that was not."""
-    keys = {*layout.model_dump(exclude_defaults=True), *before.model_dump(exclude_defaults=True)}
-    return layout.model_dump(mode="json", include=keys)
 
 
 def _layouts(role: Role, where: Placement, machine: Machine) -> list[Layout]:
@@ -178,7 +91,7 @@ def _is_possible(role: Role, layout: Layout, where: Placement) -> bool:
     return True
 
 
-def _candidate(config: Config, role: Role, layout: Layout, where: Placement, layers: _Layers):
+def _candidate(config: Config, role: Role, layout: Layout, where: Placement, layers: Layers):
     """(role in that layout, what a rank holds, its stages), or None where its kind of layer was not reached in time."""
     settings = role.settings.model_copy(update={"layout": layout})
     role = replace(role, settings=settings)
@@ -202,59 +115,6 @@ def _best(options: list, config: Config, work: Workload, where: Placement, machi
         return own < machine.usable_bytes
 
     return sorted(filter(fits, options), key=seconds)[:KEPT]
-
-
-class _Layers:
-    """Stages of any depth, from layers that were stepped once for each way of cutting them."""
-
-    def __init__(self, tokens: int, deadline: float):
-        self._tokens, self._deadline = tokens, deadline
-        self._known: dict[tuple, tuple[Stage, Stage]] = {}
-
-    def explore(self, config: Config, wanted: list[tuple[Role, list[Layout]]], world: int) -> None:
-        """Step the first layout of every role, then the second of every role, and so on: none is left without."""
-        for of_all in itertools.zip_longest(*(layouts for _, layouts in wanted)):
-            for (role, _), layout in zip(wanted, of_all, strict=True):
-                if layout is not None:
-                    settings = role.settings.model_copy(update={"layout": layout})
-                    self.stages(config, replace(role, settings=settings), world)
-
-    def stages(self, config: Config, role: Role, world: int) -> list[Stage] | None:
-        """None: it was too late to step this kind of layer. Variants of one architecture are one kind."""
-        layout = role.settings.layout
-        flat = layout.model_copy(update={"pp": 1})
-        key = role.architecture, role.settings.dtype, role.trained, flat
-        if key not in self._known:
-            if time.process_time() > self._deadline:
-                return None
-            one_stage = replace(role, settings=role.settings.model_copy(update={"layout": flat}))
-            config = config.model_copy(update={"student": one_stage.settings}) if role.trained else config
-            replica = max(flat.tp * flat.cp, flat.ep * flat.etp)
-            self._known[key] = tuple(self._step(config, one_stage, replica, depth) for depth in (1, 2))
-        return _piped(role, *self._known[key])
-
-    def _step(self, config: Config, role: Role, world: int, depth: int) -> Stage:
-        with seams.layers_a_stage(depth):
-            return step(config, role, world, self._tokens, 0)
-
-
-def _piped(role: Role, one: Stage, two: Stage) -> list[Stage]:
-    """Pipeline stages: the embedding on the first and the head on the last are both counted on the last."""
-    pp, layers = role.settings.layout.pp, role.architecture.layers // role.settings.layout.pp
-    layer_bytes = max(0.0, two.peak_bytes - one.peak_bytes)
-    found = []
-    for stage in range(pp):
-        last = stage == pp - 1
-
-        def deep(name: str, last: bool = last) -> Counts:
-            whole = at_depth(layers, getattr(one, name), getattr(two, name))
-            rest = combined([(2, getattr(one, name)), (-1, getattr(two, name))])
-            return whole if last else combined([(1, whole), (-1, rest)])
-
-        under_way = pp - stage if role.trained else 1
-        peak = one.peak_bytes - layer_bytes + layers * layer_bytes * under_way
-        found.append(Stage(one.tokens, deep("micro_batch"), deep("gradients"), deep("step"), peak))
-    return found
 
 
 def _nothing_fits(found: list[Found], gpus: int, machine: Machine) -> str:

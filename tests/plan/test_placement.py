@@ -12,10 +12,11 @@ from megatron_gopd.errors import UserError
 from megatron_gopd.plan.advice import _changes
 from megatron_gopd.plan.hardware import GIB, machine
 from megatron_gopd.plan.memory import embedded_cache
+from megatron_gopd.plan.overrides import dotted
 from megatron_gopd.plan.placement import place
 from megatron_gopd.plan.planning import MODELS, plan
 from megatron_gopd.plan.roles import located
-from megatron_gopd.plan.search import _placements, dotted
+from megatron_gopd.plan.servers import placements
 from megatron_gopd.plan.workload import Workload
 from megatron_gopd.rollout.growing_cache import GrowingLayer
 
@@ -122,6 +123,6 @@ def test_gpus_of_servers_that_others_run_are_paid_for(configured):
 @pytest.mark.parametrize("gpus", [8, 64])
 def test_placements_of_a_search_are_configurations(gpus):
     """Of an example that says which GPUs its servers are on."""
-    for overrides, config, trainers in _placements(example("math"), gpus, 8):
+    for overrides, config, trainers in placements(example("math"), gpus, 8):
         assert example("math", *dotted(overrides)).rollout == config.rollout
         assert place(located(config, MODELS)[0], trainers, 8).world <= gpus

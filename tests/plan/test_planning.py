@@ -13,9 +13,10 @@ from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.plan.dry_run import stages as stepped_stages
 from megatron_gopd.plan.dry_run import step
 from megatron_gopd.plan.hardware import machine
+from megatron_gopd.plan.overrides import _written, as_yaml, dotted
 from megatron_gopd.plan.planning import MODELS, plan
 from megatron_gopd.plan.roles import Role, located, roles_of, settled
-from megatron_gopd.plan.search import _written, as_yaml, dotted, search
+from megatron_gopd.plan.search import search
 from megatron_gopd.plan.verb import run_plan
 from megatron_gopd.plan.workload import Workload
 
