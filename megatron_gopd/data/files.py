@@ -23,7 +23,7 @@ def read_file(path: Path, only: tuple[str, ...] = ()) -> Iterator[tuple[str, int
     if path.suffix not in readers or (path.suffix == ".gz" and not path.name.endswith(".jsonl.gz")):
         raise UserError(f"{path}: prompts are read from .jsonl and .parquet files; convert it to one of them")
     if not path.is_file():
-        raise UserError(f"{path}: no such file of prompts")
+        raise UserError(f"{path}: no such file of prompts; a relative path counts from the working folder")
     return readers[path.suffix](path, only)
 
 

@@ -58,7 +58,10 @@ def test_a_trained_model_can_be_scored_and_evaluated(call, run, rows, tmp_path):
     ("override", "message"),
     [
         ("data.batch_size=9", "data.batch_size (9) is larger than the number of prompts (4); set it to 4 or less"),
-        ("evaluation={prompts: none.jsonl}", "none.jsonl: no such file of prompts"),
+        (
+            "evaluation={prompts: none.jsonl}",
+            "none.jsonl: no such file of prompts; a relative path counts from the working folder",
+        ),
         ("data.max_prompt_tokens=2", "data.train: all 4 prompts are longer than data.max_prompt_tokens (2)"),
     ],
 )
@@ -93,7 +96,11 @@ def test_a_folder_that_is_no_run_is_left_as_it_is(call, run):
         ("score", {"--model": "none"}, "none"),
         ("evaluate", {"--grader": "kindness"}, "--grader kindness: choose math, exact, code, auto or FILE.py:FUNCTION"),
         ("evaluate", {"--model": "none"}, "none: cannot load a tokenizer: no such directory"),
-        ("evaluate", {"--data": "none.jsonl"}, "none.jsonl: no such file of prompts"),
+        (
+            "evaluate",
+            {"--data": "none.jsonl"},
+            "none.jsonl: no such file of prompts; a relative path counts from the working folder",
+        ),
     ],
 )
 def test_a_mistake_in_an_option_is_named(call, run, rows, tmp_path, verb, options, message):

@@ -211,7 +211,10 @@ def test_other_mistakes(refusal, tmp_path):
     assert refusal().startswith("nothing to prepare")
     assert refusal([math(1)], output="out.csv") == "TMP/out.csv: name a file that ends in .jsonl or .parquet"
     assert refusal(tmp_path / "empty").startswith("TMP/empty: no .jsonl or .parquet file in it")
-    assert refusal(tmp_path / "none.parquet") == "TMP/none.parquet: no such file of prompts"
+    assert (
+        refusal(tmp_path / "none.parquet")
+        == "TMP/none.parquet: no such file of prompts; a relative path counts from the working folder"
+    )
 
 
 def test_an_existing_output_is_kept(prepare, tmp_path):
@@ -236,4 +239,7 @@ def test_a_user_reads_a_table(run, tmp_path):
 
 def test_a_user_reads_one_line_of_a_mistake(run, tmp_path):
     result = run("prepare_data", tmp_path / "out.parquet", "--deepmath", tmp_path / "none.parquet")
-    assert (result.returncode, result.stderr) == (2, f"error: {tmp_path}/none.parquet: no such file of prompts\n")
+    assert (result.returncode, result.stderr) == (
+        2,
+        f"error: {tmp_path}/none.parquet: no such file of prompts; a relative path counts from the working folder\n",
+    )
