@@ -41,20 +41,23 @@ class Exams:
         )
         self._settings = _settings(config) if asked else None
         self._problems = problems_of(asked.suites, self._settings, job.tokenizers.student) if asked else []
+        self._held: set[str] = set()
 
     def after(self, step: int, recorder: Recorder, spans: Spans) -> dict[str, float]:
-        """The metrics `eval/...` of a step at which an evaluation is due; nothing at others."""
+        """The metrics `eval/...` of a step at which an evaluation is due; nothing at others. The last step's is `after`."""
         every = self._config.evaluation.every if self._config.evaluation else 0
         if not every or step % every:
             return {}
         with spans("evaluate"):
-            return self.hold(f"step-{step}", step, recorder)
+            return self.hold("after" if step == self._config.run.steps else f"step-{step}", step, recorder)
 
     def hold(self, when: str, step: int, recorder: Recorder) -> dict[str, float]:
-        """Measure the student after `step`; write what was found to evaluation/WHEN."""
+        """Measure the student after `step`, once each `when`; write what was found to evaluation/WHEN."""
         metrics: dict[str, float] = {}
-        if when == "before" and not (self._config.evaluation and self._config.evaluation.before):
+        unasked = when == "before" and not (self._config.evaluation and self._config.evaluation.before)
+        if unasked or when in self._held:
             return metrics
+        self._held.add(when)
         engine = self._job.rollout
         if engine and engine.weight_version != step:  # SFT does not sample from the student, and leaves it behind
             engine.sync(self._job.student, step)

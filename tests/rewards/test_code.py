@@ -82,6 +82,7 @@ def test_the_last_closed_python_block_is_the_program(text, block):
         ("def f(n): return square(n) + 1", CHECKED),
         ("from __future__ import annotations\ndef f(n: what): return square(n) + 1", CHECKED),
         (f"from __future__ import annotations\n{PROGRAM}", SQUARE | {"setup": "import math"}),
+        (f"from __future__ import (\n    annotations,\n)\n{PROGRAM}", SQUARE | {"setup": "import math"}),
         ("if __name__ == '__main__': print(int(input()) ** 2); exit()", SQUARE),
         ("import sys\nsys.setrecursionlimit(9**9)\nprint(int(sys.stdin.read()) ** 2)", SQUARE),
     ],

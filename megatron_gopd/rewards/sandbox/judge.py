@@ -15,7 +15,7 @@ from megatron_gopd.rewards.sandbox.jail import Jail, in_jail
 from megatron_gopd.rewards.sandbox.programs import OUTPUT_SLACK, Outcome, start, start_python, watch
 from megatron_gopd.rewards.tests import Stdio, Tests, same_output
 
-FUTURE = re.compile(r"^from __future__ import .+$", re.MULTILINE)
+FUTURE = re.compile(r"^from __future__ import (?:\([^)]*\)|.+)", re.MULTILINE)
 SERVER = Path(__file__).with_name("server.py").read_text()
 
 
