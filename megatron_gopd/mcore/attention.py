@@ -41,32 +41,26 @@ class CausalAttention(MegatronModule):
         if cp == 1:
             return self._of_whole_rows(query, key, value, starts)
         query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
-        rows = []
-        for first, last in zip(starts, starts[1:], strict=False):
-            row_key, row_value = key[:, :, first:last], value[:, :, first:last]
-            local = query[:, :, first // cp : last // cp]
-            chunk, rank = local.shape[2] // 2, self.cp_group.rank()
+        lengths = [last - first for first, last in zip(starts, starts[1:], strict=False)]
+        queries = query.split([length // cp for length in lengths], dim=2)
+        rows, rank = [], self.cp_group.rank()
+        for local, *row in zip(queries, key.split(lengths, dim=2), value.split(lengths, dim=2), strict=True):
+            chunk = local.shape[2] // 2
             for part, number in zip(local.chunk(2, dim=2), (rank, 2 * cp - 1 - rank), strict=True):
-                rows.append(self._from(number * chunk, part, row_key, row_value))
+                rows.append(self._from(number * chunk, part, *row))
         return torch.cat(rows, dim=2)[0].transpose(0, 1).flatten(1)
 
     def _of_whole_rows(self, query: Tensor, key: Tensor, value: Tensor, starts: list[int]) -> Tensor:
-        """[t, heads, d] each -> [t, heads * d]. No row is sliced: the gradient of a slice is as large as the whole."""
+        """[t, heads, d] each -> [t, heads * d]. Positions are taken once: the gradient of a part is as large as all."""
+        shapes, padded, kept = _padded(starts, query.device)
+        sizes = [rows * longest for rows, longest in shapes]
+        taken = (x.index_select(0, padded).split(sizes) for x in (query, key, value))
         outputs = []
-        for first, lengths in _alike(starts):
-            longest = max(lengths)
-            begins = torch.tensor([0, *lengths[:-1]]).cumsum(0)[:, None] + first
-            ends = begins + torch.tensor(lengths)[:, None]
-            places = begins + torch.arange(longest)  # past its end, a row repeats its last position: none looks there
-            padded = places.clamp(max=ends - 1).flatten().to(query.device)
-            kept = (places < ends).flatten().nonzero()[:, 0].to(query.device)
-            q, k, v = (
-                x.index_select(0, padded).unflatten(0, (len(lengths), longest)).transpose(1, 2)
-                for x in (query, key, value)
-            )
+        for shape, *parts in zip(shapes, *taken, strict=True):
+            q, k, v = (part.unflatten(0, shape).transpose(1, 2) for part in parts)
             attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
-            outputs.append(attended.transpose(1, 2).flatten(0, 1).index_select(0, kept))
-        return torch.cat(outputs).flatten(1)
+            outputs.append(attended.transpose(1, 2).flatten(0, 1))
+        return torch.cat(outputs).index_select(0, kept).flatten(1)
 
     def _from(self, start: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention of queries that stand at `start` and after, each to the keys up to its own position."""
@@ -85,6 +79,21 @@ class CausalAttention(MegatronModule):
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=places <= places[start:, None], scale=self.scale
         )
+
+
+def _padded(starts: list[int], device: torch.device) -> tuple[list[tuple[int, int]], Tensor, Tensor]:
+    """How rows are computed together: (rows, longest) of each group, the positions all groups read, padded, and which
+    of those are positions of a row. Past its end a row repeats its last position: none looks there."""
+    shapes, padded, kept = [], [], []
+    for first, lengths in _alike(starts):
+        longest = max(lengths)
+        begins = torch.tensor([0, *lengths[:-1]]).cumsum(0)[:, None] + first
+        ends = begins + torch.tensor(lengths)[:, None]
+        places = begins + torch.arange(longest)
+        shapes.append((len(lengths), longest))
+        padded.append(places.clamp(max=ends - 1).flatten())
+        kept.append((places < ends).flatten())
+    return shapes, torch.cat(padded).to(device), torch.cat(kept).nonzero()[:, 0].to(device)
 
 
 def _alike(starts: list[int]) -> Iterator[tuple[int, list[int]]]:

@@ -44,7 +44,7 @@ class Exams:
         self._held: set[str] = set()
 
     def after(self, step: int, recorder: Recorder, spans: Spans) -> dict[str, float]:
-        """The metrics `eval/...` of a step at which an evaluation is due; nothing at others. The last step's is `after`."""
+        """The metrics `eval/...` of a step at which an evaluation is due; nothing at others. The last's is `after`."""
         every = self._config.evaluation.every if self._config.evaluation else 0
         if not every or step % every:
             return {}
