@@ -83,12 +83,14 @@ class Ledger(TorchDispatchMode):
         self.live_bytes -= size
 
     def _count_attention(self, packet, args) -> None:
-        """As a flash-attention kernel does it: two products forward; in the backward pass the first again, and four."""
+        """As a flash-attention kernel does it: two products forward; in the backward pass the first again, and four.
+
+        All attention here is causal, its queries the last of the positions that the keys have.
+        """
         first, products = _ATTENTION[packet]
         batch, heads, queries, width = args[first].shape
         keys = args[first + 1].shape[2]
-        causal = any(arg is True for arg in args)
-        pairs = queries * keys / 2 if causal and queries == keys else queries * keys
+        pairs = queries * (keys - queries / 2)
         self._counts.attention_flops += 2 * products * batch * heads * pairs * width
 
     def _count_collective(self, func, args) -> None:

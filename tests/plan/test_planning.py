@@ -156,6 +156,14 @@ def test_two_depths_tell_all_others(configured, layout):
         assert computed.peak_bytes == pytest.approx(whole.peak_bytes, rel=0.01)
 
 
+def test_attention_is_shared_by_context_parallel_ranks(configured):
+    flops = []
+    for cp in (1, 2):
+        config = settled(configured(f"student.layout.cp={cp}"))
+        flops.append(step(config, roles_of(config)[0], 4, 256, 0).micro_batch.attention_flops)
+    assert flops[1] == flops[0] / 2 > 0
+
+
 def test_the_search_ranks_what_fits_and_writes_it_as_overrides(configured):
     config = configured()
     found = search(config, 2, machine("h100"), Workload.of(config), MODELS)
