@@ -24,7 +24,7 @@ import yaml
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from scripts.mini_slurm import MiniSlurm, install, until  # noqa: E402
+from scripts.mini_slurm import GOING, MiniSlurm, install, until  # noqa: E402
 from tests.chat_models import save_chat_model, write_questions  # noqa: E402
 from tests.training.runs_on_ranks import TEACHERS, metrics_of, two_teachers  # noqa: E402
 
@@ -40,7 +40,7 @@ class Arena:
         self.folder, self.cluster = folder, cluster
         for seed, name in enumerate(("student", "teacher", "other")):
             save_chat_model(folder / name, seed=seed)
-        write_questions(folder / "train.jsonl", 96, opd_teacher=lambda number: TEACHERS[number % 2])
+        write_questions(folder / "train.jsonl", 192, opd_teacher=lambda number: TEACHERS[number % 2])
 
     def configuration(self, name: str, kind: str) -> Path:
         models = {model: self.folder / model for model in ("student", "teacher", "other")}
@@ -107,7 +107,7 @@ def reach_limit(arena: Arena, job: str, chance: random.Random) -> str:
 
 
 def restarted_or_ended(job: dict[str, str]) -> bool:
-    return job["Restarts"] != "0" or job["JobState"] == "COMPLETED"
+    return job["Restarts"] != "0" or not re.fullmatch(GOING, job["JobState"])
 
 
 def start_of(arena: Arena, job: str) -> float:
@@ -121,7 +121,7 @@ def cancel(arena: Arena, job: str, chance: random.Random) -> str:
 
 STRIKES = {"node": kill_node, "preempt": preempt, "limit": reach_limit, "cancel": cancel}
 # prompts and response tokens of a step: it must last where SLURM looks only every 2 s (preemption) or 30 s (limits)
-SIZES = {"node": (8, 10), "preempt": (32, 10), "limit": (64, 64), "cancel": (8, 10)}
+SIZES = {"node": (8, 10), "preempt": (32, 10), "limit": (128, 64), "cancel": (8, 10)}
 TRIES = 5  # at a round whose strike came after the run had ended
 
 
@@ -149,7 +149,7 @@ def play(arena: Arena, kind: str, number: int, chance: random.Random, tries: int
         same = identical(run, arena.run(f"whole-{kind}"))
         attempts = int(ended["Restarts"]) + 1
         graceful = kind in ("preempt", "limit")
-        if attempts == 1 and ended["JobState"] == "COMPLETED" and tries > 1:
+        if attempts == 1 and steps_done(run) == STEPS and tries > 1:
             print(f"{name}: {what} at step {before}, too late: the run had ended; again", flush=True)
             shutil.rmtree(run)
             return play(arena, kind, number, chance, tries - 1)

@@ -91,6 +91,7 @@ hostname "$3"; ip link set lo up
 ip link set "$4" name eth0; ip addr add "$5/24" dev eth0; ip link set eth0 up
 slurmd -D -s -N "$3" -f "$2/slurm.conf" & wait $!
 """
+GOING = "PENDING|RUNNING|COMPLETING|CONFIGURING|SUSPENDED|REQUEUED|SIGNALING|STAGE_OUT"  # states before the end
 
 
 class Unavailable(Exception):
@@ -188,8 +189,7 @@ class MiniSlurm:
 
     def wait(self, number: int | str, states: str = "", timeout: float = 240) -> dict[str, str]:
         """Wait until a job has ended, or is in one of `states` (a regular expression)."""
-        going = "PENDING|RUNNING|COMPLETING|CONFIGURING|SUSPENDED|REQUEUED|SIGNALING|STAGE_OUT"
-        wanted = states or rf"(?!(?:{going})$).*"
+        wanted = states or rf"(?!(?:{GOING})$).*"
         job: dict[str, str] = {}
 
         def reached() -> bool:
