@@ -8,10 +8,10 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -33,6 +33,7 @@ WORKER_MEMORY = 4 << 30  # bytes that grading may take
 STARTS = 3  # of the workers in one call, before it gives up
 SANDBOX_GRACE_S = 10.0  # after the time of all tests: the sandbox ends itself before
 CUSTOM_S = 30.0  # for a function of the user's own
+MEANT_FOR_THE_RUN = {signal.SIGUSR1, signal.SIGTERM}  # a batch system sends them to the whole process group
 GRACE_S = 5.0  # after the time limit, when a worker that nobody stopped ends itself
 
 
@@ -110,12 +111,13 @@ class GraderPool:
 
     def _run(self, tasks: list[tuple[str, str | None, dict]]) -> list[Future]:
         """Grade until every task is done or the pool is no more."""
-        pool = self._running()
         futures: list[Future] = []
-        with suppress(RuntimeError):  # the pool broke or closed meanwhile
-            for response, label, row in tasks:
-                args = (self._grader, response[-MAX_CHARACTERS:], label, row, self._timeout_s + GRACE_S)
-                futures.append(pool.schedule(_grade, args=args, timeout=self._timeout_s))
+        with _held_back():
+            pool = self._running()
+            with suppress(RuntimeError):  # the pool broke or closed meanwhile
+                for response, label, row in tasks:
+                    args = (self._grader, response[-MAX_CHARACTERS:], label, row, self._timeout_s + GRACE_S)
+                    futures.append(pool.schedule(_grade, args=args, timeout=self._timeout_s))
         while wait(futures, timeout=1).not_done and pool.active:
             pass
         return futures
@@ -154,6 +156,16 @@ def _grade_of(future: Future) -> Grade:
     return Grade(0.0, f"{CRASH}the worker died, exit code {error.exitcode}" if died else f"{CRASH}{error}")
 
 
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """What is started within, threads and their processes too, begins with the run's signals blocked."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, MEANT_FOR_THE_RUN)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -161,7 +173,11 @@ def _cores() -> int:
 def _start_worker(grader: Grader) -> None:
     """Runs in a new worker, before any answer's clock."""
     os.setpgid(0, 0)  # a signal meant for the run, from a terminal or a batch system, must not spoil a grade
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a Python handler would wait for the end of 9**9**9**9
+    for number in MEANT_FOR_THE_RUN:
+        signal.signal(number, signal.SIG_IGN)  # forgets the one that was held back
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, MEANT_FOR_THE_RUN)
+    for number in MEANT_FOR_THE_RUN:
+        signal.signal(number, signal.SIG_DFL)  # a Python handler would wait for the end of 9**9**9**9
     if sys.platform == "linux":
         taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]

@@ -184,3 +184,25 @@ def test_a_killed_parent_leaves_no_worker():
         parent.kill()
     assert len(pids) == 2
     assert wait_until(lambda: not any(map(alive, pids)))
+
+
+STRUCK = """
+import signal
+from megatron_gopd.rewards import GraderPool
+for number in (signal.SIGUSR1, signal.SIGTERM):
+    signal.signal(number, lambda *_: None)
+print("listening", flush=True)
+with GraderPool("math", workers=2) as pool:
+    print(pool.grade([r"\\\\boxed{7}"], ["7"])[0].score)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_workers_start_while_a_batch_system_signals_the_run(number):
+    command = [sys.executable, "-c", STRUCK]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as run:
+        assert run.stdout.readline() == "listening\n"
+        while run.poll() is None:
+            os.killpg(run.pid, number)
+            time.sleep(0.02)
+        assert run.stdout.read() == "1.0\n"
