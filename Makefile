@@ -24,7 +24,7 @@ $(MINIATURE)/untrained: examples/miniature/models.py | install
 	@$(PY) examples/miniature/models.py $@ && touch $@
 
 $(MINIATURE)/untrained-weak: examples/miniature/models.py | install
-	@$(PY) examples/miniature/models.py $@ --hidden-size 32 --layers 2 && touch $@
+	@$(PY) examples/miniature/models.py $@ --hidden-size 48 && touch $@
 
 quickstart: $(MINIATURE)/corpus.jsonl  ## ExOPD from two teachers into one small student, in minutes
 	$(PY) -m megatron_gopd train examples/quickstart.yaml $(ARGS)

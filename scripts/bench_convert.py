@@ -1,8 +1,9 @@
 """make bench-convert: conversion both ways, against safetensors alone reading and writing the same bytes.
 
 Makes a random bf16 model of 2.2 GB in a temporary folder, converts it there and back in processes of their own, in
-turns with safetensors, and compares the best time of each. All sides end with fsync. Ends with one line that sums up;
-exit code 0 when every bound holds.
+turns with safetensors, and compares the best time of each. All sides end with fsync, and remove what they wrote in the
+round before right before their clock starts: memory that is free for seconds may have gone back to a virtual machine's
+host, and the page cache waits for it. Ends with one line that sums up; exit code 0 when every bound holds.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-ROUNDS, SLOWER, SHARDS = 3, 2.0, 2.0  # bounds: times as long as safetensors alone; shards in memory above the imports
+ROUNDS, SLOWER, SHARDS = 5, 2.0, 2.0  # bounds: times as long as safetensors alone; shards in memory above the imports
 CONFIG = {
     "architectures": ["Qwen3ForCausalLM"],
     "model_type": "qwen3",
@@ -35,12 +36,13 @@ CONFIG = {
     "dtype": "bfloat16",
 }
 CHILD = """
-import sys, time
+import shutil, sys, time
 from pathlib import Path
 from megatron_gopd.ranks import ranks
 def peak(): return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 with ranks():
     from megatron_gopd.mcore import convert
+    shutil.rmtree(sys.argv[3], ignore_errors=True)
     before, started = peak(), time.perf_counter()
     getattr(convert, sys.argv[1])(Path(sys.argv[2]), Path(sys.argv[3]), **eval(sys.argv[4]))
     print("figures", time.perf_counter() - started, (peak() - before) * 1024)
@@ -76,7 +78,6 @@ def measure(folder: Path, config: dict, shard_bytes: int) -> int:
     for _ in range(ROUNDS):  # in turns: the machine's pace wanders
         for name, (source, target, options) in directions.items():
             times["safetensors alone"].append(safetensors_alone(shards, folder / "copy"))
-            shutil.rmtree(target, ignore_errors=True)
             seconds, peak = convert(name, source, target, options)
             times[name].append(seconds)
             memory[name] = max(memory[name], peak)
@@ -122,19 +123,19 @@ def convert(name: str, source: Path, target: Path, options: dict) -> tuple[float
 def safetensors_alone(shards: list[Path], folder: Path) -> float:
     """Seconds to read every shard and write it again."""
     code = """
-import os, sys, time
+import os, shutil, sys, time
 from safetensors.torch import load_file, save_file
+shutil.rmtree(sys.argv[1], ignore_errors=True)
+os.mkdir(sys.argv[1])
 started = time.perf_counter()
-for source, target in zip(sys.argv[1::2], sys.argv[2::2]):
+for source, target in zip(sys.argv[2::2], sys.argv[3::2]):
     save_file(load_file(source), target)
     descriptor = os.open(target, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
 print("figures", time.perf_counter() - started)
 """
-    folder.mkdir()
-    output = child(code, *(path for shard in shards for path in (shard, folder / shard.name)))
-    shutil.rmtree(folder)
+    output = child(code, folder, *(path for shard in shards for path in (shard, folder / shard.name)))
     return float(output.split()[-1])
 
 

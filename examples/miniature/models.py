@@ -1,7 +1,7 @@
 """The miniature's models before any training: a small Qwen3 with random weights, and a character-level tokenizer.
 
 python examples/miniature/models.py assets/miniature/untrained
-python examples/miniature/models.py assets/miniature/untrained-weak --hidden-size 32 --layers 2
+python examples/miniature/models.py assets/miniature/untrained-weak --hidden-size 48
 """
 
 from __future__ import annotations
