@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 NAME = "grouped_decoding"
@@ -32,5 +32,14 @@ def attend(module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Te
     return torch.matmul(weights, value).reshape(batch, 1, heads, dim), None
 
 
+def mask(*, q_length: int, kv_length: int, mask_function=causal_mask_function, attention_mask=None, **kwargs):
+    """[b, 1, s, t], True where attended; of one new token that sees all before it, the padding's own [b, t]."""
+    whole = attention_mask is not None and attention_mask.shape[1] == kv_length
+    if q_length == 1 and whole and mask_function is causal_mask_function:
+        return attention_mask[:, None, None]
+    known = {"q_length": q_length, "kv_length": kv_length, "mask_function": mask_function}
+    return sdpa_mask(**known, attention_mask=attention_mask, **kwargs)
+
+
 ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
-ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, mask)

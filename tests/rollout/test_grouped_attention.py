@@ -45,3 +45,16 @@ def test_the_model_s_own_scaling_is_used():
     answer, _ = attend(None, query, key, value, None, scaling=0.5)
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=0.5, enable_gqa=True)
     torch.testing.assert_close(answer, expected.transpose(1, 2), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("queries", [1, KEYS])
+def test_the_mask_is_transformers_own(queries, window):
+    from transformers.masking_utils import causal_mask_function, sdpa_mask, sliding_window_causal_mask_function
+
+    from megatron_gopd.rollout.grouped_attention import mask
+
+    seen = sliding_window_causal_mask_function(window) if window else causal_mask_function
+    asked = {"batch_size": 3, "q_length": queries, "kv_length": KEYS, "q_offset": KEYS - queries, "mask_function": seen}
+    asked |= {"attention_mask": padding()[:, 0, 0], "allow_is_causal_skip": False}
+    assert torch.equal(mask(**asked), sdpa_mask(**asked))
