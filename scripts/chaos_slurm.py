@@ -30,6 +30,7 @@ from tests.training.runs_on_ranks import TEACHERS, metrics_of, two_teachers  # n
 
 EVERY, STEPS, NODES = 5, 30, 2
 ROUNDS = {"node": 10, "preempt": 5, "limit": 5, "cancel": 3}
+LOOK_S = 40  # SLURM compares times with limits every 30 s
 WAIT_S = 1800  # for anything that must come: the machine may be busy
 
 
@@ -54,7 +55,7 @@ class Arena:
     def submit(self, configuration: Path) -> str:
         """The job's id."""
         command = [sys.executable, "-m", "megatron_gopd", "submit", configuration, "--nodes", NODES]
-        command += ["--gpus-per-node", 1, "--time", 60, "--stop-before", 50, "--shared-folder"]
+        command += ["--gpus-per-node", 1, "--time", 60, "--stop-before", LOOK_S + 70, "--shared-folder"]
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         environment = os.environ | self.cluster.environment | {"PYTHONPATH": path}
         told = self.cluster(*command, env=environment, cwd=self.folder, timeout=600)
@@ -98,8 +99,8 @@ def preempt(arena: Arena, job: str, chance: random.Random) -> str:
 
 
 def reach_limit(arena: Arena, job: str, chance: random.Random) -> str:
-    """A limit that the job is nearer to than its --stop-before; for the next attempt, the old one."""
-    minutes = int(time.time() - start_of(arena, job)) // 60 + 1
+    """A limit after SLURM's next look and before --stop-before; for the next attempt, the old one."""
+    minutes = int(time.time() - start_of(arena, job) + LOOK_S) // 60 + 1
     arena.cluster("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
     until(lambda: restarted_or_ended(arena.cluster.job(job)), WAIT_S, 0.5)
     arena.cluster("scontrol", "update", f"JobId={job}", "TimeLimit=60", check=False)
