@@ -50,13 +50,13 @@ class ScorerService:
 
     def __init__(self, host: str, port: int, *, about: dict, vocab_size: int, token: str | None):
         """Raises UserError: the port is taken, or the service would be open to others without a token."""
-        if token is None and host not in ("127.0.0.1", "localhost", "::1"):
+        if not token and host not in ("127.0.0.1", "localhost", "::1"):
             raise UserError(
                 f"--host {host} lets other machines in; set the environment variable MEGATRON_GOPD_TOKEN, here and "
                 f"for those who ask, or leave --host out"
             )
         self.waiting: queue.SimpleQueue[Waiting] = queue.SimpleQueue()
-        self._about, self._vocab_size, self._token = about, vocab_size, token
+        self._about, self._vocab_size, self._token = about, vocab_size, token or None  # "": a variable that is unset
         routes = [
             Route("/score", self._score, methods=["POST"]),
             Route("/model_info", self._model_info),
