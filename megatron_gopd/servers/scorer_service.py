@@ -56,6 +56,7 @@ class ScorerService:
                 f"for those who ask, or leave --host out"
             )
         self.waiting: queue.SimpleQueue[Waiting] = queue.SimpleQueue()
+        self._unanswered: set[Future] = set()
         self._about, self._vocab_size, self._token = about, vocab_size, token or None  # "": a variable that is unset
         routes = [
             Route("/score", self._score, methods=["POST"]),
@@ -73,7 +74,10 @@ class ScorerService:
         self._thread.start()
 
     def close(self) -> None:
-        self._server.should_exit = True
+        """Listen no more; who still waits is told that nobody will score."""
+        for answer in list(self._unanswered):
+            answer.cancel()
+        self._server.should_exit = self._server.force_exit = True
         self._thread.join()
 
     async def _health(self, request: Request) -> JSONResponse:
@@ -94,8 +98,14 @@ class ScorerService:
         if outside:
             return _error(400, f"token id {outside[0]} is outside the model's vocabulary of {self._vocab_size}")
         waiting = Waiting(asked)
+        self._unanswered.add(waiting.answer)
         self.waiting.put(waiting)
-        logprobs: np.ndarray = await asyncio.wrap_future(waiting.answer)
+        try:
+            logprobs: np.ndarray = await asyncio.wrap_future(waiting.answer)
+        except asyncio.CancelledError:  # by close()
+            return _error(503, "this scorer is ending")
+        finally:
+            self._unanswered.discard(waiting.answer)
         if not np.isfinite(logprobs).all():  # never a fill value
             token = int(np.flatnonzero(~np.isfinite(logprobs))[0])
             return _error(422, f"the log-prob of response token {token} is {logprobs[token]}")
