@@ -110,9 +110,9 @@ class ServerPool:
             await asyncio.sleep(RETRY_S)
 
     def admit(self, server: Server) -> None:
-        """The server has the current weights: it may take requests."""
+        """The server has the current weights: it may take requests. Whether it can answer one is still to be seen."""
         server.state = State.READY
-        server.answered()
+        server.failing_since, server.rests_until = None, 0.0
         self.background.run(self._notify())
 
     @property
