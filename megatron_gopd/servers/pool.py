@@ -235,13 +235,22 @@ class ServerPool:
         server.drop_requests()
         await self._notify()
         try:
-            if server.managed and server.starts >= STARTS:
-                words = server.process.last_words()
-                raise LostServersError(f"the server {server} failed {STARTS} times in a row; {words}")
-            await self._bring_up(server)
+            await self._bring_back(server)
         except UserError as error:
             self.fatal = error
             await self._notify()
+
+    async def _bring_back(self, server: Server) -> None:
+        """Raises LostServersError: no start helps, or an external server stays away."""
+        while server.starts < STARTS:
+            try:
+                return await self._bring_up(server)
+            except LostServersError:
+                raise
+            except UserError as error:  # it may need what the last one has not given back yet
+                LOGGER.warning("%s", error)
+        words = server.process.last_words()
+        raise LostServersError(f"the server {server} failed {STARTS} times in a row; {words}")
 
     async def _least_loaded(self) -> Server:
         while True:

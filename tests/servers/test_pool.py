@@ -10,7 +10,6 @@ import pytest
 from megatron_gopd.config.schema import Servers
 from megatron_gopd.servers import pool as pools
 from megatron_gopd.servers.pool import LostServersError, ServerPool
-from megatron_gopd.servers.server import State
 
 # healthy, but a POST is `fault`; `count` is how often it was started, this time included
 STAND_IN = """
@@ -67,3 +66,14 @@ def ask(pool):
 def test_a_server_that_ends_at_every_request_ends_the_run_though_it_takes_weights(make_pool):
     with pytest.raises(LostServersError, match="failed 3 times in a row"):
         ask(make_pool("os._exit(3)", needs_weights=True))
+
+
+def test_a_restart_that_fails_is_tried_again(make_pool):
+    answer = "self.send_response(200), self.end_headers(), self.wfile.write(b'{}')"
+    pool = make_pool(f"os._exit(3) if count == 1 else ({answer})", "count == 2 and sys.exit('no memory yet')")
+    assert ask(pool) == {}
+
+
+def test_restarts_that_fail_leave_a_run_without_servers(make_pool):
+    with pytest.raises(LostServersError, match="failed 3 times in a row; the end of .*\n  no memory"):
+        ask(make_pool("os._exit(3)", "count > 1 and sys.exit('no memory')"))
