@@ -226,6 +226,8 @@ class ServerPool:
                 asked = time.monotonic()
                 well = await server.client.healthy()
                 server.mute_since = None if well else server.mute_since or asked
+            if not server.requests and time.monotonic() > server.rests_until + HEALTH_S:
+                server.failing_since = None  # nobody has asked again: there may have been nothing more to ask
             if server.silent_for() > self.settings.patience_s and not self.updating:
                 await self._lost(server, f"gave no good answer for {self.settings.patience_s:g} s")
 

@@ -77,3 +77,11 @@ def test_a_restart_that_fails_is_tried_again(make_pool):
 def test_restarts_that_fail_leave_a_run_without_servers(make_pool):
     with pytest.raises(LostServersError, match="failed 3 times in a row; the end of .*\n  no memory"):
         ask(make_pool("os._exit(3)", "count > 1 and sys.exit('no memory')"))
+
+
+def test_a_server_that_nobody_asks_again_is_left_alone(make_pool, monkeypatch, tmp_path):
+    monkeypatch.setattr(pools, "HEALTH_S", 0.5)
+    pool = make_pool("pass", count=2, patience_s=4)
+    pool.servers[0].failed()  # and another server answered
+    time.sleep(6)
+    assert (tmp_path / "starts").read_text() == "xx"
