@@ -18,7 +18,7 @@ HEARTBEAT_S = 60.0  # the other ranks wait in a collective meanwhile, which has 
 class Turn(Enum):
     """What rank 0 may say in the place of trajectories."""
 
-    WAIT = "nothing is finished yet"
+    WAIT = "not enough is finished yet"
     UPDATE = "a server that was started anew needs the weights first"
     END = "all trajectories were handed out"
 
@@ -29,6 +29,7 @@ class Batch:
     def __init__(self, pool: ServerPool, requests: Sequence[Callable[[], Awaitable[Trajectory]]], most_at_a_time: int):
         self._pool, self._total, self._handed_out = pool, len(requests), 0
         self._finished: queue.SimpleQueue[Trajectory] = queue.SimpleQueue()
+        self._chunk: list[Trajectory] = []  # that grows, until it is large enough
         self._task = pool.background.start(self._run(requests, most_at_a_time))
 
     def take(self) -> list[Trajectory] | Turn:
@@ -40,18 +41,18 @@ class Batch:
         if self._handed_out == self._total:
             return Turn.END
         enough = min(-(-self._total // CHUNKS), self._total - self._handed_out)
-        chunk: list[Trajectory] = []
         deadline = time.monotonic() + HEARTBEAT_S
-        while len(chunk) < enough or not self._finished.empty():
+        while len(self._chunk) < enough or not self._finished.empty():
             try:
-                chunk.append(self._finished.get(timeout=0.1))
+                self._chunk.append(self._finished.get(timeout=0.1))
             except queue.Empty:
                 if self._task.done():
                     self._task.result()
                 if self._pool.stale:
                     break
-                if time.monotonic() > deadline and not chunk:
+                if time.monotonic() > deadline:
                     return Turn.WAIT
+        chunk, self._chunk = self._chunk, []
         self._handed_out += len(chunk)
         return chunk or Turn.UPDATE
 
