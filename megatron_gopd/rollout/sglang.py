@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import zlib
 from collections.abc import Iterator, Sequence
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.policies.served import refuse_another_model
 from megatron_gopd.ranks import is_first, on_first
-from megatron_gopd.rollout.batch import Batch, Turn
+from megatron_gopd.rollout.batch import Batch, Result, Turn
 from megatron_gopd.rollout.protocol import Exports
 from megatron_gopd.rollout.sampling import Response
 from megatron_gopd.rollout.server_weights import ServerWeights
@@ -72,16 +72,12 @@ class SGLangEngine:
     def decode(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Response]:
         """See RolloutEngine.decode."""
         self._occupy()
-
-        async def greedy(prompt: Sequence[int]) -> Response:
-            return (await self._respond(prompt, max_tokens, {"temperature": 0.0}))[0]
-
-        async def every() -> list[Response]:
-            return await asyncio.gather(*map(greedy, prompts))
-
-        responses = on_first(lambda: self._pool.background.run(every()))
-        self._release()
-        return responses
+        batch = None
+        if is_first():
+            requests = [partial(self._greedy, number, prompt, max_tokens) for number, prompt in enumerate(prompts)]
+            batch = Batch(self._pool, requests, self._most_at_a_time)
+        numbered = [each for chunk in self._chunks(batch) for each in chunk]  # in the order in which they finished
+        return [response for _, response in sorted(numbered, key=itemgetter(0))]
 
     def sync(self, policy: Exports, version: int | None = None) -> None:
         """See RolloutEngine.sync. Responses under way go on with the new weights, their cache computed anew."""
@@ -97,7 +93,7 @@ class SGLangEngine:
             self._pool.close()
             self._pool = None
 
-    def _chunks(self, batch: Batch | None) -> Iterator[list[Trajectory]]:
+    def _chunks(self, batch: Batch[Result] | None) -> Iterator[list[Result]]:
         try:
             while (turn := on_first(lambda: batch.take())) is not Turn.END:
                 if turn is Turn.UPDATE:
@@ -117,6 +113,9 @@ class SGLangEngine:
         return trajectory_of(
             prompt, sample, response, weight_version=version, folder=self._folder, last_id=self._last_id
         )
+
+    async def _greedy(self, number: int, prompt: Sequence[int], limit: int) -> tuple[int, Response]:
+        return number, (await self._respond(prompt, limit, {"temperature": 0.0}))[0]
 
     async def _respond(self, prompt: Sequence[int], limit: int, sampling: dict) -> tuple[Response, int]:
         """A whole response, and the version of the weights that began it; what was cut short is continued."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 
 import httpx
@@ -79,6 +80,20 @@ def test_decoding_is_that_of_the_engine_in_process(make_engine, chat_models):
     embedded = build_engine(chat_models["student"])
     expected = [answer.tokens for answer in embedded.decode(asked, 12)]
     assert [answer.tokens for answer in make_engine().decode(asked, 12)] == expected
+
+
+def test_decoding_goes_on_at_a_server_that_was_away(make_engine, sglang_server, plain):
+    from starlette.responses import JSONResponse
+
+    proxy = Proxy(sglang_server)
+    engine = make_engine(url=proxy.url, patience_s=2)
+    until = time.monotonic() + 6  # given up meanwhile, it comes back without the weights, as far as the run knows
+    proxy.fault = lambda path, n: JSONResponse({}, 500) if path == "/generate" and time.monotonic() < until else None
+    asked = [prompt.student_tokens for prompt in prompts(3)]
+    answers = engine.decode(asked, 5)
+    for tokens, answer in zip(asked, answers, strict=True):
+        assert answer.logprobs == pytest.approx(logprobs_of(plain["student"], tokens, answer.tokens), abs=2e-5)
+    proxy.close()
 
 
 @pytest.mark.parametrize("way", ["disk", "distributed", "tensor"])
