@@ -14,7 +14,7 @@ from megatron_gopd.ranks import is_first, on_first
 from megatron_gopd.rollout.broadcast import Distributed
 from megatron_gopd.rollout.protocol import Exports
 from megatron_gopd.rollout.updates import FromDisk, FromTensor, Update, UpdateError
-from megatron_gopd.servers.client import LostRequestError
+from megatron_gopd.servers.client import LostRequestError, RefusedError
 from megatron_gopd.servers.fingerprints import Fingerprints, checksums_of, told
 from megatron_gopd.servers.pool import LostServersError, ServerPool
 from megatron_gopd.servers.server import Server, State
@@ -79,6 +79,11 @@ class ServerWeights:
             except LostRequestError as error:
                 lost[server] = str(error)
                 continue
+            except RefusedError as error:
+                raise UserError(
+                    f"{error}, so that the server's weights cannot be proven to be the student's; "
+                    f"rollout.sglang.verify_every: 0 does without"
+                ) from None
             if theirs is None:
                 LOGGER.info("%s: its checksums cannot be compared with the student's weights", server)
             elif differing := fingerprints.differences(theirs):

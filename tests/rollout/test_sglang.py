@@ -105,6 +105,15 @@ def test_each_way_of_updating_brings_the_policy_s_weights(make_engine, plain, wa
     assert_sampled_by(plain["other"], answers)
 
 
+def test_a_server_that_cannot_prove_its_weights_is_told_of(make_engine, sglang_server):
+    from starlette.responses import JSONResponse
+
+    proxy = Proxy(sglang_server, lambda path, n: JSONResponse({}, 404) if path == "/weights_checker" else None)
+    with pytest.raises(UserError, match="weights_checker answered 404.* rollout.sglang.verify_every: 0"):
+        make_engine(url=proxy.url)
+    proxy.close()
+
+
 def test_nothing_is_left_in_the_folder_of_updates(make_engine, tmp_path):
     make_engine(sync_folder=str(tmp_path))
     assert list(tmp_path.glob("*gopd*")) == []
