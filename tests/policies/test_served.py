@@ -13,7 +13,7 @@ from megatron_gopd.data.packing import Row
 from megatron_gopd.errors import UserError
 from tests.chat_models import prompt_tokens
 from tests.ranks import environment_of_ranks
-from tests.servers.real_server import START_S, healthy, load, wait_for
+from tests.servers.real_server import START_S, Proxy, healthy, load, wait_for
 from tests.servers.test_client import logprobs_of
 from tests.tiny_models import load_plain
 
@@ -77,6 +77,19 @@ def assert_scored_by(model, logprobs, temperature=1.0) -> None:
 def test_sglang_scores_every_token_of_every_row(our_scorer, served, sglang_server, chat_models, plain):
     load(sglang_server, chat_models["other"])
     assert_scored_by(plain["other"], served("sglang", chat_models["other"], sglang_server).score(ROWS))
+
+
+def test_a_row_that_the_server_gave_up_is_asked_again(served, sglang_server, chat_models, plain):
+    from starlette.responses import JSONResponse
+
+    given_up = {"finish_reason": {"type": "abort", "message": "Abort in waiting queue"}, "input_token_logprobs": []}
+    proxy = Proxy(
+        sglang_server,
+        lambda path, count: JSONResponse({"meta_info": given_up}) if path == "/generate" and count % 2 else None,
+    )
+    load(sglang_server, chat_models["other"])
+    assert_scored_by(plain["other"], served("sglang", chat_models["other"], proxy.url).score(ROWS))
+    proxy.close()
 
 
 def test_a_server_of_another_teacher_of_the_same_shape_is_refused(served, sglang_server, chat_models):
