@@ -138,6 +138,11 @@ def test_our_scorer_refuses_what_it_cannot_score(our_scorer, body, message):
     assert message in reply.json()["error"]["message"]
 
 
+def test_our_scorer_in_the_place_of_sglang_is_refused(our_scorer, served, chat_models, with_token):
+    with pytest.raises(UserError, match="teachers.one: .* is no SGLang server"):
+        served("sglang", chat_models["teacher"], our_scorer)
+
+
 def test_our_scorer_is_not_opened_to_others_without_a_token():
     from megatron_gopd.servers.scorer_service import ScorerService
 
