@@ -26,14 +26,14 @@ class Distributed(InBuckets):
 
     def __init__(self, pool: ServerPool, config: Config):
         super().__init__(pool, config)
-        self._members: list[str] = []
+        self._members: list[tuple[Server, int]] = []
         self._group: dist.ProcessGroup | None = None
         self._name = ""
 
     def prepare(self, servers: list[Server]) -> None:
         """Join a group with `servers`, unless the last one was with the same."""
-        urls = [server.url for server in servers]
-        if urls == self._members:
+        members = [(server, server.lives) for server in servers]  # one that was away has left, whatever its URL
+        if members == self._members:
             return
         self._leave()
         sizes = [self._ranks_of(server) for server in servers]
@@ -54,7 +54,7 @@ class Distributed(InBuckets):
             self.wait(posted)
             raise UpdateError(dict.fromkeys(servers, f"no group with the servers: {error}")) from None
         self.wait(posted)
-        self._members = urls
+        self._members = members
 
     def send_bucket(self, bucket: list[tuple[str, Tensor]], servers: list[Server], last: dict) -> None:
         body = {

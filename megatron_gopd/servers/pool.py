@@ -193,6 +193,7 @@ class ServerPool:
                     )
                 await asyncio.sleep(WATCH_S)
         server.failing_since = server.mute_since = None
+        server.lives += 1
         server.state = State.STALE if self.needs_weights else State.READY
         await self._notify()
 

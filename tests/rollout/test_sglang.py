@@ -105,6 +105,19 @@ def test_each_way_of_updating_brings_the_policy_s_weights(make_engine, plain, wa
     assert_sampled_by(plain["other"], answers)
 
 
+def test_a_server_that_was_started_anew_under_its_address_joins_a_new_group(make_engine, sglang_server, plain):
+    from starlette.responses import JSONResponse
+
+    proxy = Proxy(sglang_server)
+    engine = make_engine(url=proxy.url, sync="distributed", patience_s=2)
+    group = {"group_name": engine._weights._way._name}
+    httpx.post(f"{sglang_server}/destroy_weights_update_group", json=group, timeout=60, trust_env=False)
+    until = time.monotonic() + 6
+    proxy.fault = lambda path, n: JSONResponse({}, 500) if path == "/generate" and time.monotonic() < until else None
+    assert_sampled_by(plain["student"], sample(engine, prompts(2)))
+    proxy.close()
+
+
 def test_a_server_that_cannot_prove_its_weights_is_told_of(make_engine, sglang_server):
     from starlette.responses import JSONResponse
 
