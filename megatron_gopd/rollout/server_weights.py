@@ -61,13 +61,14 @@ class ServerWeights:
                 self._way.send(fingerprints.of_passing(tensors) if verify else tensors, servers, version)
             except UpdateError as error:
                 lost = error.problems
+                self.pool.withdraw(servers)  # any of them may hold some of the new weights, and some of the old
             else:
                 lost = self._prove(servers, fingerprints) if verify else {}
         for server, why in lost.items():
             LOGGER.warning("update of weights: %s: %s", server, why)
         self.pool.recover(lost)
-        for server in servers:
-            if server not in lost and server.state is State.STALE:
+        for server in servers if not lost else ():  # else none is left out of the next attempt
+            if server.state is State.STALE:
                 self.pool.admit(server)
         return "; ".join(lost.values())
 

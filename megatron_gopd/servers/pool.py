@@ -115,6 +115,12 @@ class ServerPool:
         server.failing_since, server.rests_until = None, 0.0
         self.background.run(self._notify())
 
+    def withdraw(self, servers: Iterable[Server]) -> None:
+        """The servers do not have the current weights: they take no requests until the next admit()."""
+        for server in servers:
+            if server.state is State.READY:
+                server.state = State.STALE
+
     @property
     def stale(self) -> list[Server]:
         return [server for server in self.servers if server.state is State.STALE]

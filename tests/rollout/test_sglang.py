@@ -13,7 +13,7 @@ from megatron_gopd.config import Config
 from megatron_gopd.errors import UserError
 from tests.rollout.sample_on_ranks import prompts, sample
 from tests.servers.real_server import Proxy
-from tests.servers.test_client import logprobs_of
+from tests.servers.test_client import ask, logprobs_of
 from tests.tiny_models import load_plain
 
 TEN = {"max_response_tokens": 10, "samples_per_prompt": 2}
@@ -116,6 +116,25 @@ def test_a_server_that_was_started_anew_under_its_address_joins_a_new_group(make
     proxy.fault = lambda path, n: JSONResponse({}, 500) if path == "/generate" and time.monotonic() < until else None
     assert_sampled_by(plain["student"], sample(engine, prompts(2)))
     proxy.close()
+
+
+def test_an_update_that_broke_off_is_made_again_at_every_server_without_weights(make_engine, sglang_server, plain):
+    from starlette.responses import JSONResponse
+
+    from megatron_gopd.servers.server import State
+
+    update = "/update_weights_from_tensor"
+    lost = Proxy(sglang_server, lambda path, count: JSONResponse({}, 200))
+    engine = make_engine(urls=[sglang_server, lost.url], sync="tensor", bucket_bytes=40_000, verify_every=0)
+    done = lost.paths.count(update)
+    lost.fault = lambda path, count: JSONResponse({}, 500 if path == update and count == done + 2 else 200)
+    for server in engine._pool.servers:
+        server.state = State.STALE
+    engine._weights.update(exports(plain["other"]), 0, only_stale=True)
+    answer = ask(sglang_server, lambda client: client.generate(prompts(1)[0].student_tokens, {"max_new_tokens": 5}))
+    expected = logprobs_of(plain["other"], prompts(1)[0].student_tokens, answer.tokens)
+    np.testing.assert_allclose(answer.logprobs, expected, rtol=0, atol=2e-5)
+    lost.close()
 
 
 def test_a_server_that_cannot_prove_its_weights_is_told_of(make_engine, sglang_server):
