@@ -9,6 +9,7 @@ from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from megatron_gopd.config import Config
 from megatron_gopd.config.models import Model, RolloutServers, Scorer, Servers
@@ -30,6 +31,8 @@ PLAIN = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "frequency_penalty": 0.0, "pre
     "repetition_penalty": 1.0,
     "skip_special_tokens": False,
 }
+# without these SGLang says that it gave memory away, and keeps it; or it takes back weights that hold anything
+COLOCATED = {"enable-memory-saver": True, "enable-weights-cpu-backup": True}
 
 
 class SGLangEngine:
@@ -157,8 +160,10 @@ class SGLangEngine:
             on_first(lambda: self._pool.release())
 
     def _start(self, logs: Path) -> None:
-        # the first sync brings the weights
-        self._pool = self._pool_of("rollout", logs, needs_weights=True, options={"load-format": "dummy"})
+        options = {"load-format": "dummy"}  # the first sync brings the weights
+        if self._colocated and torch.cuda.is_available():
+            options |= COLOCATED
+        self._pool = self._pool_of("rollout", logs, needs_weights=True, options=options)
 
     def _pool_of(self, name: str, logs: Path, **options) -> ServerPool:
         most = self.config.rollout.max_batch_size

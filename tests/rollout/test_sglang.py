@@ -237,3 +237,12 @@ def test_memory_is_given_away_and_taken_back(make_engine, plain):
         assert_sampled_by(plain["student"], sample(engine, prompts(2)))
     engine.sync(exports(plain["other"]))
     assert_sampled_by(plain["other"], sample(engine, prompts(2)))
+
+
+def test_colocated_servers_on_gpus_can_give_memory_away(make_engine, monkeypatch):
+    engine = make_engine(colocated=True)
+    engine._pool.close()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    engine._start(engine._pool.servers[0].log)
+    words, _ = engine._pool._launch(engine._pool.servers[0], 1234)
+    assert {"--enable-memory-saver", "--enable-weights-cpu-backup"} <= set(words)
