@@ -48,6 +48,16 @@ class ServerWeights:
                 raise LostServersError(f"the rollout servers were lost in {ATTEMPTS} updates in a row: {lost}")
         self._updates += not only_stale
 
+    def version_of(self, name: str) -> int:
+        """Of weights that a server samples with. Raises UserError: it has them from somebody else."""
+        version = self._way.version_of(name)
+        if version is None:
+            raise UserError(
+                f"a rollout server sampled with weights {name!r}, which it does not have from this run: "
+                f"somebody else updates that server; give each run servers of its own"
+            )
+        return version
+
     def close(self) -> None:
         if self._way:
             self._way.close()

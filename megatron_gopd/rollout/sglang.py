@@ -134,12 +134,7 @@ class SGLangEngine:
         return response, self._known(version)
 
     def _known(self, version: str) -> int:
-        if not version.isdigit() or int(version) > self.weight_version:
-            raise UserError(
-                f"a rollout server sampled with weights {version!r}, but this run's are {self.weight_version}: "
-                f"somebody else updates that server; give each run servers of its own"
-            )
-        return int(version)
+        return self._weights.version_of(version)
 
     def _refuse_unknown_ids(self, prompts: list[Prompt]) -> None:
         """An id that the embedding does not have would end the server."""

@@ -41,6 +41,16 @@ class Update:
 
     def __init__(self, pool: ServerPool, config: Config):
         self.pool, self.config, self.settings = pool, config, config.rollout.sglang
+        self._run = secrets.token_hex(4)
+
+    def name_of(self, version: int) -> str:
+        """What a server calls the weights: another run that updates it counts its versions from 0, too."""
+        return f"{version}-{self._run}"
+
+    def version_of(self, name: str) -> int | None:
+        """None: the weights called `name` were not sent from here."""
+        version, _, run = name.partition("-")
+        return int(version) if run == self._run else None
 
     def send(self, tensors: Tensors, servers: list[Server], version: int) -> None:
         """Give `servers` the weights and name them `version`.
@@ -93,7 +103,7 @@ class FromDisk(Update):
             with atomic_folder(folder) as filling:
                 copy_side_files(self.config.student.model, filling)
                 write_weights(tensors, filling, self.config.student.dtype, SHARD_BYTES)
-            about = {"model_path": str(folder), "load_format": "auto", "weight_version": str(version)}
+            about = {"model_path": str(folder), "load_format": "auto", "weight_version": self.name_of(version)}
             self.post(servers, "/update_weights_from_disk", about | {"flush_cache": True})
         except OSError as error:
             raise UserError(
@@ -116,7 +126,7 @@ class InBuckets(Update):
             bucket: list[tuple[str, Tensor]] = []
             for name, tensor in chain(tensors, [("", None)]):
                 if bucket and (tensor is None or sum(t.nbytes for _, t in bucket) + tensor.nbytes > self.bucket_bytes):
-                    last = {"flush_cache": tensor is None, "weight_version": str(version)}
+                    last = {"flush_cache": tensor is None, "weight_version": self.name_of(version)}
                     self.send_bucket(bucket, servers, last)
                     bucket = []
                 if tensor is not None:

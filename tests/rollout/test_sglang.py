@@ -178,6 +178,13 @@ def test_a_server_that_others_update_is_told_of(make_engine, sglang_server, chat
         sample(engine, prompts(1))
 
 
+def test_another_run_that_updates_the_same_server_is_told_of(make_engine, plain):
+    engine = make_engine()
+    make_engine(policy="other")
+    with pytest.raises(UserError, match="give each run servers of its own"):
+        sample(engine, prompts(1))
+
+
 def test_an_id_outside_the_vocabulary_is_refused_before_it_ends_the_server(make_engine):
     asked = prompts(1)
     asked[0].student_tokens.append(296)
