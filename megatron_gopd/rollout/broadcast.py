@@ -16,7 +16,6 @@ from torch import Tensor
 
 from megatron_gopd.config import Config
 from megatron_gopd.rollout.updates import InBuckets, UpdateError
-from megatron_gopd.servers.client import LostRequestError
 from megatron_gopd.servers.pool import ServerPool
 from megatron_gopd.servers.server import Server
 
@@ -89,14 +88,8 @@ class Distributed(InBuckets):
         work.wait()
 
     def _ranks_of(self, server: Server) -> int:
-        async def parallelism() -> int:
-            about = await server.client.get("/server_info")
-            return about.get("tp_size", 1) * about.get("pp_size", 1)
-
-        try:
-            return self.pool.background.run(parallelism())
-        except LostRequestError as error:
-            raise UpdateError({server: str(error)}) from None
+        about = self.about(server)
+        return about.get("tp_size", 1) * about.get("pp_size", 1)
 
     def _leave(self) -> None:
         """Closing this side's connections is what frees a server that waits for a broadcast."""

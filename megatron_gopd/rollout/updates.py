@@ -64,6 +64,13 @@ class Update:
     def close(self) -> None:
         pass
 
+    def about(self, server: Server) -> dict:
+        """What the server says of itself. Raises UpdateError: it was lost."""
+        try:
+            return self.pool.background.run(server.client.get("/server_info"))
+        except LostRequestError as error:
+            raise UpdateError({server: str(error)}) from None
+
     def post(self, servers: list[Server], path: str, body: dict | None = None) -> None:
         """The same request to all of `servers`, within the timeout; raises what send() raises."""
         self.wait(self.begin_post(servers, path, [body or {}] * len(servers)))
@@ -153,13 +160,16 @@ class FromTensor(InBuckets):
     Sharing host memory between the two processes is not relied on: a server that dies would leave it behind.
     """
 
+    def prepare(self, servers: list[Server]) -> None:
+        self._ranks = [self.about(server).get("tp_size", 1) for server in servers]
+
     def send_bucket(self, bucket: list[tuple[str, Tensor]], servers: list[Server], last: dict) -> None:
         on_gpu = any(tensor.is_cuda for _, tensor in bucket)
         packed = io.BytesIO()
         (ForkingPickler if on_gpu else _ByValue)(packed, 4).dump(bucket)
         text = base64.b64encode(packed.getbuffer()).decode()
-        ranks = int(self.settings.options.get("tp-size", 1))
-        self.post(servers, "/update_weights_from_tensor", {"serialized_named_tensors": [text] * ranks} | last)
+        bodies = [{"serialized_named_tensors": [text] * ranks} | last for ranks in self._ranks]
+        self.wait(self.begin_post(servers, "/update_weights_from_tensor", bodies))
 
 
 class _ByValue(pickle._Pickler):

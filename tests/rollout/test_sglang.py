@@ -105,6 +105,25 @@ def test_each_way_of_updating_brings_the_policy_s_weights(make_engine, plain, wa
     assert_sampled_by(plain["other"], answers)
 
 
+def test_every_tensor_parallel_rank_of_any_server_is_given_the_tensors(make_engine, sglang_server, monkeypatch):
+    from starlette.responses import JSONResponse
+
+    from megatron_gopd.servers.client import SGLangClient
+
+    sent, post = [], SGLangClient.post
+
+    def recorded(self, path, body, timeout=None):
+        sent.append(body)
+        return post(self, path, body, timeout)
+
+    monkeypatch.setattr(SGLangClient, "post", recorded)
+    of_two_ranks = Proxy(sglang_server, lambda path, count: JSONResponse({"tp_size": 2, "pp_size": 1}))
+    make_engine(url=of_two_ranks.url, sync="tensor", verify_every=0)
+    tensors = "serialized_named_tensors"
+    assert {len(body[tensors]) for body in sent if tensors in body} == {2}
+    of_two_ranks.close()
+
+
 def test_a_server_that_was_started_anew_under_its_address_joins_a_new_group(make_engine, sglang_server, plain):
     from starlette.responses import JSONResponse
 
