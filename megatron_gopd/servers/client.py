@@ -128,7 +128,7 @@ class SGLangClient:
         try:
             async with self._session.request(method, f"{self.url}{path}", timeout=limits, **body) as reply:
                 return reply.status, await reply.read()
-        except (aiohttp.ClientError, TimeoutError) as error:
+        except (aiohttp.ClientError, UnicodeError, TimeoutError) as error:  # UnicodeError: of a host that cannot be
             raise LostRequestError(f"{self.url}{path}: {type(error).__name__} {error}".rstrip()) from None
 
 
