@@ -88,6 +88,8 @@ async def refuse_another_model(settings: schema.Scorer, who: str, client: SGLang
     """
     about = await client.get("/model_info")
     config = json.loads(Path(settings.model, "config.json").read_text())
+    if "model_type" not in about:
+        raise UserError(f"{who}: {client.url} is no SGLang server; name another, or set engine: served for our scorer")
     if about["model_type"] != config["model_type"]:
         raise UserError(
             f"{who}: {client.url} serves a {about['model_type']} ({about['model_path']}), but "

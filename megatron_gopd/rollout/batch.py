@@ -7,10 +7,11 @@ import queue
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
+from typing import Generic, TypeVar
 
-from megatron_gopd.data import Trajectory
 from megatron_gopd.servers.pool import ServerPool
 
+Result = TypeVar("Result")  # such as a trajectory
 CHUNKS = 4  # what scoring overlaps with generation: at least a quarter of the batch is handed out at a time
 HEARTBEAT_S = 60.0  # the other ranks wait in a collective meanwhile, which has a timeout of its own
 
@@ -18,20 +19,21 @@ HEARTBEAT_S = 60.0  # the other ranks wait in a collective meanwhile, which has 
 class Turn(Enum):
     """What rank 0 may say in the place of trajectories."""
 
-    WAIT = "nothing is finished yet"
+    WAIT = "not enough is finished yet"
     UPDATE = "a server that was started anew needs the weights first"
     END = "all trajectories were handed out"
 
 
-class Batch:
+class Batch(Generic[Result]):
     """Requests that run in the background from the constructor on, and what came of them."""
 
-    def __init__(self, pool: ServerPool, requests: Sequence[Callable[[], Awaitable[Trajectory]]], most_at_a_time: int):
+    def __init__(self, pool: ServerPool, requests: Sequence[Callable[[], Awaitable[Result]]], most_at_a_time: int):
         self._pool, self._total, self._handed_out = pool, len(requests), 0
-        self._finished: queue.SimpleQueue[Trajectory] = queue.SimpleQueue()
+        self._finished: queue.SimpleQueue[Result] = queue.SimpleQueue()
+        self._chunk: list[Result] = []  # that grows, until it is large enough
         self._task = pool.background.start(self._run(requests, most_at_a_time))
 
-    def take(self) -> list[Trajectory] | Turn:
+    def take(self) -> list[Result] | Turn:
         """What is finished, as soon as it is a quarter of the batch, or the rest.
 
         Raises:
@@ -40,18 +42,18 @@ class Batch:
         if self._handed_out == self._total:
             return Turn.END
         enough = min(-(-self._total // CHUNKS), self._total - self._handed_out)
-        chunk: list[Trajectory] = []
         deadline = time.monotonic() + HEARTBEAT_S
-        while len(chunk) < enough or not self._finished.empty():
+        while len(self._chunk) < enough or not self._finished.empty():
             try:
-                chunk.append(self._finished.get(timeout=0.1))
+                self._chunk.append(self._finished.get(timeout=0.1))
             except queue.Empty:
                 if self._task.done():
                     self._task.result()
                 if self._pool.stale:
                     break
-                if time.monotonic() > deadline and not chunk:
+                if time.monotonic() > deadline:
                     return Turn.WAIT
+        chunk, self._chunk = self._chunk, []
         self._handed_out += len(chunk)
         return chunk or Turn.UPDATE
 
@@ -59,10 +61,10 @@ class Batch:
         """Ask for no more; servers drop what they work on when its connection closes."""
         self._task.cancel()
 
-    async def _run(self, requests: Sequence[Callable[[], Awaitable[Trajectory]]], most_at_a_time: int) -> None:
+    async def _run(self, requests: Sequence[Callable[[], Awaitable[Result]]], most_at_a_time: int) -> None:
         free = asyncio.Semaphore(most_at_a_time)
 
-        async def one(request: Callable[[], Awaitable[Trajectory]]) -> None:
+        async def one(request: Callable[[], Awaitable[Result]]) -> None:
             async with free:
                 self._finished.put(await request())
 

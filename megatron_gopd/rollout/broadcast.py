@@ -16,7 +16,6 @@ from torch import Tensor
 
 from megatron_gopd.config import Config
 from megatron_gopd.rollout.updates import InBuckets, UpdateError
-from megatron_gopd.servers.client import LostRequestError
 from megatron_gopd.servers.pool import ServerPool
 from megatron_gopd.servers.server import Server
 
@@ -26,14 +25,14 @@ class Distributed(InBuckets):
 
     def __init__(self, pool: ServerPool, config: Config):
         super().__init__(pool, config)
-        self._members: list[str] = []
+        self._members: list[tuple[Server, int]] = []
         self._group: dist.ProcessGroup | None = None
         self._name = ""
 
     def prepare(self, servers: list[Server]) -> None:
         """Join a group with `servers`, unless the last one was with the same."""
-        urls = [server.url for server in servers]
-        if urls == self._members:
+        members = [(server, server.lives) for server in servers]  # one that was away has left, whatever its URL
+        if members == self._members:
             return
         self._leave()
         sizes = [self._ranks_of(server) for server in servers]
@@ -54,7 +53,7 @@ class Distributed(InBuckets):
             self.wait(posted)
             raise UpdateError(dict.fromkeys(servers, f"no group with the servers: {error}")) from None
         self.wait(posted)
-        self._members = urls
+        self._members = members
 
     def send_bucket(self, bucket: list[tuple[str, Tensor]], servers: list[Server], last: dict) -> None:
         body = {
@@ -89,14 +88,8 @@ class Distributed(InBuckets):
         work.wait()
 
     def _ranks_of(self, server: Server) -> int:
-        async def parallelism() -> int:
-            about = await server.client.get("/server_info")
-            return about.get("tp_size", 1) * about.get("pp_size", 1)
-
-        try:
-            return self.pool.background.run(parallelism())
-        except LostRequestError as error:
-            raise UpdateError({server: str(error)}) from None
+        about = self.about(server)
+        return about.get("tp_size", 1) * about.get("pp_size", 1)
 
     def _leave(self) -> None:
         """Closing this side's connections is what frees a server that waits for a broadcast."""

@@ -14,7 +14,7 @@ from megatron_gopd.ranks import is_first, on_first
 from megatron_gopd.rollout.broadcast import Distributed
 from megatron_gopd.rollout.protocol import Exports
 from megatron_gopd.rollout.updates import FromDisk, FromTensor, Update, UpdateError
-from megatron_gopd.servers.client import LostRequestError
+from megatron_gopd.servers.client import LostRequestError, RefusedError
 from megatron_gopd.servers.fingerprints import Fingerprints, checksums_of, told
 from megatron_gopd.servers.pool import LostServersError, ServerPool
 from megatron_gopd.servers.server import Server, State
@@ -48,6 +48,16 @@ class ServerWeights:
                 raise LostServersError(f"the rollout servers were lost in {ATTEMPTS} updates in a row: {lost}")
         self._updates += not only_stale
 
+    def version_of(self, name: str) -> int:
+        """Of weights that a server samples with. Raises UserError: it has them from somebody else."""
+        version = self._way.version_of(name)
+        if version is None:
+            raise UserError(
+                f"a rollout server sampled with weights {name!r}, which it does not have from this run: "
+                f"somebody else updates that server; give each run servers of its own"
+            )
+        return version
+
     def close(self) -> None:
         if self._way:
             self._way.close()
@@ -61,13 +71,14 @@ class ServerWeights:
                 self._way.send(fingerprints.of_passing(tensors) if verify else tensors, servers, version)
             except UpdateError as error:
                 lost = error.problems
+                self.pool.withdraw(servers)  # any of them may hold some of the new weights, and some of the old
             else:
                 lost = self._prove(servers, fingerprints) if verify else {}
         for server, why in lost.items():
             LOGGER.warning("update of weights: %s: %s", server, why)
         self.pool.recover(lost)
-        for server in servers:
-            if server not in lost and server.state is State.STALE:
+        for server in servers if not lost else ():  # else none is left out of the next attempt
+            if server.state is State.STALE:
                 self.pool.admit(server)
         return "; ".join(lost.values())
 
@@ -79,6 +90,11 @@ class ServerWeights:
             except LostRequestError as error:
                 lost[server] = str(error)
                 continue
+            except RefusedError as error:
+                raise UserError(
+                    f"{error}, so that the server's weights cannot be proven to be the student's; "
+                    f"rollout.sglang.verify_every: 0 does without"
+                ) from None
             if theirs is None:
                 LOGGER.info("%s: its checksums cannot be compared with the student's weights", server)
             elif differing := fingerprints.differences(theirs):

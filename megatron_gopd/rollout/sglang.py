@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import zlib
 from collections.abc import Iterator, Sequence
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from megatron_gopd.config import Config
 from megatron_gopd.config.models import Model, RolloutServers, Scorer, Servers
@@ -17,7 +18,7 @@ from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.policies.served import refuse_another_model
 from megatron_gopd.ranks import is_first, on_first
-from megatron_gopd.rollout.batch import Batch, Turn
+from megatron_gopd.rollout.batch import Batch, Result, Turn
 from megatron_gopd.rollout.protocol import Exports
 from megatron_gopd.rollout.sampling import Response
 from megatron_gopd.rollout.server_weights import ServerWeights
@@ -30,6 +31,8 @@ PLAIN = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "frequency_penalty": 0.0, "pre
     "repetition_penalty": 1.0,
     "skip_special_tokens": False,
 }
+# without these SGLang says that it gave memory away, and keeps it; or it takes back weights that hold anything
+COLOCATED = {"enable-memory-saver": True, "enable-weights-cpu-backup": True}
 
 
 class SGLangEngine:
@@ -72,16 +75,12 @@ class SGLangEngine:
     def decode(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Response]:
         """See RolloutEngine.decode."""
         self._occupy()
-
-        async def greedy(prompt: Sequence[int]) -> Response:
-            return (await self._respond(prompt, max_tokens, {"temperature": 0.0}))[0]
-
-        async def every() -> list[Response]:
-            return await asyncio.gather(*map(greedy, prompts))
-
-        responses = on_first(lambda: self._pool.background.run(every()))
-        self._release()
-        return responses
+        batch = None
+        if is_first():
+            requests = [partial(self._greedy, number, prompt, max_tokens) for number, prompt in enumerate(prompts)]
+            batch = Batch(self._pool, requests, self._most_at_a_time)
+        numbered = [each for chunk in self._chunks(batch) for each in chunk]  # in the order in which they finished
+        return [response for _, response in sorted(numbered, key=itemgetter(0))]
 
     def sync(self, policy: Exports, version: int | None = None) -> None:
         """See RolloutEngine.sync. Responses under way go on with the new weights, their cache computed anew."""
@@ -97,7 +96,7 @@ class SGLangEngine:
             self._pool.close()
             self._pool = None
 
-    def _chunks(self, batch: Batch | None) -> Iterator[list[Trajectory]]:
+    def _chunks(self, batch: Batch[Result] | None) -> Iterator[list[Result]]:
         try:
             while (turn := on_first(lambda: batch.take())) is not Turn.END:
                 if turn is Turn.UPDATE:
@@ -118,6 +117,9 @@ class SGLangEngine:
             prompt, sample, response, weight_version=version, folder=self._folder, last_id=self._last_id
         )
 
+    async def _greedy(self, number: int, prompt: Sequence[int], limit: int) -> tuple[int, Response]:
+        return number, (await self._respond(prompt, limit, {"temperature": 0.0}))[0]
+
     async def _respond(self, prompt: Sequence[int], limit: int, sampling: dict) -> tuple[Response, int]:
         """A whole response, and the version of the weights that began it; what was cut short is continued."""
         response, version = Response(), None
@@ -132,12 +134,7 @@ class SGLangEngine:
         return response, self._known(version)
 
     def _known(self, version: str) -> int:
-        if not version.isdigit() or int(version) > self.weight_version:
-            raise UserError(
-                f"a rollout server sampled with weights {version!r}, but this run's are {self.weight_version}: "
-                f"somebody else updates that server; give each run servers of its own"
-            )
-        return int(version)
+        return self._weights.version_of(version)
 
     def _refuse_unknown_ids(self, prompts: list[Prompt]) -> None:
         """An id that the embedding does not have would end the server."""
@@ -158,8 +155,10 @@ class SGLangEngine:
             on_first(lambda: self._pool.release())
 
     def _start(self, logs: Path) -> None:
-        # the first sync brings the weights
-        self._pool = self._pool_of("rollout", logs, needs_weights=True, options={"load-format": "dummy"})
+        options = {"load-format": "dummy"}  # the first sync brings the weights
+        if self._colocated and torch.cuda.is_available():
+            options |= COLOCATED
+        self._pool = self._pool_of("rollout", logs, needs_weights=True, options=options)
 
     def _pool_of(self, name: str, logs: Path, **options) -> ServerPool:
         most = self.config.rollout.max_batch_size

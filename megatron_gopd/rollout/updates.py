@@ -41,6 +41,16 @@ class Update:
 
     def __init__(self, pool: ServerPool, config: Config):
         self.pool, self.config, self.settings = pool, config, config.rollout.sglang
+        self._run = secrets.token_hex(4)
+
+    def name_of(self, version: int) -> str:
+        """What a server calls the weights: another run that updates it counts its versions from 0, too."""
+        return f"{version}-{self._run}"
+
+    def version_of(self, name: str) -> int | None:
+        """None: the weights called `name` were not sent from here."""
+        version, _, run = name.partition("-")
+        return int(version) if run == self._run else None
 
     def send(self, tensors: Tensors, servers: list[Server], version: int) -> None:
         """Give `servers` the weights and name them `version`.
@@ -53,6 +63,13 @@ class Update:
 
     def close(self) -> None:
         pass
+
+    def about(self, server: Server) -> dict:
+        """What the server says of itself. Raises UpdateError: it was lost."""
+        try:
+            return self.pool.background.run(server.client.get("/server_info"))
+        except LostRequestError as error:
+            raise UpdateError({server: str(error)}) from None
 
     def post(self, servers: list[Server], path: str, body: dict | None = None) -> None:
         """The same request to all of `servers`, within the timeout; raises what send() raises."""
@@ -93,7 +110,7 @@ class FromDisk(Update):
             with atomic_folder(folder) as filling:
                 copy_side_files(self.config.student.model, filling)
                 write_weights(tensors, filling, self.config.student.dtype, SHARD_BYTES)
-            about = {"model_path": str(folder), "load_format": "auto", "weight_version": str(version)}
+            about = {"model_path": str(folder), "load_format": "auto", "weight_version": self.name_of(version)}
             self.post(servers, "/update_weights_from_disk", about | {"flush_cache": True})
         except OSError as error:
             raise UserError(
@@ -116,7 +133,7 @@ class InBuckets(Update):
             bucket: list[tuple[str, Tensor]] = []
             for name, tensor in chain(tensors, [("", None)]):
                 if bucket and (tensor is None or sum(t.nbytes for _, t in bucket) + tensor.nbytes > self.bucket_bytes):
-                    last = {"flush_cache": tensor is None, "weight_version": str(version)}
+                    last = {"flush_cache": tensor is None, "weight_version": self.name_of(version)}
                     self.send_bucket(bucket, servers, last)
                     bucket = []
                 if tensor is not None:
@@ -143,13 +160,16 @@ class FromTensor(InBuckets):
     Sharing host memory between the two processes is not relied on: a server that dies would leave it behind.
     """
 
+    def prepare(self, servers: list[Server]) -> None:
+        self._ranks = [self.about(server).get("tp_size", 1) for server in servers]
+
     def send_bucket(self, bucket: list[tuple[str, Tensor]], servers: list[Server], last: dict) -> None:
         on_gpu = any(tensor.is_cuda for _, tensor in bucket)
         packed = io.BytesIO()
         (ForkingPickler if on_gpu else _ByValue)(packed, 4).dump(bucket)
         text = base64.b64encode(packed.getbuffer()).decode()
-        ranks = int(self.settings.options.get("tp-size", 1))
-        self.post(servers, "/update_weights_from_tensor", {"serialized_named_tensors": [text] * ranks} | last)
+        bodies = [{"serialized_named_tensors": [text] * ranks} | last for ranks in self._ranks]
+        self.wait(self.begin_post(servers, "/update_weights_from_tensor", bodies))
 
 
 class _ByValue(pickle._Pickler):

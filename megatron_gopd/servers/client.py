@@ -97,8 +97,11 @@ class SGLangClient:
             "return_logprob": True,
             "logprob_start_len": len(before) - 1,
         }
-        rows = (await self.post("/generate", body))["meta_info"]["input_token_logprobs"]
-        given = [row[0] for row in rows[1:]]
+        about = (await self.post("/generate", body))["meta_info"]
+        finish = about["finish_reason"]
+        if finish["type"] == "abort":
+            raise LostRequestError(f"{self.url} gave a request up: {finish.get('message')}")
+        given = [row[0] for row in about["input_token_logprobs"][1:]]
         if len(given) != len(piece) or None in given:
             raise RefusedError(
                 f"{self.url} gave {len(given) - given.count(None)} log-probs for {len(piece)} tokens after "
@@ -125,7 +128,7 @@ class SGLangClient:
         try:
             async with self._session.request(method, f"{self.url}{path}", timeout=limits, **body) as reply:
                 return reply.status, await reply.read()
-        except (aiohttp.ClientError, TimeoutError) as error:
+        except (aiohttp.ClientError, UnicodeError, TimeoutError) as error:  # UnicodeError: of a host that cannot be
             raise LostRequestError(f"{self.url}{path}: {type(error).__name__} {error}".rstrip()) from None
 
 

@@ -110,10 +110,16 @@ class ServerPool:
             await asyncio.sleep(RETRY_S)
 
     def admit(self, server: Server) -> None:
-        """The server has the current weights: it may take requests."""
+        """The server has the current weights: it may take requests. Whether it can answer one is still to be seen."""
         server.state = State.READY
-        server.answered()
+        server.failing_since, server.rests_until = None, 0.0
         self.background.run(self._notify())
+
+    def withdraw(self, servers: Iterable[Server]) -> None:
+        """The servers do not have the current weights: they take no requests until the next admit()."""
+        for server in servers:
+            if server.state is State.READY:
+                server.state = State.STALE
 
     @property
     def stale(self) -> list[Server]:
@@ -193,6 +199,7 @@ class ServerPool:
                     )
                 await asyncio.sleep(WATCH_S)
         server.failing_since = server.mute_since = None
+        server.lives += 1
         server.state = State.STALE if self.needs_weights else State.READY
         await self._notify()
 
@@ -226,6 +233,8 @@ class ServerPool:
                 asked = time.monotonic()
                 well = await server.client.healthy()
                 server.mute_since = None if well else server.mute_since or asked
+            if not server.requests and time.monotonic() > server.rests_until + HEALTH_S:
+                server.failing_since = None  # nobody has asked again: there may have been nothing more to ask
             if server.silent_for() > self.settings.patience_s and not self.updating:
                 await self._lost(server, f"gave no good answer for {self.settings.patience_s:g} s")
 
@@ -235,13 +244,22 @@ class ServerPool:
         server.drop_requests()
         await self._notify()
         try:
-            if server.managed and server.starts >= STARTS:
-                words = server.process.last_words()
-                raise LostServersError(f"the server {server} failed {STARTS} times in a row; {words}")
-            await self._bring_up(server)
+            await self._bring_back(server)
         except UserError as error:
             self.fatal = error
             await self._notify()
+
+    async def _bring_back(self, server: Server) -> None:
+        """Raises LostServersError: no start helps, or an external server stays away."""
+        while server.starts < STARTS:
+            try:
+                return await self._bring_up(server)
+            except LostServersError:
+                raise
+            except UserError as error:  # it may need what the last one has not given back yet
+                LOGGER.warning("%s", error)
+        words = server.process.last_words()
+        raise LostServersError(f"the server {server} failed {STARTS} times in a row; {words}")
 
     async def _least_loaded(self) -> Server:
         while True:

@@ -50,13 +50,14 @@ class ScorerService:
 
     def __init__(self, host: str, port: int, *, about: dict, vocab_size: int, token: str | None):
         """Raises UserError: the port is taken, or the service would be open to others without a token."""
-        if token is None and host not in ("127.0.0.1", "localhost", "::1"):
+        if not token and host not in ("127.0.0.1", "localhost", "::1"):
             raise UserError(
                 f"--host {host} lets other machines in; set the environment variable MEGATRON_GOPD_TOKEN, here and "
                 f"for those who ask, or leave --host out"
             )
         self.waiting: queue.SimpleQueue[Waiting] = queue.SimpleQueue()
-        self._about, self._vocab_size, self._token = about, vocab_size, token
+        self._unanswered: set[Future] = set()
+        self._about, self._vocab_size, self._token = about, vocab_size, token or None  # "": a variable that is unset
         routes = [
             Route("/score", self._score, methods=["POST"]),
             Route("/model_info", self._model_info),
@@ -73,7 +74,10 @@ class ScorerService:
         self._thread.start()
 
     def close(self) -> None:
-        self._server.should_exit = True
+        """Listen no more; who still waits is told that nobody will score."""
+        for answer in list(self._unanswered):
+            answer.cancel()
+        self._server.should_exit = self._server.force_exit = True
         self._thread.join()
 
     async def _health(self, request: Request) -> JSONResponse:
@@ -94,8 +98,14 @@ class ScorerService:
         if outside:
             return _error(400, f"token id {outside[0]} is outside the model's vocabulary of {self._vocab_size}")
         waiting = Waiting(asked)
+        self._unanswered.add(waiting.answer)
         self.waiting.put(waiting)
-        logprobs: np.ndarray = await asyncio.wrap_future(waiting.answer)
+        try:
+            logprobs: np.ndarray = await asyncio.wrap_future(waiting.answer)
+        except asyncio.CancelledError:  # by close()
+            return _error(503, "this scorer is ending")
+        finally:
+            self._unanswered.discard(waiting.answer)
         if not np.isfinite(logprobs).all():  # never a fill value
             token = int(np.flatnonzero(~np.isfinite(logprobs))[0])
             return _error(422, f"the log-prob of response token {token} is {logprobs[token]}")

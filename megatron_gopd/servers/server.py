@@ -37,6 +37,7 @@ class Server:
         self.mute_since: float | None = None  # its health
         self.rests_until = 0.0
         self.starts = 0  # since the last good answer
+        self.lives = 0  # how often it was up, here or elsewhere: each time it knows nothing of the last
 
     def __str__(self) -> str:
         return f"{self.name} ({self.url})"

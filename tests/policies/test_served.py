@@ -13,7 +13,7 @@ from megatron_gopd.data.packing import Row
 from megatron_gopd.errors import UserError
 from tests.chat_models import prompt_tokens
 from tests.ranks import environment_of_ranks
-from tests.servers.real_server import START_S, healthy, load, wait_for
+from tests.servers.real_server import START_S, Proxy, healthy, load, wait_for
 from tests.servers.test_client import logprobs_of
 from tests.tiny_models import load_plain
 
@@ -79,6 +79,19 @@ def test_sglang_scores_every_token_of_every_row(our_scorer, served, sglang_serve
     assert_scored_by(plain["other"], served("sglang", chat_models["other"], sglang_server).score(ROWS))
 
 
+def test_a_row_that_the_server_gave_up_is_asked_again(served, sglang_server, chat_models, plain):
+    from starlette.responses import JSONResponse
+
+    given_up = {"finish_reason": {"type": "abort", "message": "Abort in waiting queue"}, "input_token_logprobs": []}
+    proxy = Proxy(
+        sglang_server,
+        lambda path, count: JSONResponse({"meta_info": given_up}) if path == "/generate" and count % 2 else None,
+    )
+    load(sglang_server, chat_models["other"])
+    assert_scored_by(plain["other"], served("sglang", chat_models["other"], proxy.url).score(ROWS))
+    proxy.close()
+
+
 def test_a_server_of_another_teacher_of_the_same_shape_is_refused(served, sglang_server, chat_models):
     load(sglang_server, chat_models["other"])
     with pytest.raises(UserError, match="teachers.one: .* does not hold the weights of .*student.* differ"):
@@ -123,6 +136,11 @@ def test_our_scorer_refuses_what_it_cannot_score(our_scorer, body, message):
     reply = httpx.post(f"{our_scorer}/score", json=body, headers=headers, timeout=30, trust_env=False)
     assert reply.status_code == 400
     assert message in reply.json()["error"]["message"]
+
+
+def test_our_scorer_in_the_place_of_sglang_is_refused(our_scorer, served, chat_models, with_token):
+    with pytest.raises(UserError, match="teachers.one: .* is no SGLang server"):
+        served("sglang", chat_models["teacher"], our_scorer)
 
 
 def test_our_scorer_is_not_opened_to_others_without_a_token():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 
 import httpx
@@ -12,7 +13,7 @@ from megatron_gopd.config import Config
 from megatron_gopd.errors import UserError
 from tests.rollout.sample_on_ranks import prompts, sample
 from tests.servers.real_server import Proxy
-from tests.servers.test_client import logprobs_of
+from tests.servers.test_client import ask, logprobs_of
 from tests.tiny_models import load_plain
 
 TEN = {"max_response_tokens": 10, "samples_per_prompt": 2}
@@ -81,6 +82,20 @@ def test_decoding_is_that_of_the_engine_in_process(make_engine, chat_models):
     assert [answer.tokens for answer in make_engine().decode(asked, 12)] == expected
 
 
+def test_decoding_goes_on_at_a_server_that_was_away(make_engine, sglang_server, plain):
+    from starlette.responses import JSONResponse
+
+    proxy = Proxy(sglang_server)
+    engine = make_engine(url=proxy.url, patience_s=2)
+    until = time.monotonic() + 6  # given up meanwhile, it comes back without the weights, as far as the run knows
+    proxy.fault = lambda path, n: JSONResponse({}, 500) if path == "/generate" and time.monotonic() < until else None
+    asked = [prompt.student_tokens for prompt in prompts(3)]
+    answers = engine.decode(asked, 5)
+    for tokens, answer in zip(asked, answers, strict=True):
+        assert answer.logprobs == pytest.approx(logprobs_of(plain["student"], tokens, answer.tokens), abs=2e-5)
+    proxy.close()
+
+
 @pytest.mark.parametrize("way", ["disk", "distributed", "tensor"])
 def test_each_way_of_updating_brings_the_policy_s_weights(make_engine, plain, way):
     engine = make_engine(sync=way, verify_every=1, bucket_bytes=40_000)
@@ -88,6 +103,66 @@ def test_each_way_of_updating_brings_the_policy_s_weights(make_engine, plain, wa
     answers = sample(engine, prompts(4))
     assert {answer.weight_version for answer in answers} == {1}
     assert_sampled_by(plain["other"], answers)
+
+
+def test_every_tensor_parallel_rank_of_any_server_is_given_the_tensors(make_engine, sglang_server, monkeypatch):
+    from starlette.responses import JSONResponse
+
+    from megatron_gopd.servers.client import SGLangClient
+
+    sent, post = [], SGLangClient.post
+
+    def recorded(self, path, body, timeout=None):
+        sent.append(body)
+        return post(self, path, body, timeout)
+
+    monkeypatch.setattr(SGLangClient, "post", recorded)
+    of_two_ranks = Proxy(sglang_server, lambda path, count: JSONResponse({"tp_size": 2, "pp_size": 1}))
+    make_engine(url=of_two_ranks.url, sync="tensor", verify_every=0)
+    tensors = "serialized_named_tensors"
+    assert {len(body[tensors]) for body in sent if tensors in body} == {2}
+    of_two_ranks.close()
+
+
+def test_a_server_that_was_started_anew_under_its_address_joins_a_new_group(make_engine, sglang_server, plain):
+    from starlette.responses import JSONResponse
+
+    proxy = Proxy(sglang_server)
+    engine = make_engine(url=proxy.url, sync="distributed", patience_s=2)
+    group = {"group_name": engine._weights._way._name}
+    httpx.post(f"{sglang_server}/destroy_weights_update_group", json=group, timeout=60, trust_env=False)
+    until = time.monotonic() + 6
+    proxy.fault = lambda path, n: JSONResponse({}, 500) if path == "/generate" and time.monotonic() < until else None
+    assert_sampled_by(plain["student"], sample(engine, prompts(2)))
+    proxy.close()
+
+
+def test_an_update_that_broke_off_is_made_again_at_every_server_without_weights(make_engine, sglang_server, plain):
+    from starlette.responses import JSONResponse
+
+    from megatron_gopd.servers.server import State
+
+    update = "/update_weights_from_tensor"
+    lost = Proxy(sglang_server, lambda path, count: JSONResponse({}, 200))
+    engine = make_engine(urls=[sglang_server, lost.url], sync="tensor", bucket_bytes=40_000, verify_every=0)
+    done = lost.paths.count(update)
+    lost.fault = lambda path, count: JSONResponse({}, 500 if path == update and count == done + 2 else 200)
+    for server in engine._pool.servers:
+        server.state = State.STALE
+    engine._weights.update(exports(plain["other"]), 0, only_stale=True)
+    answer = ask(sglang_server, lambda client: client.generate(prompts(1)[0].student_tokens, {"max_new_tokens": 5}))
+    expected = logprobs_of(plain["other"], prompts(1)[0].student_tokens, answer.tokens)
+    np.testing.assert_allclose(answer.logprobs, expected, rtol=0, atol=2e-5)
+    lost.close()
+
+
+def test_a_server_that_cannot_prove_its_weights_is_told_of(make_engine, sglang_server):
+    from starlette.responses import JSONResponse
+
+    proxy = Proxy(sglang_server, lambda path, n: JSONResponse({}, 404) if path == "/weights_checker" else None)
+    with pytest.raises(UserError, match="weights_checker answered 404.* rollout.sglang.verify_every: 0"):
+        make_engine(url=proxy.url)
+    proxy.close()
 
 
 def test_nothing_is_left_in_the_folder_of_updates(make_engine, tmp_path):
@@ -119,6 +194,13 @@ def test_a_server_that_others_update_is_told_of(make_engine, sglang_server, chat
     body = {"model_path": str(chat_models["student"]), "load_format": "auto", "weight_version": "elsewhere"}
     httpx.post(f"{sglang_server}/update_weights_from_disk", json=body, timeout=60, trust_env=False)
     with pytest.raises(UserError, match="sampled with weights 'elsewhere'.* somebody else updates"):
+        sample(engine, prompts(1))
+
+
+def test_another_run_that_updates_the_same_server_is_told_of(make_engine, plain):
+    engine = make_engine()
+    make_engine(policy="other")
+    with pytest.raises(UserError, match="give each run servers of its own"):
         sample(engine, prompts(1))
 
 
@@ -181,3 +263,12 @@ def test_memory_is_given_away_and_taken_back(make_engine, plain):
         assert_sampled_by(plain["student"], sample(engine, prompts(2)))
     engine.sync(exports(plain["other"]))
     assert_sampled_by(plain["other"], sample(engine, prompts(2)))
+
+
+def test_colocated_servers_on_gpus_can_give_memory_away(make_engine, monkeypatch):
+    engine = make_engine(colocated=True)
+    engine._pool.close()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    engine._start(engine._pool.servers[0].log)
+    words, _ = engine._pool._launch(engine._pool.servers[0], 1234)
+    assert {"--enable-memory-saver", "--enable-weights-cpu-backup"} <= set(words)

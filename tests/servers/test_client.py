@@ -86,3 +86,8 @@ def test_a_prompt_that_is_too_long_is_refused_in_the_server_s_words(server):
 def test_nobody_there_is_a_lost_request():
     with pytest.raises(clients.LostRequestError, match="ClientConnectorError"):
         ask("http://127.0.0.1:9", lambda client: client.generate(PROMPT, SAMPLING))
+
+
+def test_an_address_that_cannot_be_is_a_lost_request():
+    with pytest.raises(clients.LostRequestError, match=r"http://node7\.\.cluster:30000/generate: Unicode"):
+        ask("http://node7..cluster:30000", lambda client: client.generate(PROMPT, SAMPLING))
