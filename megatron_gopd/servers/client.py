@@ -11,6 +11,7 @@ import aiohttp
 import numpy as np
 
 SCORED_AT_A_TIME = 4096  # response tokens of one request
+IDLE_S = 3.0  # of a connection: SGLang and uvicorn close it after 5, and a request just then would be lost
 HEALTH_TIMEOUT_S = 30.0  # SGLang's own health check gives up after 20
 
 
@@ -123,7 +124,8 @@ class SGLangClient:
     async def _request(self, method: str, path: str, timeout: float | None, **body) -> tuple[int, bytes]:
         """Status and content of an answer, through no proxy of the environment: that is not meant for these servers."""
         if self._session is None:
-            self._session = aiohttp.ClientSession(headers=self._headers, connector=aiohttp.TCPConnector(limit=0))
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S)
+            self._session = aiohttp.ClientSession(headers=self._headers, connector=connector)
         limits = aiohttp.ClientTimeout(total=timeout, sock_connect=10)
         try:
             async with self._session.request(method, f"{self.url}{path}", timeout=limits, **body) as reply:
