@@ -38,6 +38,13 @@ train() {
     if [[ -e $run/once ]]; then say 0 finished; else touch "$run/once"; say 75 interrupted; fi
 }
 """
+# the last task of an array has the number of the whole array for its own
+FAILS_ONCE_AS_THE_LAST_OF_A_SWEEP = """
+train() {
+    if ((SLURM_ARRAY_TASK_ID == 0)); then sleep 15; elif ((attempt == 0)); then say 1 failed; return; fi
+    say 0 finished
+}
+"""
 NEVER_HEALTHY = ["--serve", "sleep {port}", "--serve-deadline", 3, "--serve-nodes", 1, "--max-requeues", 0]
 # jobs that need nothing of their tests: they wait for SLURM beside each other
 ALONE = {
@@ -49,9 +56,10 @@ ALONE = {
     "refused": (REFUSES_THE_FIRST_NODE, []),
     "chain": (STOPS_THE_FIRST_OF_A_CHAIN, ["--chain", 2]),
     "sweep": ('train() { echo "$@"; say 0 finished; }', ["--sweep", "optimizer.lr=1e-5,2e-5"]),
+    "sweep-fails": (FAILS_ONCE_AS_THE_LAST_OF_A_SWEEP, ["--sweep", "optimizer.lr=1e-5,2e-5"]),
     "unhealthy": (FINISHES, NEVER_HEALTHY),
 }
-ON_ONE_NODE = ("chain", "sweep", "unhealthy")
+ON_ONE_NODE = ("chain", "sweep", "sweep-fails", "unhealthy")
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +178,12 @@ def test_a_sweep_is_an_array_with_a_run_a_value(cluster, alone):
         assert cluster.wait(f"{job.id}_{task}")["JobState"] == "COMPLETED"
         (log,) = job.run.with_name(f"tiny-lr{value}").glob("slurm/latest/trainer-node*-rank-0.log")
         assert f"optimizer.lr={value} run.name=tiny-lr{value}" in log.read_text()
+
+
+def test_a_run_of_a_sweep_is_requeued_by_itself(cluster, alone):
+    job = alone["sweep-fails"].id
+    ended = [cluster.wait(f"{job}_{task}") for task in (0, 1)]
+    assert [(one["JobState"], one["Restarts"]) for one in ended] == [("COMPLETED", "0"), ("COMPLETED", "1")]
 
 
 def test_a_server_that_is_never_healthy_ends_the_job(cluster, alone):
