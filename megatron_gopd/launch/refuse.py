@@ -26,10 +26,7 @@ def check_request(request: Request, configs: list[Config]) -> None:
         if "=" in name:
             raise UserError(f"--export {name.partition('=')[0]}=...: name the variable only; its value comes from here")
     for config in configs:
-        if request.max_requeues and request.chain == 1 and config.checkpoint.every == 0:
-            raise UserError(
-                "checkpoint.every is 0, so a requeued job would start from the beginning; set it, or --max-requeues 0"
-            )
+        _check_goes_on(request, config)
         for role, layout in _layouts(config):
             _check_fills(request, role, layout)
 
@@ -122,6 +119,19 @@ def _check_default_time(request: Request, where: dict[str, str]) -> None:
         raise UserError(
             f"without --time the partition {where['PartitionName']} gives a job {given}, which leaves nothing before "
             f"the stop signal, {request.stop_before_s} s before the end; ask for a --time, or a smaller --stop-before"
+        )
+
+
+def _check_goes_on(request: Request, config: Config) -> None:
+    """A job that is requeued, or the next of a chain, has something to go on from, and goes on from it."""
+    again = "the next job of the chain" if request.chain > 1 else "a requeued job" if request.max_requeues else None
+    alone = "no --chain" if request.chain > 1 else "--max-requeues 0"
+    if again and config.checkpoint.every == 0:
+        raise UserError(f"checkpoint.every is 0, so {again} would start from the beginning; set it, or {alone}")
+    if again and config.checkpoint.resume == "never":
+        raise UserError(
+            f"checkpoint.resume is never, so {again} would start from the beginning; "
+            f"to start anew once, move {config.run.folder}/{config.run.name} away instead, or use {alone}"
         )
 
 
