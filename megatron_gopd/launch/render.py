@@ -39,6 +39,7 @@ def render(request: Request) -> str:
         "gpus": request.gpus_per_node,
         "gpus_per_node": request.gpus_per_node,
         "ranks": request.nodes * request.ranks_per_node,
+        "exclude": request.exclude,
         "max_requeues": 0 if request.chain > 1 else request.max_requeues,
         "chained": request.chain > 1,
         "serve": request.serve,

@@ -54,12 +54,13 @@ ALONE = {
     "mistake": ("train() { ((SLURM_PROCID)) || sleep 60; echo 'error: no such key'; say 2 error 'no such key'; }", []),
     "flaky": ("train() { checkpoint $((attempt + 1)); say 1 failed 'a flaky node'; }", ["--max-requeues", 1]),
     "refused": (REFUSES_THE_FIRST_NODE, []),
+    "refused-excluding": (REFUSES_THE_FIRST_NODE, ["--exclude", "node1"]),
     "chain": (STOPS_THE_FIRST_OF_A_CHAIN, ["--chain", 2]),
     "sweep": ('train() { echo "$@"; say 0 finished; }', ["--sweep", "optimizer.lr=1e-5,2e-5"]),
     "sweep-fails": (FAILS_ONCE_AS_THE_LAST_OF_A_SWEEP, ["--sweep", "optimizer.lr=1e-5,2e-5"]),
     "unhealthy": (FINISHES, NEVER_HEALTHY),
 }
-ON_ONE_NODE = ("chain", "sweep", "sweep-fails", "unhealthy")
+ON_ONE_NODE = ("refused-excluding", "chain", "sweep", "sweep-fails", "unhealthy")
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +164,12 @@ def test_a_node_that_fails_the_pre_flight_is_excluded(cluster, alone):
     assert ended["JobState"] == "COMPLETED"
     refused = re.search(r"the pre-flight refuses (node\d)", alone["refused"].log.read_text())
     assert refused[1] in ended["ExcNodeList"]
+
+
+def test_a_node_that_was_excluded_by_hand_stays_so(cluster, alone):
+    ended = cluster.wait(alone["refused-excluding"].id)
+    assert ended["JobState"] == "COMPLETED"
+    assert ended["ExcNodeList"] in ("node[1-2]", "node1,node3")
 
 
 def test_a_chain_runs_one_after_the_other(cluster, alone):
