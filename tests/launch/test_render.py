@@ -125,3 +125,9 @@ def test_a_container_holds_every_component(run_file):
     assert '--bind "$PWD,$run,/data:/data"' not in apptainer
     assert 'inside=(apptainer exec --nv --bind "$PWD,$run" image.sif)' in apptainer
     assert apptainer.count('"${inside[@]}"') == 3
+
+
+def test_apptainer_binds_a_relative_run_folder_with_the_current_one(run_file):
+    """It refuses a relative destination."""
+    script = render(Request(run_file, overrides=("run.folder=runs",), **PLACEMENTS["apptainer"]))
+    assert 'inside=(apptainer exec --nv --bind "$PWD" image.sif)' in script
