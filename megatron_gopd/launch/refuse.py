@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -62,7 +63,7 @@ def check_bash(script: str) -> None:
 def file_system(path: Path) -> str | None:
     """The type of the file system of `path`, or of the nearest folder above it that is there; None where unknown."""
     path = path.absolute()
-    while not path.exists():
+    while not os.path.exists(path):  # where a folder cannot be entered, too
         path = path.parent
     found = ("", None)
     try:
@@ -88,6 +89,10 @@ def _check_counts(request: Request) -> None:
         if given:
             raise UserError(f"{', '.join(given)}: what shall be served? Name the command with --serve")
         return
+    try:
+        shlex.split(request.serve)
+    except ValueError as error:
+        raise UserError(f"--serve {request.serve!r} cannot be taken apart into words: {error}") from None
     if "{port}" not in request.serve:
         raise UserError(f"--serve {request.serve!r} holds no {{port}}: the server must listen where it is told to")
     here = request.serve_gpus_per_node
@@ -179,6 +184,8 @@ def _check_fills(request: Request, role: str, layout: Layout) -> None:
 
 
 def _mend(refused: str, request: Request, partition: str) -> str:
+    if "accounting/qos policy" in refused.lower():  # a limit, whichever names are given
+        return " Ask for fewer nodes, GPUs or jobs, or less --time; or name another --qos or --account"
     if "account" in refused.lower():
         accounts = _accounts()
         known = f" (yours: {accounts})" if accounts else ""
