@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from megatron_gopd.errors import UserError
+from megatron_gopd.launch import slurm
 from scripts.mini_slurm import until
 from tests.chat_models import write_questions
 from tests.cli.run_verb import write_config
@@ -177,6 +179,7 @@ def test_a_chain_runs_one_after_the_other(cluster, alone):
     second = re.search(rf"job {job.id}, and after it (\d+)", job.told)[1]
     assert cluster.wait(job.id)["JobState"] == cluster.wait(second)["JobState"] == "COMPLETED"
     assert "the next job of the chain goes on" in job.log.read_text()
+    assert f"scancel {job.id} {second}\n" in job.told
 
 
 def test_a_sweep_is_an_array_with_a_run_a_value(cluster, alone):
@@ -282,3 +285,25 @@ def test_a_folder_of_this_machine_alone_is_refused(cluster, invoke, monkeypatch,
     done = invoke("submit", run_file, "--nodes", 2, "--gpus-per-node", 1, "--set", "run.folder=/dev/shm/runs")
     assert done.code == 2
     assert "/dev/shm/runs is on a tmpfs file system, which 2 nodes do not share" in done.err
+
+
+def test_a_folder_that_cannot_be_written_is_refused(cluster, invoke, monkeypatch, run_file):
+    monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+    folder = ["--set", f"run.folder={run_file}/runs", "--time", 60, "--shared-folder"]
+    done = invoke("submit", run_file, "--nodes", 2, "--gpus-per-node", 1, *folder)
+    assert done.code == 2
+    assert "set run.folder to a folder that can be written" in done.err
+
+
+def test_a_chain_that_is_cut_short_names_the_jobs_that_wait(cluster, invoke, monkeypatch, run_file):
+    monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+    answers = iter(["7", "8"])
+
+    def refuses_the_third(script):
+        if answer := next(answers, None):
+            return answer
+        raise UserError("sbatch refuses it")
+
+    monkeypatch.setattr(slurm, "submit", refuses_the_third)
+    options = ["--nodes", 2, "--gpus-per-node", 1, "--time", 60, "--shared-folder", "--chain", 3]
+    assert "2 of 3 jobs are submitted; to take them back: scancel 7 8" in invoke("submit", run_file, *options).err
