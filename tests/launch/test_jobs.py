@@ -125,6 +125,14 @@ def test_a_stop_file_stops_and_does_not_requeue(cluster, begun):
     assert json.loads((job.run / "slurm" / "latest" / "outcome.json").read_text())["exit_code"] == 75
 
 
+def test_a_stop_file_stops_the_rest_of_a_chain(cluster, begun):
+    job = begun(STOPS_ONCE, "--chain", 2)
+    (job.run / "slurm" / "stop").touch()
+    second = re.search(r"and after it (\d+)", job.told)[1]
+    assert cluster.wait(second)["JobState"] == "COMPLETED"
+    assert "not begun, as " in job.log.with_name(f"job-{second}.log").read_text()
+
+
 def test_a_cancelled_job_is_not_requeued(cluster, begun):
     job = begun(TRAINS)
     cluster("scancel", job.id)
