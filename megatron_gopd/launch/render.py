@@ -41,6 +41,7 @@ def render(request: Request) -> str:
         "ranks": request.nodes * request.ranks_per_node,
         "exclude": request.exclude,
         "max_requeues": 0 if request.chain > 1 else request.max_requeues,
+        "stop_patience": request.stop_before_s * 9 // 10,
         "chained": request.chain > 1,
         "serve": request.serve,
         "servers": request.servers,

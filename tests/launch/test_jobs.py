@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import sys
 
 import pytest
@@ -117,6 +119,31 @@ def test_the_time_limits_signal_stops_saves_requeues_and_goes_on(cluster, begun)
     assert "stopped after a checkpoint; requeued" in job.log.read_text()
 
 
+def test_a_run_that_cannot_stop_in_time_is_ended_and_requeued(cluster, begun):
+    """At the limit itself SLURM would end the job for good."""
+    never = """train() {
+        ((attempt)) && { say 0 finished; return; }
+        trap '' USR1 TERM; touch "$run/here-$SLURM_PROCID"; for _ in {1..600}; do sleep 1; done
+    }"""
+    job = begun(never, "--stop-before", 5)
+    cluster("scancel", "--batch", "--signal=USR1", job.id)
+    ended = cluster.wait(job.id, timeout=120)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
+    assert "no step has ended since; the trainer is ended" in job.log.read_text()
+
+
+def test_a_controller_that_is_busy_is_asked_again(cluster, submit, monkeypatch, tmp_path):
+    squeue = tmp_path / "squeue"
+    squeue.write_text(
+        f'#!/bin/bash\n[ -e {tmp_path}/asked ] && exec {shutil.which("squeue")} "$@"\ntouch {tmp_path}/asked; exit 1'
+    )
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    job = submit("train() { ((attempt)) && { say 0 finished; return; }; say 75 interrupted; }")
+    ended = cluster.wait(job.id)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), job.log.read_text()
+
+
 def test_a_stop_file_stops_and_does_not_requeue(cluster, begun):
     job = begun(STOPS_ONCE)
     (job.run / "slurm" / "stop").touch()
@@ -148,6 +175,19 @@ def test_a_server_that_dies_ends_the_trainer(cluster, begun, tmp_path, monkeypat
     job = begun(TRAINS, "--export", "REAL_PYTHON", *options, nodes=1)
     (tmp_path / "die").touch()
     assert cluster.wait(job.id)["JobState"] == "FAILED"  # long before the trainer would end by itself
+    assert "a server has ended" in job.log.read_text()
+
+
+def test_one_server_of_two_that_dies_ends_the_trainer(cluster, begun, tmp_path, monkeypatch):
+    (tmp_path / "health").touch()
+    monkeypatch.setenv("REAL_PYTHON", sys.executable)
+    until_told = (
+        f"{SERVER.format(here=tmp_path, port='{port}')} & until [ -e {tmp_path}/die-$(hostname) ]; do sleep 0.1; done"
+    )
+    options = ["--serve", f"bash -c '{until_told}; kill $!'", "--serve-nodes", 2, "--max-requeues", 0]
+    job = begun(TRAINS, "--export", "REAL_PYTHON", *options, nodes=1)
+    (tmp_path / "die-node3").touch()
+    assert cluster.wait(job.id, timeout=60)["JobState"] == "FAILED"
     assert "a server has ended" in job.log.read_text()
 
 
