@@ -184,9 +184,8 @@ def _disk(config: Config) -> tuple[str, str, str]:
     needed = max(0, checkpoint_bytes(config) - bytes_there(Path(config.run.folder, config.run.name)))
     status = os.statvfs(config.run.folder)
     free = status.f_bavail * status.f_frsize
-    text = (
-        f"{config.run.folder}: {free / 1e9:,.1f} GB free, {needed / 1e9:,.1f} GB more needed for checkpoints and the model"
-    )
+    room = f"{free / 1e9:,.1f} GB free, {needed / 1e9:,.1f} GB more needed"
+    text = f"{config.run.folder}: {room} for checkpoints and the model"
     if free < needed:
         return "failed", text, "make room, lower checkpoint.keep, or set another run.folder"
     return "ok", text, ""

@@ -16,7 +16,10 @@ CASES = {
     "value-in-export": (["--export", "TOKEN=abc"], "name the variable only"),
     "no-checkpoints": (["--set", "checkpoint.every=0"], "a requeued job would start from the beginning"),
     "no-checkpoints-chain": (["--set", "checkpoint.every=0", "--chain", "2"], "the next job of the chain would start"),
-    "no-resume": (["--set", "checkpoint.resume=never"], "resume is never, so a requeued job would start from the begin"),
+    "no-resume": (
+        ["--set", "checkpoint.resume=never"],
+        "so a requeued job would start from the beginning; to start anew",
+    ),
     "sweep": (["--sweep", "algorithm.lambda"], "as in algorithm.lambda=1.0,1.25"),
     "sweep-key": (["--sweep", "algorithm.lamda=1,2"], "did you mean 'lambda'?"),
     "no-command": (["--serve-nodes", "1"], "--serve-nodes: what shall be served?"),
