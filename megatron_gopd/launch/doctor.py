@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from megatron_gopd.config import Config
 from megatron_gopd.errors import UserError
-from megatron_gopd.launch.estimate import checkpoint_bytes
+from megatron_gopd.launch.estimate import bytes_there, checkpoint_bytes
 from megatron_gopd.launch.findings import Finding
 from megatron_gopd.launch.versions import versions
 
@@ -181,12 +181,11 @@ def _models(config: Config, ranks: int) -> tuple[str, str, str]:
 
 
 def _disk(config: Config) -> tuple[str, str, str]:
-    needed = checkpoint_bytes(config)
+    needed = max(0, checkpoint_bytes(config) - bytes_there(Path(config.run.folder, config.run.name)))
     status = os.statvfs(config.run.folder)
     free = status.f_bavail * status.f_frsize
-    text = (
-        f"{config.run.folder}: {free / 1e9:,.1f} GB free, {needed / 1e9:,.1f} GB needed for checkpoints and the model"
-    )
+    room = f"{free / 1e9:,.1f} GB free, {needed / 1e9:,.1f} GB more needed"
+    text = f"{config.run.folder}: {room} for checkpoints and the model"
     if free < needed:
         return "failed", text, "make room, lower checkpoint.keep, or set another run.folder"
     return "ok", text, ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 from megatron_gopd.config import Config
 from megatron_gopd.mcore.hf_folder import HFFolder
@@ -17,3 +18,9 @@ def checkpoint_bytes(config: Config) -> int:
     weights = parameters * WEIGHT_BYTES[config.student.dtype]
     kept = config.checkpoint.keep + 1 if config.checkpoint.every else 0
     return weights + kept * (weights + parameters * STATE_BYTES[config.optimizer.type])
+
+
+def bytes_there(run: Path) -> int:
+    """What an earlier attempt has written of that: it stays, or makes room for what comes."""
+    files = (file for name in ("checkpoints", "model") for file in (run / name).rglob("*"))
+    return sum(file.stat().st_size for file in files if file.is_file())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -26,10 +27,7 @@ def check_request(request: Request, configs: list[Config]) -> None:
         if "=" in name:
             raise UserError(f"--export {name.partition('=')[0]}=...: name the variable only; its value comes from here")
     for config in configs:
-        if request.max_requeues and request.chain == 1 and config.checkpoint.every == 0:
-            raise UserError(
-                "checkpoint.every is 0, so a requeued job would start from the beginning; set it, or --max-requeues 0"
-            )
+        _check_goes_on(request, config)
         for role, layout in _layouts(config):
             _check_fills(request, role, layout)
 
@@ -65,7 +63,7 @@ def check_bash(script: str) -> None:
 def file_system(path: Path) -> str | None:
     """The type of the file system of `path`, or of the nearest folder above it that is there; None where unknown."""
     path = path.absolute()
-    while not path.exists():
+    while not os.path.exists(path):  # where a folder cannot be entered, too
         path = path.parent
     found = ("", None)
     try:
@@ -91,6 +89,10 @@ def _check_counts(request: Request) -> None:
         if given:
             raise UserError(f"{', '.join(given)}: what shall be served? Name the command with --serve")
         return
+    try:
+        shlex.split(request.serve)
+    except ValueError as error:
+        raise UserError(f"--serve {request.serve!r} cannot be taken apart into words: {error}") from None
     if "{port}" not in request.serve:
         raise UserError(f"--serve {request.serve!r} holds no {{port}}: the server must listen where it is told to")
     here = request.serve_gpus_per_node
@@ -122,6 +124,19 @@ def _check_default_time(request: Request, where: dict[str, str]) -> None:
         raise UserError(
             f"without --time the partition {where['PartitionName']} gives a job {given}, which leaves nothing before "
             f"the stop signal, {request.stop_before_s} s before the end; ask for a --time, or a smaller --stop-before"
+        )
+
+
+def _check_goes_on(request: Request, config: Config) -> None:
+    """A job that is requeued, or the next of a chain, has something to go on from, and goes on from it."""
+    again = "the next job of the chain" if request.chain > 1 else "a requeued job" if request.max_requeues else None
+    alone = "no --chain" if request.chain > 1 else "--max-requeues 0"
+    if again and config.checkpoint.every == 0:
+        raise UserError(f"checkpoint.every is 0, so {again} would start from the beginning; set it, or {alone}")
+    if again and config.checkpoint.resume == "never":
+        raise UserError(
+            f"checkpoint.resume is never, so {again} would start from the beginning; "
+            f"to start anew once, move {config.run.folder}/{config.run.name} away instead, or use {alone}"
         )
 
 
@@ -169,6 +184,8 @@ def _check_fills(request: Request, role: str, layout: Layout) -> None:
 
 
 def _mend(refused: str, request: Request, partition: str) -> str:
+    if "accounting/qos policy" in refused.lower():  # a limit, whichever names are given
+        return " Ask for fewer nodes, GPUs or jobs, or less --time; or name another --qos or --account"
     if "account" in refused.lower():
         accounts = _accounts()
         known = f" (yours: {accounts})" if accounts else ""

@@ -35,11 +35,13 @@ def render(request: Request) -> str:
         "step": _container_step(request, folders),
         "container": request.container_image and request.container_runtime,
         "image": request.container_image,
-        "mounts": f",{request.container_mounts}" if request.container_mounts else "",
+        "mounts": shlex.quote(f",{_one_line(request.container_mounts)}") if request.container_mounts else "",
         "gpus": request.gpus_per_node,
         "gpus_per_node": request.gpus_per_node,
         "ranks": request.nodes * request.ranks_per_node,
+        "exclude": request.exclude,
         "max_requeues": 0 if request.chain > 1 else request.max_requeues,
+        "stop_patience": request.stop_before_s * 9 // 10,
         "chained": request.chain > 1,
         "serve": request.serve,
         "servers": request.servers,
@@ -154,11 +156,10 @@ def _steps(request: Request) -> dict[str, list[str]]:
 def _container_step(request: Request, folders: list[str]) -> list[str]:
     if not request.container_image or request.container_runtime != "pyxis":
         return []
-    mounts = ["$PWD:$PWD", *(f"{folder}:{folder}" for folder in folders if folder.startswith("/"))]
+    mounts = ["", *(f"{folder}:{folder}" for folder in folders if folder.startswith("/"))]
     mounts += [request.container_mounts] if request.container_mounts else []
-    quoted = '"' + ",".join(mounts) + '"'
     return [
         f"--container-image={shlex.quote(_one_line(request.container_image))}",
-        f"--container-mounts={quoted}",
+        f'--container-mounts="$PWD:$PWD"{shlex.quote(_one_line(",".join(mounts))) if mounts[1:] else ""}',
         '--container-workdir="$PWD"',
     ]

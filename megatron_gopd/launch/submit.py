@@ -34,14 +34,30 @@ def submit(request: Request, *, dry_run: bool, shared: bool) -> str:
         raise UserError("no SLURM answers here: submit from a login node, or look at the script with --dry-run")
     if dry_run:
         return script
-    logs = _log_folder(script)
-    logs.mkdir(parents=True, exist_ok=True)
-    file = logs / "job.sbatch"
-    write_text(file, script)
-    for config in configs:
-        (folder / config.run.name / "slurm" / "stop").unlink(missing_ok=True)
-    ids = [slurm.submit(file) for _ in range(request.chain)]
+    file = _log_folder(script) / "job.sbatch"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, script)
+        for config in configs:
+            (folder / config.run.name / "slurm" / "stop").unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the job to {file.parent} ({error}); set run.folder to a folder that can be written"
+        ) from None
+    ids = _submitted(file, request.chain)
     return _told(ids, file, [folder / config.run.name for config in configs], sweep=bool(request.sweep))
+
+
+def _submitted(script: Path, chain: int) -> list[str]:
+    """The ids of the jobs of a chain; all, or a UserError that names those there are."""
+    ids: list[str] = []
+    try:
+        while len(ids) < chain:
+            ids.append(slurm.submit(script))
+    except UserError as error:
+        there = f"\n{len(ids)} of {chain} jobs are submitted; to take them back: scancel {' '.join(ids)}"
+        raise UserError(f"{error}{there if ids else ''}") from None
+    return ids
 
 
 def _log_folder(script: str) -> Path:
@@ -61,7 +77,7 @@ def _told(ids: list[str], script: Path, runs: list[Path], *, sweep: bool) -> str
             *(f"ranks   {run / 'slurm' / 'latest'}/" for run in runs),
             *(f"follow  megatron-gopd status {run}" for run in runs),
             *(f"stop    touch {run / 'slurm' / 'stop'}  (after its step, with a checkpoint)" for run in runs),
-            f"cancel  scancel {first}",
+            f"cancel  scancel {' '.join(ids)}",
             "resume  the same submit again: it goes on from the newest checkpoint",
         ]
     )

@@ -27,6 +27,8 @@ Result = TypeVar("Result")
 class LostServersError(UserError):
     """No server answers any more; what was trained so far is worth a checkpoint."""
 
+    exit_code = 1  # no mistake of the configuration: a job with servers of its own is requeued, and starts them anew
+
 
 class ServerPool:
     """The servers of `settings`, all up after the constructor. Used by one process; close() ends what it started.

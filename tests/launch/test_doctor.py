@@ -40,6 +40,11 @@ def found(chat_models, tmp_path_factory):
     folder = tmp_path_factory.mktemp("doctor")
     questions = write_questions(folder / "train.jsonl", 4, opd_teacher=lambda number: ("math", "code")[number % 2])
     config = write_config(folder, chat_models, questions)
+    earlier = folder / "runs" / "resumed" / "checkpoints" / "step-00000001"
+    earlier.mkdir(parents=True)
+    for name in "ab":
+        (earlier / name).touch()
+        os.truncate(earlier / name, 2**43)  # of holes
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
@@ -50,6 +55,7 @@ def found(chat_models, tmp_path_factory):
             "layout": {"overrides": ["student.layout.tp=2"], "ranks": 3},
             "port": {"port": taken.getsockname()[1]},
             "disk": {"overrides": ["checkpoint.keep=1000000000"]},
+            "disk, resumed": {"overrides": ["checkpoint.keep=10000000", "run.name=resumed"]},
         }
         return on_ranks(2, examine_on_ranks, config=str(config), cases=cases)
 
@@ -83,6 +89,10 @@ def test_a_port_in_use_is_found_on_the_first_node(found):
 
 def test_too_little_room_for_the_checkpoints(found):
     assert verdicts(found["disk"], "disk") == {"node1": "failed", "node2": "failed"}
+
+
+def test_the_checkpoints_of_an_earlier_attempt_need_no_further_room(found):
+    assert verdicts(found["disk, resumed"], "disk") == {"node1": "ok", "node2": "ok"}
 
 
 def test_the_bandwidth_of_the_all_reduce_is_measured(found):

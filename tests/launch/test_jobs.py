@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import sys
 
 import pytest
 
+from megatron_gopd.errors import UserError
+from megatron_gopd.launch import slurm
 from scripts.mini_slurm import until
 from tests.chat_models import write_questions
 from tests.cli.run_verb import write_config
@@ -38,6 +42,13 @@ train() {
     if [[ -e $run/once ]]; then say 0 finished; else touch "$run/once"; say 75 interrupted; fi
 }
 """
+# the last task of an array has the number of the whole array for its own
+FAILS_ONCE_AS_THE_LAST_OF_A_SWEEP = """
+train() {
+    if ((SLURM_ARRAY_TASK_ID == 0)); then sleep 15; elif ((attempt == 0)); then say 1 failed; return; fi
+    say 0 finished
+}
+"""
 NEVER_HEALTHY = ["--serve", "sleep {port}", "--serve-deadline", 3, "--serve-nodes", 1, "--max-requeues", 0]
 # jobs that need nothing of their tests: they wait for SLURM beside each other
 ALONE = {
@@ -47,11 +58,13 @@ ALONE = {
     "mistake": ("train() { ((SLURM_PROCID)) || sleep 60; echo 'error: no such key'; say 2 error 'no such key'; }", []),
     "flaky": ("train() { checkpoint $((attempt + 1)); say 1 failed 'a flaky node'; }", ["--max-requeues", 1]),
     "refused": (REFUSES_THE_FIRST_NODE, []),
+    "refused-excluding": (REFUSES_THE_FIRST_NODE, ["--exclude", "node1"]),
     "chain": (STOPS_THE_FIRST_OF_A_CHAIN, ["--chain", 2]),
     "sweep": ('train() { echo "$@"; say 0 finished; }', ["--sweep", "optimizer.lr=1e-5,2e-5"]),
+    "sweep-fails": (FAILS_ONCE_AS_THE_LAST_OF_A_SWEEP, ["--sweep", "optimizer.lr=1e-5,2e-5"]),
     "unhealthy": (FINISHES, NEVER_HEALTHY),
 }
-ON_ONE_NODE = ("chain", "sweep", "unhealthy")
+ON_ONE_NODE = ("refused-excluding", "chain", "sweep", "sweep-fails", "unhealthy")
 
 
 @pytest.fixture(scope="module")
@@ -106,12 +119,45 @@ def test_the_time_limits_signal_stops_saves_requeues_and_goes_on(cluster, begun)
     assert "stopped after a checkpoint; requeued" in job.log.read_text()
 
 
+def test_a_run_that_cannot_stop_in_time_is_ended_and_requeued(cluster, begun):
+    """At the limit itself SLURM would end the job for good."""
+    never = """train() {
+        ((attempt)) && { say 0 finished; return; }
+        trap '' USR1 TERM; touch "$run/here-$SLURM_PROCID"; for _ in {1..600}; do sleep 1; done
+    }"""
+    job = begun(never, "--stop-before", 5)
+    cluster("scancel", "--batch", "--signal=USR1", job.id)
+    ended = cluster.wait(job.id, timeout=120)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
+    assert "no step has ended since; the trainer is ended" in job.log.read_text()
+
+
+def test_a_controller_that_is_busy_is_asked_again(cluster, submit, monkeypatch, tmp_path):
+    squeue = tmp_path / "squeue"
+    squeue.write_text(
+        f'#!/bin/bash\n[ -e {tmp_path}/asked ] && exec {shutil.which("squeue")} "$@"\ntouch {tmp_path}/asked; exit 1'
+    )
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    job = submit("train() { ((attempt)) && { say 0 finished; return; }; say 75 interrupted; }")
+    ended = cluster.wait(job.id)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), job.log.read_text()
+
+
 def test_a_stop_file_stops_and_does_not_requeue(cluster, begun):
     job = begun(STOPS_ONCE)
     (job.run / "slurm" / "stop").touch()
     ended = cluster.wait(job.id)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "0")
     assert json.loads((job.run / "slurm" / "latest" / "outcome.json").read_text())["exit_code"] == 75
+
+
+def test_a_stop_file_stops_the_rest_of_a_chain(cluster, begun):
+    job = begun(STOPS_ONCE, "--chain", 2)
+    (job.run / "slurm" / "stop").touch()
+    second = re.search(r"and after it (\d+)", job.told)[1]
+    assert cluster.wait(second)["JobState"] == "COMPLETED"
+    assert "not begun, as " in job.log.with_name(f"job-{second}.log").read_text()
 
 
 def test_a_cancelled_job_is_not_requeued(cluster, begun):
@@ -129,6 +175,19 @@ def test_a_server_that_dies_ends_the_trainer(cluster, begun, tmp_path, monkeypat
     job = begun(TRAINS, "--export", "REAL_PYTHON", *options, nodes=1)
     (tmp_path / "die").touch()
     assert cluster.wait(job.id)["JobState"] == "FAILED"  # long before the trainer would end by itself
+    assert "a server has ended" in job.log.read_text()
+
+
+def test_one_server_of_two_that_dies_ends_the_trainer(cluster, begun, tmp_path, monkeypatch):
+    (tmp_path / "health").touch()
+    monkeypatch.setenv("REAL_PYTHON", sys.executable)
+    until_told = (
+        f"{SERVER.format(here=tmp_path, port='{port}')} & until [ -e {tmp_path}/die-$(hostname) ]; do sleep 0.1; done"
+    )
+    options = ["--serve", f"bash -c '{until_told}; kill $!'", "--serve-nodes", 2, "--max-requeues", 0]
+    job = begun(TRAINS, "--export", "REAL_PYTHON", *options, nodes=1)
+    (tmp_path / "die-node3").touch()
+    assert cluster.wait(job.id, timeout=60)["JobState"] == "FAILED"
     assert "a server has ended" in job.log.read_text()
 
 
@@ -157,11 +216,18 @@ def test_a_node_that_fails_the_pre_flight_is_excluded(cluster, alone):
     assert refused[1] in ended["ExcNodeList"]
 
 
+def test_a_node_that_was_excluded_by_hand_stays_so(cluster, alone):
+    ended = cluster.wait(alone["refused-excluding"].id)
+    assert ended["JobState"] == "COMPLETED"
+    assert ended["ExcNodeList"] in ("node[1-2]", "node1,node3")
+
+
 def test_a_chain_runs_one_after_the_other(cluster, alone):
     job = alone["chain"]
     second = re.search(rf"job {job.id}, and after it (\d+)", job.told)[1]
     assert cluster.wait(job.id)["JobState"] == cluster.wait(second)["JobState"] == "COMPLETED"
     assert "the next job of the chain goes on" in job.log.read_text()
+    assert f"scancel {job.id} {second}\n" in job.told
 
 
 def test_a_sweep_is_an_array_with_a_run_a_value(cluster, alone):
@@ -170,6 +236,12 @@ def test_a_sweep_is_an_array_with_a_run_a_value(cluster, alone):
         assert cluster.wait(f"{job.id}_{task}")["JobState"] == "COMPLETED"
         (log,) = job.run.with_name(f"tiny-lr{value}").glob("slurm/latest/trainer-node*-rank-0.log")
         assert f"optimizer.lr={value} run.name=tiny-lr{value}" in log.read_text()
+
+
+def test_a_run_of_a_sweep_is_requeued_by_itself(cluster, alone):
+    job = alone["sweep-fails"].id
+    ended = [cluster.wait(f"{job}_{task}") for task in (0, 1)]
+    assert [(one["JobState"], one["Restarts"]) for one in ended] == [("COMPLETED", "0"), ("COMPLETED", "1")]
 
 
 def test_a_server_that_is_never_healthy_ends_the_job(cluster, alone):
@@ -261,3 +333,25 @@ def test_a_folder_of_this_machine_alone_is_refused(cluster, invoke, monkeypatch,
     done = invoke("submit", run_file, "--nodes", 2, "--gpus-per-node", 1, "--set", "run.folder=/dev/shm/runs")
     assert done.code == 2
     assert "/dev/shm/runs is on a tmpfs file system, which 2 nodes do not share" in done.err
+
+
+def test_a_folder_that_cannot_be_written_is_refused(cluster, invoke, monkeypatch, run_file):
+    monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+    folder = ["--set", f"run.folder={run_file}/runs", "--time", 60, "--shared-folder"]
+    done = invoke("submit", run_file, "--nodes", 2, "--gpus-per-node", 1, *folder)
+    assert done.code == 2
+    assert "set run.folder to a folder that can be written" in done.err
+
+
+def test_a_chain_that_is_cut_short_names_the_jobs_that_wait(cluster, invoke, monkeypatch, run_file):
+    monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+    answers = iter(["7", "8"])
+
+    def refuses_the_third(script):
+        if answer := next(answers, None):
+            return answer
+        raise UserError("sbatch refuses it")
+
+    monkeypatch.setattr(slurm, "submit", refuses_the_third)
+    options = ["--nodes", 2, "--gpus-per-node", 1, "--time", 60, "--shared-folder", "--chain", 3]
+    assert "2 of 3 jobs are submitted; to take them back: scancel 7 8" in invoke("submit", run_file, *options).err

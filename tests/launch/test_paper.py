@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+
 import pytest
 from typer.testing import CliRunner
 
@@ -34,6 +37,16 @@ def test_the_page_names_every_configuration_and_every_script():
     page = (ROOT / "docs" / "paper.md").read_text()
     assert [file for file in FILES if f"`{file}`" not in page] == []
     assert [script for script in RUNS if f"{script}.sbatch" not in page] == []
+
+
+def test_the_page_makes_the_folders_of_the_logs(tmp_path):
+    """Without them a job of `sbatch scripts/...` fails, and nothing says why."""
+    (command,) = re.findall(r"^    (sed .*)$", (ROOT / "docs" / "paper.md").read_text(), re.MULTILINE)
+    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+    for script in (ROOT / "scripts").glob("*.sbatch"):
+        log = re.search("^#SBATCH --output=(.*)$", script.read_text(), re.MULTILINE)[1]
+        assert (tmp_path / log).parent.is_dir(), script.name
 
 
 # steps, prompts and responses a step, response length, learning rate: tables 4 to 7, appendix B

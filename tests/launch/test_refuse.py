@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_gopd.launch.refuse import seconds_of
+from megatron_gopd.errors import UserError
+from megatron_gopd.launch import slurm
+from megatron_gopd.launch.refuse import check_cluster, seconds_of
+from megatron_gopd.launch.request import Request
 
 CASES = {
     "layout": (["--set", "student.layout.tp=3"], "does not divide the 2 rank(s) it is given"),
@@ -12,10 +15,16 @@ CASES = {
     "time-format": (["--time", "soon"], "write minutes, hours:minutes:seconds or days-hours:minutes"),
     "value-in-export": (["--export", "TOKEN=abc"], "name the variable only"),
     "no-checkpoints": (["--set", "checkpoint.every=0"], "a requeued job would start from the beginning"),
+    "no-checkpoints-chain": (["--set", "checkpoint.every=0", "--chain", "2"], "the next job of the chain would start"),
+    "no-resume": (
+        ["--set", "checkpoint.resume=never"],
+        "so a requeued job would start from the beginning; to start anew",
+    ),
     "sweep": (["--sweep", "algorithm.lambda"], "as in algorithm.lambda=1.0,1.25"),
     "sweep-key": (["--sweep", "algorithm.lamda=1,2"], "did you mean 'lambda'?"),
     "no-command": (["--serve-nodes", "1"], "--serve-nodes: what shall be served?"),
     "no-port": (["--serve", "server"], "holds no {port}"),
+    "serve-quotes": (["--serve", "server '{port}"], "cannot be taken apart into words: No closing quotation"),
     "split": (["--serve", "server {port}"], "--serve-gpus-per-node 1 to 0 of the 1"),
     "nodes": (["--nodes", "0"], "--nodes 0: at least 1"),
     "sbatch": (["--sbatch", "--constraint=a"], "as in constraint=h100"),
@@ -49,3 +58,11 @@ def test_without_slurm_only_a_dry_run_is_possible(invoke, run_file):
 )
 def test_slurms_times(time, seconds):
     assert seconds_of(time) == seconds
+
+
+def test_a_limit_of_the_accounting_is_not_taken_for_a_missing_account(run_file, monkeypatch, tmp_path):
+    said = "allocation failure: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+    monkeypatch.setattr(slurm, "partition", lambda name: {"PartitionName": "gpu", "TotalNodes": "4"})
+    monkeypatch.setattr(slurm, "test_only", lambda script: said)
+    with pytest.raises(UserError, match="Ask for fewer nodes, GPUs or jobs, or less --time"):
+        check_cluster(Request(run_file, account="lab"), run_file, tmp_path, shared=True)

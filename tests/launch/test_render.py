@@ -63,6 +63,17 @@ def test_values_are_quoted_and_never_executed(run_file, tmp_path, monkeypatch, t
     assert not Path("pwned").exists()
 
 
+@pytest.mark.parametrize("runtime", ["pyxis", "apptainer"])
+def test_mounts_are_quoted_and_never_executed(run_file, tmp_path, monkeypatch, runtime):
+    monkeypatch.chdir(tmp_path)
+    container = {"container_image": "image", "container_runtime": runtime, "container_mounts": "$(touch pwned):/a b"}
+    script = render(Request(run_file, overrides=("run.folder=/$(touch pwned)",), **container))
+    lines = [line for line in script.splitlines() if line.startswith(("run=", "step=", "inside="))]
+    done = bash("\n".join([*lines, 'printf "%s\\n" "${step[@]}" "${inside[@]}"']))
+    assert any(line.endswith(",$(touch pwned):/a b") for line in done.stdout.splitlines())
+    assert not Path("pwned").exists()
+
+
 @pytest.mark.parametrize("text", ["a\nb", "a\x00b", "a\tb"])
 def test_a_control_character_is_refused(run_file, text):
     with pytest.raises(UserError, match="control character"):
@@ -114,3 +125,9 @@ def test_a_container_holds_every_component(run_file):
     assert '--bind "$PWD,$run,/data:/data"' not in apptainer
     assert 'inside=(apptainer exec --nv --bind "$PWD,$run" image.sif)' in apptainer
     assert apptainer.count('"${inside[@]}"') == 3
+
+
+def test_apptainer_binds_a_relative_run_folder_with_the_current_one(run_file):
+    """It refuses a relative destination."""
+    script = render(Request(run_file, overrides=("run.folder=runs",), **PLACEMENTS["apptainer"]))
+    assert 'inside=(apptainer exec --nv --bind "$PWD" image.sif)' in script
