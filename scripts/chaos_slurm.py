@@ -122,7 +122,7 @@ def cancel(arena: Arena, job: str, chance: random.Random) -> str:
 
 STRIKES = {"node": kill_node, "preempt": preempt, "limit": reach_limit, "cancel": cancel}
 # prompts and response tokens of a step: it must last where SLURM looks only every 2 s (preemption) or 30 s (limits)
-SIZES = {"node": (8, 10), "preempt": (32, 10), "limit": (128, 64), "cancel": (8, 10)}
+SIZES = {"node": (8, 10), "preempt": (32, 10), "limit": (192, 64), "cancel": (8, 10)}
 TRIES = 5  # at a round whose strike came after the run had ended
 
 
