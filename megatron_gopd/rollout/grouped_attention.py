@@ -21,13 +21,13 @@ def attend(module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Te
     batch, heads, _, dim = query.shape
     groups = key.shape[1]
     grouped = query.reshape(batch, groups, heads // groups, dim)
-    scores = torch.matmul(grouped, key.transpose(2, 3)).float() * (dim**-0.5 if scaling is None else scaling)
+    scores = torch.matmul(grouped, key.transpose(2, 3)).float()
+    scores.mul_(dim**-0.5 if scaling is None else scaling)  # in place: nobody asks for a gradient
     if attention_mask is not None:  # [b, 1, 1, t], True or 0 where attended
-        scores = (
-            scores.masked_fill(~attention_mask, -torch.inf)
-            if attention_mask.dtype is torch.bool
-            else (scores + attention_mask)
-        )
+        if attention_mask.dtype is torch.bool:
+            scores.masked_fill_(~attention_mask, -torch.inf)
+        else:
+            scores.add_(attention_mask)
     weights = scores.softmax(dim=-1).to(value.dtype)
     return torch.matmul(weights, value).reshape(batch, 1, heads, dim), None
 

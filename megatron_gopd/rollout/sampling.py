@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from megatron_gopd.rollout.growing_cache import growing_cache
 
-SHRINK = 0.75  # finished rows leave the batch once this share, or less, is still being decoded
+SHRINK = 0.9  # finished rows leave the batch once this share, or less, is still being decoded
 
 
 @dataclass
