@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import signal
 from collections.abc import Iterator
 
+# a batch system's, to the whole process group: the time limit is near; the job is preempted or cancelled
+STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 

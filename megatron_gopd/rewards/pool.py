@@ -20,6 +20,7 @@ from typing import Self
 from pebble import ProcessExpired, ProcessPool
 
 from megatron_gopd.config.schema import Sandbox
+from megatron_gopd.errors import STOP_SIGNALS
 from megatron_gopd.rewards.code import code
 from megatron_gopd.rewards.custom import CustomReward
 from megatron_gopd.rewards.grade import Grade
@@ -33,7 +34,6 @@ WORKER_MEMORY = 4 << 30  # bytes that grading may take
 STARTS = 3  # of the workers in one call, before it gives up
 SANDBOX_GRACE_S = 10.0  # after the time of all tests: the sandbox ends itself before
 CUSTOM_S = 30.0  # for a function of the user's own
-MEANT_FOR_THE_RUN = {signal.SIGUSR1, signal.SIGTERM}  # a batch system sends them to the whole process group
 GRACE_S = 5.0  # after the time limit, when a worker that nobody stopped ends itself
 
 
@@ -159,7 +159,7 @@ def _grade_of(future: Future) -> Grade:
 @contextmanager
 def _held_back() -> Iterator[None]:
     """What is started within, threads and their processes too, begins with the run's signals blocked."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, MEANT_FOR_THE_RUN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
@@ -173,10 +173,10 @@ def _cores() -> int:
 def _start_worker(grader: Grader) -> None:
     """Runs in a new worker, before any answer's clock."""
     os.setpgid(0, 0)  # a signal meant for the run, from a terminal or a batch system, must not spoil a grade
-    for number in MEANT_FOR_THE_RUN:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # forgets the one that was held back
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, MEANT_FOR_THE_RUN)
-    for number in MEANT_FOR_THE_RUN:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)  # a Python handler would wait for the end of 9**9**9**9
     if sys.platform == "linux":
         taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -7,10 +7,7 @@ import signal
 import torch
 import torch.distributed as dist
 
-SIGNALS = (
-    signal.SIGUSR1,
-    signal.SIGTERM,
-)  # a batch system's: the time limit is near; the job is preempted or cancelled
+from megatron_gopd.errors import STOP_SIGNALS
 
 
 class StopRequest:
@@ -18,7 +15,7 @@ class StopRequest:
 
     def __enter__(self):
         self._received: signal.Signals | None = None
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         return self
 
     def __exit__(self, *_) -> None:
