@@ -130,13 +130,13 @@ def _check_default_time(request: Request, where: dict[str, str]) -> None:
 def _check_goes_on(request: Request, config: Config) -> None:
     """A job that is requeued, or the next of a chain, has something to go on from, and goes on from it."""
     again = "the next job of the chain" if request.chain > 1 else "a requeued job" if request.max_requeues else None
-    alone = "no --chain" if request.chain > 1 else "--max-requeues 0"
+    alone = "leave --chain out" if request.chain > 1 else "give --max-requeues 0"
     if again and config.checkpoint.every == 0:
         raise UserError(f"checkpoint.every is 0, so {again} would start from the beginning; set it, or {alone}")
     if again and config.checkpoint.resume == "never":
         raise UserError(
             f"checkpoint.resume is never, so {again} would start from the beginning; "
-            f"to start anew once, move {config.run.folder}/{config.run.name} away instead, or use {alone}"
+            f"to start anew once, move {config.run.folder}/{config.run.name} away instead, or {alone}"
         )
 
 
