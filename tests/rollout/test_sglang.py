@@ -238,7 +238,10 @@ def test_a_response_cut_short_is_continued(make_engine, sglang_server, plain):
     for timer in timers:
         timer.start()
     answers = sample(engine, prompts(4), max_tokens=60)
-    assert {(len(a) == 60) == (a.finish_reason == "length") for a in answers} == {True}
+    for each in answers:  # one that stops may stop at its last token too
+        stops = each.response_tokens[-1] in engine.stop_ids
+        assert each.finish_reason == ("stop" if stops else "length")
+        assert stops or len(each) == 60
     assert_sampled_by(plain["student"], answers)
     for timer in timers:
         timer.join()
