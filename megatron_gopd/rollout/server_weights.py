@@ -16,8 +16,9 @@ from megatron_gopd.rollout.protocol import Exports
 from megatron_gopd.rollout.updates import FromDisk, FromTensor, Update, UpdateError
 from megatron_gopd.servers.client import LostRequestError, RefusedError
 from megatron_gopd.servers.fingerprints import Fingerprints, checksums_of, told
-from megatron_gopd.servers.pool import LostServersError, ServerPool
+from megatron_gopd.servers.pool import ServerPool
 from megatron_gopd.servers.server import Server, State
+from megatron_gopd.servers.supervisor import LostServersError
 
 LOGGER = logging.getLogger(__name__)
 ATTEMPTS = 3

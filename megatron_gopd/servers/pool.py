@@ -1,4 +1,4 @@
-"""Several servers of one model: requests go to the least loaded, and a server that fails is started anew."""
+"""Several servers of one model: requests go to the least loaded, and again where an answer is lost."""
 
 from __future__ import annotations
 
@@ -16,18 +16,13 @@ from megatron_gopd.errors import UserError
 from megatron_gopd.servers.client import LostRequestError, RefusedError, SGLangClient
 from megatron_gopd.servers.command import command, environment
 from megatron_gopd.servers.loop import Background
-from megatron_gopd.servers.server import STARTS, Server, State
+from megatron_gopd.servers.server import Server, State
+from megatron_gopd.servers.supervisor import Supervisor
 
 LOGGER = logging.getLogger(__name__)
-WATCH_S, HEALTH_S, RETRY_S = 1.0, 10.0, 0.1
+RETRY_S, LOOK_S, ANSWERING_S = 0.1, 0.25, 1.0
 TAGS = ["kv_cache", "weights"]
 Result = TypeVar("Result")
-
-
-class LostServersError(UserError):
-    """No server answers any more; what was trained so far is worth a checkpoint."""
-
-    exit_code = 1  # no mistake of the configuration: a job with servers of its own is requeued, and starts them anew
 
 
 class ServerPool:
@@ -60,22 +55,22 @@ class ServerPool:
         """
         self.settings, self.model, self.dtype = settings, model, dtype
         self.options = (options or {}) | settings.options
-        self.most_requests, self.needs_weights = most_requests, needs_weights
+        self.most_requests = most_requests
         token = os.environ.get(settings.token_variable)
         if settings.urls:
             self.servers = [Server(name, logs, url, token) for url in settings.urls]
         else:
             self.servers = [Server(f"{name}-{i}", logs / f"{name}-{i}.log") for i in range(settings.count)]
-        self.fatal: UserError | None = None
-        self.updating = False  # while weights are taken over, a server need not answer anything else
         self.background = Background()
+        self._supervisor = Supervisor(settings, self.servers, self._launch, needs_weights=needs_weights)
         self._away: set[str] = set()  # URLs of servers without their memory
-        self._changed: asyncio.Condition | None = None
         try:
-            self.background.run(self._start())
+            self.background.run(self._supervisor.bring_all_up())
         except BaseException:
             self.close()
             raise
+        for server in self.servers:
+            self.background.start(self._supervisor.watch(server))
 
     def close(self) -> None:
         """End every server that was started here, and forget the others."""
@@ -108,14 +103,14 @@ class ServerPool:
                     raise
             finally:
                 server.requests.discard(task)
-                await self._notify()
+                await self._supervisor.notify()
             await asyncio.sleep(RETRY_S)
 
     def admit(self, server: Server) -> None:
         """The server has the current weights: it may take requests. Whether it can answer one is still to be seen."""
         server.state = State.READY
         server.failing_since, server.rests_until = None, 0.0
-        self.background.run(self._notify())
+        self.background.run(self._supervisor.notify())
 
     def withdraw(self, servers: Iterable[Server]) -> None:
         """The servers do not have the current weights: they take no requests until the next admit()."""
@@ -130,12 +125,11 @@ class ServerPool:
     def answering(self, only_stale: bool = False) -> list[Server]:
         """The servers whose weights can be updated; waits until there is one. Raises UserError: there will be none."""
         while True:
-            if self.fatal:
-                raise self.fatal
+            self._raise_if_lost()
             states = (State.STALE,) if only_stale else (State.STALE, State.READY)
             if found := [server for server in self.servers if server.state in states]:
                 return found
-            time.sleep(WATCH_S)
+            time.sleep(ANSWERING_S)
 
     @contextlib.contextmanager
     def quiet(self, servers: list[Server]) -> Iterator[None]:
@@ -143,20 +137,19 @@ class ServerPool:
 
         Responses under way are retracted: their cache is computed anew.
         """
-        self.updating = True
+        self._supervisor.updating = True
         try:
             self.background.run(self._to_all(servers, "/pause_generation", {"mode": "retract"}))
             yield
         finally:
             self.background.run(self._to_all(servers, "/continue_generation", {}))
-            self.updating = False
+            self._supervisor.updating = False
 
     def recover(self, lost: Iterable[Server]) -> None:
         """Bring back servers that were lost in an update; when they are up, they need the weights."""
         for server in lost:
-            self.background.run(self._lost(server, "was lost in an update of its weights"))
-        if self.fatal:
-            raise self.fatal
+            self.background.run(self._supervisor.lost(server, "was lost in an update of its weights"))
+        self._raise_if_lost()
 
     def release(self) -> None:
         """Have every server give its GPU memory away, the weights kept on the host."""
@@ -181,103 +174,20 @@ class ServerPool:
             if isinstance(reply, Exception):
                 LOGGER.info("%s: %s", server, reply)
 
-    async def _start(self) -> None:
-        self._changed = asyncio.Condition()
-        await asyncio.gather(*map(self._bring_up, self.servers))
-        for server in self.servers:
-            self.background.start(self._watch(server))
-
-    async def _bring_up(self, server: Server) -> None:
-        if server.managed:
-            await server.start(lambda port: self._launch(server, port), self.settings.start_timeout_s)
-        else:
-            deadline = time.monotonic() + self.settings.patience_s
-            # one that was lost in the middle of an update is still paused, and then not healthy
-            while not (await self._went_on(server) and await server.client.healthy()):
-                if time.monotonic() > deadline:
-                    raise LostServersError(
-                        f"{server.url} has not answered for {self.settings.patience_s:g} s (patience_s); "
-                        f"start that server, or name another"
-                    )
-                await asyncio.sleep(WATCH_S)
-        server.failing_since = server.mute_since = None
-        server.lives += 1
-        server.state = State.STALE if self.needs_weights else State.READY
-        await self._notify()
-
-    async def _went_on(self, server: Server) -> bool:
-        if not self.needs_weights:
-            return True
-        try:
-            await server.client.post("/continue_generation", {}, HEALTH_S)
-        except LostRequestError:
-            return False
-        except RefusedError as error:
-            raise LostServersError(
-                f"{error}; is it an SGLang server, and is what it asks for in ${self.settings.token_variable}?"
-            ) from None
-        return True
-
     def _launch(self, server: Server, port: int) -> tuple[list[str], dict[str, str]]:
         gpus = self.settings.gpus[self.servers.index(server)] if self.settings.gpus else None
         return command(self.model, port, self.dtype, self.options), environment(gpus)
 
-    async def _watch(self, server: Server) -> None:
-        """Find out that a server died, hangs, or only fails."""
-        asked = time.monotonic()
-        while self.fatal is None:
-            await asyncio.sleep(WATCH_S)
-            if self.updating or server.state is State.DOWN:
-                continue
-            if server.process and server.process.exit_code is not None:
-                await self._lost(server, f"ended with exit code {server.process.exit_code}")
-            elif (server.requests or server.mute_since) and time.monotonic() - asked > HEALTH_S:
-                asked = time.monotonic()
-                well = await server.client.healthy()
-                server.mute_since = None if well else server.mute_since or asked
-            if not server.requests and time.monotonic() > server.rests_until + HEALTH_S:
-                server.failing_since = None  # nobody has asked again: there may have been nothing more to ask
-            if server.silent_for() > self.settings.patience_s and not self.updating:
-                await self._lost(server, f"gave no good answer for {self.settings.patience_s:g} s")
-
-    async def _lost(self, server: Server, why: str) -> None:
-        """Bring a server back, or end the run where that is not possible."""
-        LOGGER.warning("server %s: %s; %s", server, why, "started anew" if server.managed else "waiting for it")
-        server.drop_requests()
-        await self._notify()
-        try:
-            await self._bring_back(server)
-        except UserError as error:
-            self.fatal = error
-            await self._notify()
-
-    async def _bring_back(self, server: Server) -> None:
-        """Raises LostServersError: no start helps, or an external server stays away."""
-        while server.starts < STARTS:
-            try:
-                return await self._bring_up(server)
-            except LostServersError:
-                raise
-            except UserError as error:  # it may need what the last one has not given back yet
-                LOGGER.warning("%s", error)
-        words = server.process.last_words()
-        raise LostServersError(f"the server {server} failed {STARTS} times in a row; {words}")
-
     async def _least_loaded(self) -> Server:
         while True:
-            if self.fatal:
-                raise self.fatal
+            self._raise_if_lost()
             now = time.monotonic()
             free = [s for s in self.servers if s.state is State.READY and s.rests_until <= now]
             free = [s for s in free if len(s.requests) < self.most_requests]
             if free:
                 return min(free, key=lambda server: len(server.requests))
-            async with self._changed:
-                try:
-                    await asyncio.wait_for(self._changed.wait(), WATCH_S / 4)
-                except TimeoutError:
-                    continue
+            await self._supervisor.change(LOOK_S)
 
-    async def _notify(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
+    def _raise_if_lost(self) -> None:
+        if self._supervisor.fatal:
+            raise self._supervisor.fatal

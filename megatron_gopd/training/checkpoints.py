@@ -20,7 +20,7 @@ from megatron_gopd.ranks import is_first, on_first
 from megatron_gopd.runs.atomic import publish
 from megatron_gopd.runs.checkpoints import PREFIX, Checkpoint, folder_of, prune
 from megatron_gopd.runs.manifest import write_manifest
-from megatron_gopd.servers.pool import LostServersError
+from megatron_gopd.servers.supervisor import LostServersError
 from megatron_gopd.training.job import Job
 
 

@@ -15,7 +15,7 @@ from megatron_gopd.errors import StoppedError
 from megatron_gopd.mcore.save import save
 from megatron_gopd.policies.update import Update
 from megatron_gopd.runs import Spans, log_to
-from megatron_gopd.servers.pool import LostServersError
+from megatron_gopd.servers.supervisor import LostServersError
 from megatron_gopd.training.checkpoints import Checkpoints
 from megatron_gopd.training.exams import Exams
 from megatron_gopd.training.grading import Grader

@@ -250,7 +250,7 @@ def test_a_response_cut_short_is_continued(make_engine, sglang_server, plain):
 def test_a_server_that_stays_away_ends_the_run_with_its_url(make_engine, sglang_server):
     from starlette.responses import JSONResponse
 
-    from megatron_gopd.servers.pool import LostServersError
+    from megatron_gopd.servers.supervisor import LostServersError
 
     proxy = Proxy(sglang_server)
     engine = make_engine(url=proxy.url, patience_s=2)

@@ -8,7 +8,7 @@ import sys
 
 LOSES = """
 from megatron_gopd.ranks import ranks
-from megatron_gopd.servers.pool import LostServersError
+from megatron_gopd.servers.supervisor import LostServersError
 
 with ranks():
     raise LostServersError("http://node3:1 gave no good answer for 120 s")

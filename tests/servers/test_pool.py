@@ -9,7 +9,9 @@ import pytest
 
 from megatron_gopd.config.schema import Servers
 from megatron_gopd.servers import pool as pools
-from megatron_gopd.servers.pool import LostServersError, ServerPool
+from megatron_gopd.servers import supervisor
+from megatron_gopd.servers.pool import ServerPool
+from megatron_gopd.servers.supervisor import LostServersError
 
 # healthy, but a POST is `fault`; `count` is how often it was started, this time included
 STAND_IN = """
@@ -36,7 +38,7 @@ HTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
 @pytest.fixture
 def make_pool(monkeypatch, tmp_path):
     """make_pool(what a POST does, what precedes listening, **settings) -> a pool that is closed after the test."""
-    monkeypatch.setattr(pools, "WATCH_S", 0.1)
+    monkeypatch.setattr(supervisor, "WATCH_S", 0.1)
     made = []
 
     def make(fault, begin="", *, needs_weights=False, **settings):
@@ -80,7 +82,7 @@ def test_restarts_that_fail_leave_a_run_without_servers(make_pool):
 
 
 def test_a_server_that_nobody_asks_again_is_left_alone(make_pool, monkeypatch, tmp_path):
-    monkeypatch.setattr(pools, "HEALTH_S", 0.5)
+    monkeypatch.setattr(supervisor, "HEALTH_S", 0.5)
     pool = make_pool("pass", count=2, patience_s=4)
     pool.servers[0].failed()  # and another server answered
     time.sleep(6)

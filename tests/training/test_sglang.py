@@ -87,7 +87,7 @@ def test_a_disagreement_above_the_ceiling_names_the_worst_token(tree, distill, s
 def test_without_servers_the_run_stops_with_a_checkpoint_and_goes_on_later(tree, distill, sglang_server):
     from starlette.responses import JSONResponse
 
-    from megatron_gopd.servers.pool import LostServersError
+    from megatron_gopd.servers.supervisor import LostServersError
 
     proxy = Proxy(sglang_server)
     proxy.fault = lambda path, n: (
