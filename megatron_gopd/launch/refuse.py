@@ -35,22 +35,22 @@ def check_request(request: Request, configs: list[Config]) -> None:
 def check_cluster(request: Request, script: Path, folder: Path, *, shared: bool) -> None:
     """Raises UserError for what the cluster will refuse. `folder` holds the runs; `shared`: the user vouches for it."""
     nodes = request.nodes + request.serve_nodes
-    where = slurm.partition(request.partition)
-    name, there = where["PartitionName"], int(where.get("TotalNodes", 0))
-    if request.placement != "heterogeneous" and nodes > there:
-        raise UserError(
-            f"--nodes {nodes}: the partition {name} has {there}; ask for fewer, or name another --partition"
-        )
+    partitions = slurm.partitions(request.partition)
+    there = {one["PartitionName"]: int(one.get("TotalNodes", 0)) for one in partitions}
+    if request.placement != "heterogeneous" and nodes > max(there.values()):
+        told = ", ".join(f"{name} has {count}" for name, count in there.items())
+        raise UserError(f"--nodes {nodes}: the partition {told}; ask for fewer, or name another --partition")
     refused = slurm.test_only(script)
     if refused:
-        raise UserError(f"the cluster refuses this job: {refused}.{_mend(refused, request, name)}")
+        raise UserError(f"the cluster refuses this job: {refused}.{_mend(refused, request, ','.join(there))}")
     kind = file_system(folder)
     if nodes > 1 and kind in OF_ONE_MACHINE and not shared:
         raise UserError(
             f"run.folder {folder} is on a {kind} file system, which {nodes} nodes do not share; "
             f"--set run.folder=PATH with a path that they do, or say --shared-folder if each node mounts it there"
         )
-    _check_default_time(request, where)
+    for partition in partitions:
+        _check_default_time(request, partition)
 
 
 def check_bash(script: str) -> None:
@@ -116,14 +116,15 @@ def _check_times(request: Request) -> None:
         )
 
 
-def _check_default_time(request: Request, where: dict[str, str]) -> None:
+def _check_default_time(request: Request, partition: dict[str, str]) -> None:
     """Without --time a job gets the partition's, which may be over before it has begun."""
-    times = [where.get(name, "NONE") for name in ("DefaultTime", "MaxTime")]
+    times = [partition.get(name, "NONE") for name in ("DefaultTime", "MaxTime")]
     given = next((time for time in times if time != "NONE"), "UNLIMITED")
     if request.time is None and given != "UNLIMITED" and seconds_of(given) <= request.stop_before_s:
         raise UserError(
-            f"without --time the partition {where['PartitionName']} gives a job {given}, which leaves nothing before "
-            f"the stop signal, {request.stop_before_s} s before the end; ask for a --time, or a smaller --stop-before"
+            f"without --time the partition {partition['PartitionName']} gives a job {given}, which leaves nothing "
+            f"before the stop signal, {request.stop_before_s} s before the end; ask for a --time, or a smaller "
+            f"--stop-before"
         )
 
 

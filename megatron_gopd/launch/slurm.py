@@ -30,22 +30,23 @@ def ask(*command: str, input: str | None = None) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr.strip()
 
 
-def partition(name: str | None) -> dict[str, str]:
-    """Name, nodes and state of a partition, the default one for None.
+def partitions(names: str | None) -> list[dict[str, str]]:
+    """Name, nodes and state of the partitions in a list such as "a,b", of the default one for None.
 
     Raises:
-        UserError: there is none of this name; lists those there are.
+        UserError: there is none of a name; lists those there are.
     """
     code, out, error = ask("scontrol", "show", "partition", "-o")
     if code:
         raise UserError(f"scontrol show partition: {error}")
-    partitions = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in out.splitlines()]
-    for one in partitions:
-        if one["PartitionName"] == name or (name is None and one.get("Default") == "YES"):
-            return one
-    names = ", ".join(one["PartitionName"] for one in partitions)
-    what = f"there is no partition {name!r}" if name else "this cluster has no default partition"
-    raise UserError(f"{what}: name one of {names} with --partition")
+    every = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in out.splitlines()]
+    known = {one["PartitionName"]: one for one in every}
+    asked = [name for name, one in known.items() if one.get("Default") == "YES"] if names is None else names.split(",")
+    if asked and known.keys() >= set(asked):
+        return [known[name] for name in asked]
+    unknown = ", ".join(repr(name) for name in asked if name not in known)
+    what = f"there is no partition {unknown}" if unknown else "this cluster has no default partition"
+    raise UserError(f"{what}: name one of {', '.join(known)} with --partition")
 
 
 def test_only(script: Path) -> str | None:

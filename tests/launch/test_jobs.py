@@ -63,8 +63,9 @@ ALONE = {
     "sweep": ('train() { echo "$@"; say 0 finished; }', ["--sweep", "optimizer.lr=1e-5,2e-5"]),
     "sweep-fails": (FAILS_ONCE_AS_THE_LAST_OF_A_SWEEP, ["--sweep", "optimizer.lr=1e-5,2e-5"]),
     "unhealthy": (FINISHES, NEVER_HEALTHY),
+    "several-partitions": (FINISHES, ["--partition", "main,accounted"]),
 }
-ON_ONE_NODE = ("refused-excluding", "chain", "sweep", "sweep-fails", "unhealthy")
+ON_ONE_NODE = ("refused-excluding", "chain", "sweep", "sweep-fails", "unhealthy", "several-partitions")
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,10 @@ def begun(submit):
 def test_a_run_that_finishes(cluster, alone):
     assert cluster.wait(alone["finishes"].id)["JobState"] == "COMPLETED"
     assert "finished" in alone["finishes"].log.read_text()
+
+
+def test_a_run_goes_where_one_of_several_partitions_has_room(cluster, alone):
+    assert cluster.wait(alone["several-partitions"].id)["Partition"] == "main"
 
 
 def test_every_component_node_and_rank_has_its_log(cluster, submit):
@@ -310,12 +315,13 @@ def test_servers_are_placed_announced_and_ended(cluster, submit, tmp_path, monke
     ("options", "said"),
     [
         (["--nodes", 9], "the partition main has 3"),
+        (["--nodes", 9, "--partition", "main,urgent"], "the partition main has 3, urgent has 3"),
         (["--partition", "accounted"], "accounted needs one: name it with --account"),
-        (["--partition", "nope"], "name one of main, urgent, accounted"),
+        (["--partition", "main,nope"], "there is no partition 'nope': name one of main, urgent, accounted"),
         ([], "without --time the partition main gives a job 00:10:00, which leaves nothing before the stop signal"),
         (["--gpus-per-node", 7], "main has: 3 nodes with 8 CPUs, 16000 MB, gpu:2"),
     ],
-    ids=["nodes", "account", "partition", "time", "gpus"],
+    ids=["nodes", "nodes of several", "account", "partition", "time", "gpus"],
 )
 def test_what_the_cluster_cannot_do_is_refused(cluster, invoke, monkeypatch, run_file, options, said):
     monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])

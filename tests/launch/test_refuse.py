@@ -62,7 +62,7 @@ def test_slurms_times(time, seconds):
 
 def test_a_limit_of_the_accounting_is_not_taken_for_a_missing_account(run_file, monkeypatch, tmp_path):
     said = "allocation failure: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
-    monkeypatch.setattr(slurm, "partition", lambda name: {"PartitionName": "gpu", "TotalNodes": "4"})
+    monkeypatch.setattr(slurm, "partitions", lambda names: [{"PartitionName": "gpu", "TotalNodes": "4"}])
     monkeypatch.setattr(slurm, "test_only", lambda script: said)
     with pytest.raises(UserError, match="Ask for fewer nodes, GPUs or jobs, or less --time"):
         check_cluster(Request(run_file, account="lab"), run_file, tmp_path, shared=True)
