@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import glob
 import io
+import os
 import pickle
 import secrets
 import shutil
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future
 from itertools import chain
@@ -104,8 +107,15 @@ class Update:
 class FromDisk(Update):
     """A folder that both sides see: in shared memory, or on a disk of the cluster."""
 
+    def __init__(self, pool: ServerPool, config: Config):
+        super().__init__(pool, config)
+        run = Path(config.run.folder, config.run.name).absolute()
+        self._name = f"megatron-gopd-{run.name}-{zlib.crc32(os.fsencode(run)):08x}-"
+        for left in Path(self.settings.sync_folder).glob(f"*{glob.escape(self._name)}*"):
+            shutil.rmtree(left, ignore_errors=True)  # of an attempt that was killed: a run has one process at a time
+
     def send(self, tensors: Tensors, servers: list[Server], version: int) -> None:
-        folder = Path(self.settings.sync_folder, f"megatron-gopd-{self.config.run.name}-{secrets.token_hex(4)}")
+        folder = Path(self.settings.sync_folder, self._name + secrets.token_hex(4))
         try:
             with atomic_folder(folder) as filling:
                 copy_side_files(self.config.student.model, filling)

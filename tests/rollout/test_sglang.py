@@ -105,6 +105,18 @@ def test_each_way_of_updating_brings_the_policy_s_weights(make_engine, plain, wa
     assert_sampled_by(plain["other"], answers)
 
 
+def test_what_a_killed_update_left_is_removed(make_engine, monkeypatch, tmp_path):
+    folder = tmp_path / "shared"
+    with monkeypatch.context() as patch:
+        patch.setattr("megatron_gopd.rollout.updates.shutil.rmtree", lambda *_, **__: None)  # killed before it
+        make_engine(sync="disk", sync_folder=str(folder))
+    (left,) = folder.iterdir()
+    (folder / f".{left.name}-0123abcd").mkdir()  # killed while it was written
+    (folder / "megatron-gopd-another-run").mkdir()
+    make_engine(sync="disk", sync_folder=str(folder))
+    assert [path.name for path in folder.iterdir()] == ["megatron-gopd-another-run"]
+
+
 def test_every_tensor_parallel_rank_of_any_server_is_given_the_tensors(make_engine, sglang_server, monkeypatch):
     from starlette.responses import JSONResponse
 
