@@ -39,8 +39,8 @@ def partitions(names: str | None) -> list[dict[str, str]]:
     code, out, error = ask("scontrol", "show", "partition", "-o")
     if code:
         raise UserError(f"scontrol show partition: {error}")
-    every = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in out.splitlines()]
-    known = {one["PartitionName"]: one for one in every}
+    described = (dict(re.findall(r"(\w+)=(\S*)", line)) for line in out.splitlines())
+    known = {one["PartitionName"]: one for one in described}
     asked = [name for name, one in known.items() if one.get("Default") == "YES"] if names is None else names.split(",")
     if asked and known.keys() >= set(asked):
         return [known[name] for name in asked]
