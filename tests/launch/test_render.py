@@ -12,7 +12,7 @@ import pytest
 from megatron_gopd.errors import UserError
 from megatron_gopd.launch.render import render
 from megatron_gopd.launch.request import Request
-from scripts.render_sbatch import scripts
+from scripts.sbatch.render import scripts
 from tests.launch.conftest import ROOT
 
 SERVER = "python -m server --port {port}"
@@ -44,9 +44,9 @@ def test_bash_can_read_it(run_file, case):
 def test_the_scripts_of_the_papers_runs_are_what_is_rendered_now(monkeypatch):
     monkeypatch.chdir(ROOT)
     rendered = scripts()
-    assert {path.name for path in rendered} == {path.name for path in (ROOT / "scripts").glob("*.sbatch")}
+    assert {path.name for path in rendered} == {path.name for path in (ROOT / "scripts/sbatch").glob("*.sbatch")}
     for path, text in rendered.items():
-        assert path.read_text() == text, f"{path.name}: run scripts/render_sbatch.py"
+        assert path.read_text() == text, f"{path.name}: run scripts/sbatch/render.py"
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_response_lengths_have_the_mean_and_the_longest(mean):
 
 
 def test_decoding_is_as_fast_as_others_measured():
-    from scripts.validate_plan import TIME, decoding_rows, report
+    from scripts.plan.validate import TIME, decoding_rows, report
 
     rows = decoding_rows()
     assert len(rows) >= 7

@@ -7,6 +7,6 @@ import pytest
 
 @pytest.mark.slow
 def test_published_training_runs():
-    from scripts.validate_plan import main
+    from scripts.plan.validate import main
 
     assert main() == 0

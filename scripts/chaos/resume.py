@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tests.chat_models import save_chat_model, write_questions  # noqa: E402

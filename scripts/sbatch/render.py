@@ -1,4 +1,4 @@
-"""Write scripts/*.sbatch, the batch scripts of the paper's runs, as `megatron-gopd submit --dry-run` prints them."""
+"""Write scripts/sbatch/*.sbatch, the batch scripts of the paper's runs, as `megatron-gopd submit --dry-run` prints them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from megatron_gopd.launch.render import render
 from megatron_gopd.launch.request import Request
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EIGHT_GPUS = {"nodes": 1, "gpus_per_node": 8, "time": "24:00:00", "cpus_per_task": 12, "python": ".venv/bin/python"}
 GRID = "algorithm.lambda=0.25,0.5,0.75,1.0,1.25,1.5"
 OPD_AND_EXOPD = "algorithm.lambda=1.0,1.25"
@@ -57,13 +57,13 @@ def requests() -> dict[str, Request]:
 
 def scripts() -> dict[Path, str]:
     """File -> text. To be called in the repository's root."""
-    return {ROOT / "scripts" / f"{script}.sbatch": render(request) for script, request in requests().items()}
+    return {ROOT / "scripts/sbatch" / f"{script}.sbatch": render(request) for script, request in requests().items()}
 
 
 if __name__ == "__main__":
     os.chdir(ROOT)
     rendered = scripts()
-    for left in set((ROOT / "scripts").glob("*.sbatch")) - set(rendered):
+    for left in set((ROOT / "scripts/sbatch").glob("*.sbatch")) - set(rendered):
         left.unlink()
     for path, text in rendered.items():
         path.write_text(text)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 SHAPES = {"A": (2048, 512, 32768), "B": (512, 1024, 151936), "C": (1024, 2560, 151936)}  # tokens, h, V
 SCALED = (4608, 640, 9496)  # for the workspace: a quarter of (18432, 2560, 37984) each way

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Creates .venv-bench: what .venv holds, and the peers pinned in constraints-bench.txt. Used by make bench-kernel and bench-train.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 
 base=${BASE:-.venv}
 stamp=.venv-bench/.installed

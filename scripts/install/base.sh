@@ -4,11 +4,11 @@
 #   PYTHON=python3.12 make install              another interpreter (3.11 or newer)
 #   TORCH_INDEX_URL=https://... make install    an index that carries PyTorch's builds, such as its own CPU index
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 
 python=${PYTHON:-python3}
 stamp=.venv/.installed
-inputs=(setup.py constraints-cpu.txt constraints-gpu.txt scripts/install.sh)
+inputs=(setup.py constraints-cpu.txt constraints-gpu.txt scripts/install/base.sh)
 
 wanted=$(cat "${inputs[@]}" | cksum)
 if [[ -f $stamp && $(cat "$stamp") == "$wanted" ]]; then

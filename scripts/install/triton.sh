@@ -3,10 +3,10 @@
 #
 # Triton stays out of .venv because its presence changes what Megatron imports. About 1 GB, most of it one wheel.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 
 stamp=.venv-triton/.installed
-wanted=$(cat constraints-triton.txt scripts/install_triton.sh | cksum)
+wanted=$(cat constraints-triton.txt scripts/install/triton.sh | cksum)
 if [[ -f $stamp && $(cat "$stamp") == "$wanted" ]]; then
     exit 0
 fi

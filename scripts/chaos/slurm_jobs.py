@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from scripts.mini_slurm import GOING, MiniSlurm, install, until  # noqa: E402

@@ -1,6 +1,6 @@
 """The plan's model of time and memory beside published measurements: the table of docs/plan.md.
 
-    python scripts/validate_plan.py            # the table, and one line that sums it up; exit code 0 when it holds
+    python scripts/plan/validate.py            # the table, and one line that sums it up; exit code 0 when it holds
 
 Another trainer's row is priced as that trainer works: FSDP gathers and scatters what Megatron's layout would not.
 """
@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import yaml
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from megatron_gopd.config import Config
 from megatron_gopd.mcore.architecture import Architecture
@@ -31,8 +31,8 @@ from megatron_gopd.plan.roles import Role, roles_of, settled
 from megatron_gopd.plan.shares import share
 from megatron_gopd.plan.workload import Workload
 
-ROOT = Path(__file__).parents[1]
-PUBLISHED = ROOT / "scripts" / "published.yaml"
+ROOT = Path(__file__).parents[2]
+PUBLISHED = Path(__file__).with_name("published.yaml")
 TIME, MEMORY = 0.30, 0.15
 
 

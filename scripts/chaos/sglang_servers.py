@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.chat_models import save_chat_model, write_questions  # noqa: E402
 from tests.servers.real_server import Proxy, real_server  # noqa: E402
 

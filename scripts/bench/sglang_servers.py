@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.chat_models import save_chat_model, write_questions  # noqa: E402
 
 AGREEMENT, THROUGHPUT = 2e-5, 0.95

@@ -14,12 +14,12 @@ from megatron_gopd.plan.planning import MODELS, plan
 from megatron_gopd.plan.report import show
 from megatron_gopd.plan.workload import Workload
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GPUS, GPU = 8, "h100"
 HEAD = f"""# Plans of the paper's runs
 
 Each configuration of [paper.md](paper.md) on the node it is written for, {GPUS} x {GPU}: built on fake ranks at its
-real size, and priced ([plan.md](plan.md)). Written by `python scripts/render_plans.py`. Nothing here has run on GPUs.
+real size, and priced ([plan.md](plan.md)). Written by `python scripts/plan/render.py`. Nothing here has run on GPUs.
 """
 
 

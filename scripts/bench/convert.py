@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ROUNDS, SLOWER, SHARDS = 5, 2.0, 2.0  # bounds: times as long as safetensors alone; shards in memory above the imports
 CONFIG = {
     "architectures": ["Qwen3ForCausalLM"],

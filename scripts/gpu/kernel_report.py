@@ -1,6 +1,6 @@
 """Compiles the Triton kernels of the LM head ahead of time, for GPUs that are not there: make kernel-report.
 
-    .venv-triton/bin/python scripts/kernel_report.py [--quick] [--json]
+    .venv-triton/bin/python scripts/gpu/kernel_report.py [--quick] [--json]
 
 Prints, for every kernel of every shipped tile: registers a thread, bytes a thread spilled to the stack, shared memory
 of a program, and the tensor-core instruction in its PTX. --quick: without ADD, ENTROPY or KEEP = 0, float32 for sm_90.
@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 os.environ.pop("TRITON_INTERPRET", None)  # a kernel is either interpreted or compiled
 os.environ.setdefault("TRITON_CACHE_DIR", str(ROOT / ".venv-triton" / "cache"))
 sys.path.insert(0, str(ROOT))
