@@ -12,7 +12,9 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from megatron_gopd import machine
 from megatron_gopd.errors import UserError, disk_errors
+from megatron_gopd.gpu_of_rank import check_gpus, take_gpu
 from megatron_gopd.runs.outcome import leave_the_last_word, write_outcome
 from megatron_gopd.srun import adopt_srun
 
@@ -20,8 +22,13 @@ Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
-def ranks(timeout_s: float = 1800) -> Iterator[None]:
-    """The default process group, for the time of a command: gloo on CPU, NCCL on GPU; alone, nothing to set up.
+def ranks(timeout_s: float = 1800, *, compare_gpus: bool = True) -> Iterator[None]:
+    """The default process group, for the time of a command; alone, nothing to set up.
+
+    Objects and what lies in host memory travel by gloo, what lies on a GPU by NCCL: a rank that waits for an object, as
+    for a whole rollout, sleeps, and leaves its GPU to the servers that may share it.
+
+    `compare_gpus`: refuse ranks that have no GPU, or share one (gpu_of_rank.check_gpus).
 
     An exception on any rank is reported by the first rank that meets one; the others leave in silence, so that a
     peer's lost connection does not bury the cause. A UserError ends the process with its exit code, 2. How it all ended
@@ -29,14 +36,13 @@ def ranks(timeout_s: float = 1800) -> Iterator[None]:
     for the others.
     """
     adopt_srun()
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    if torch.cuda.is_available():
-        alone_with_one = torch.cuda.device_count() == 1  # of a launcher that shows each rank its own GPU only
-        torch.cuda.set_device(0 if alone_with_one else int(os.environ.get("LOCAL_RANK", 0)))
+    take_gpu()
     alone = {} if "WORLD_SIZE" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s), **alone)
+    dist.init_process_group(_backends(), timeout=datetime.timedelta(seconds=timeout_s), **alone)
     try:
         with disk_errors():
+            if compare_gpus:
+                check_gpus()
             yield
     except UserError as error:
         if _is_first_to_report():
@@ -55,6 +61,19 @@ def ranks(timeout_s: float = 1800) -> Iterator[None]:
     dist.destroy_process_group()
 
 
+def _backends() -> str:
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+
+
+def device_backend() -> str:
+    """What carries tensors of this rank's device, NCCL or gloo: for groups that exchange nothing else, such as models'.
+
+    A process group of both would keep connections and threads of gloo beside NCCL's, for each of a model's groups.
+    """
+    carried = dict(pair.split(":") for pair in dist.get_backend_config().split(","))
+    return carried[machine.device().type]
+
+
 def is_first() -> bool:
     """Whether this process is rank 0; true alone. Asks the environment before the process group stands."""
     return dist.get_rank() == 0 if dist.is_initialized() else os.environ.get("RANK", "0") == "0"
@@ -62,7 +81,7 @@ def is_first() -> bool:
 
 def on_first(function: Callable[[], Result], group: dist.ProcessGroup | None = None) -> Result:
     """Call `function` on the first rank of `group` (default: of the job); every rank of it gets its result, or the
-    UserError it raised. Collective over the group.
+    UserError it raised. Collective over the group; among all ranks of the job, those that wait sleep.
     """
     answer: list = [None, None]
     if dist.get_rank(group) == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 
 from megatron_gopd.errors import UserError
@@ -28,6 +29,11 @@ def adopt_srun() -> None:
     if "MASTER_ADDR" not in os.environ:
         os.environ["MASTER_ADDR"] = _first_node()
     os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ["SLURM_JOB_ID"]) % 10000))
+
+
+def this_node() -> str:
+    """The name of this machine, as SLURM writes it where there is one."""
+    return os.environ.get("SLURMD_NODENAME", socket.gethostname())
 
 
 def _first_node() -> str:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from megatron_gopd.runs.atomic import write_text
 from megatron_gopd.servers.environment import of_no_rank
+from megatron_gopd.srun import this_node
 
 DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy is not meant for nodes of the job
 
@@ -30,7 +31,7 @@ def serve(command: str, folder: Path, deadline_s: float) -> int:
 
     0: stopped as asked; 1: the server ended by itself, or was not healthy within `deadline_s`.
     """
-    node, port = os.environ.get("SLURMD_NODENAME", socket.gethostname()), _free_port()
+    node, port = this_node(), _free_port()
     words = [word.replace("{port}", str(port)).replace("{host}", node) for word in shlex.split(command)]
     print(f"{node}, GPUs {os.environ.get('CUDA_VISIBLE_DEVICES', 'none')}: {shlex.join(words)}", flush=True)
     # a session of its own: SLURM's signals to the step must not end it under a trainer that still finishes its step

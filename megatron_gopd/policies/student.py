@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_gopd import machine
 from megatron_gopd.config import Config
 from megatron_gopd.data.packing import MicroBatch, Row
 from megatron_gopd.data.trajectory import Trajectory
@@ -155,11 +156,12 @@ class Student:
         """How far the routers of all layers have moved since the start; None for a dense student. Collective."""
         if Architecture.read(self.config.student.model).experts is None:
             return None
-        squares = torch.zeros(2, device="cuda" if dist.get_backend() == "nccl" else "cpu")  # of the change, the start
+        squares = torch.zeros(2, device=machine.device())  # of the change, the start
         if self.model is not None and self.model.groups.tp_dp_cp.rank() == 0:  # each stage speaks once
             for name, param in _routers(self.model):
                 start = self._routers[name]
                 squares += torch.stack([(param.detach().float() - start).square().sum(), start.square().sum()])
+        squares = squares.cpu()
         dist.all_reduce(squares)
         return math.sqrt(squares[0] / squares[1])
 
@@ -177,7 +179,7 @@ def _to_all_ranks(tensors: Iterator[tuple[str, Tensor]] | None, source: int) -> 
         if about[0] is None:
             return
         name, shape, dtype = about[0]
-        device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
+        device = machine.device()
         tensor = drawn[1].contiguous() if drawn is not None else torch.empty(shape, dtype=dtype, device=device)
         dist.broadcast(tensor, src=source)
         yield name, tensor
@@ -186,7 +188,7 @@ def _to_all_ranks(tensors: Iterator[tuple[str, Tensor]] | None, source: int) -> 
 def _highest(value: float) -> float:
     """The maximum over all ranks; infinite where it is not a number on one of them."""
     value = float(value) if math.isfinite(value) else math.inf
-    tensor = torch.tensor(value, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    tensor = torch.tensor(value)
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return tensor.item()
 

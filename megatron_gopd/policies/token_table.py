@@ -35,10 +35,12 @@ class TokenTable:
         self._values[-1, where] += 1
 
     def gather(self) -> dict[str, list[np.ndarray]]:
-        """Collective over all ranks: {column: [row's values [response] float32]}."""
-        values = self._values.cuda() if dist.get_backend() == "nccl" else self._values
-        dist.all_reduce(values)
-        values = values.cpu().numpy()
+        """Collective over all ranks: {column: [row's values [response] float32]}.
+
+        From host memory, by gloo: ranks that have no part in the model wait here for those that have.
+        """
+        dist.all_reduce(self._values)
+        values = self._values.numpy()
         if not (values[-1] == 1).all():
             raise RuntimeError("some response tokens were scored by no rank, or by several: a fault of the layout")
         return {

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from megatron_gopd import machine
 from megatron_gopd.config import Config
 from megatron_gopd.config.models import Model
 from megatron_gopd.data import Prompt, Trajectory, load_tokenizer, stop_ids
@@ -183,5 +184,4 @@ def load_for_decoding(folder: str | Path, dtype: str):
             model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **kind)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: transformers cannot load this model: {str(error).splitlines()[0]}") from None
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    return model.eval().requires_grad_(False).to(device)
+    return model.eval().requires_grad_(False).to(machine.device())

@@ -24,13 +24,9 @@ class StopRequest:
 
     def agreed(self) -> str | None:
         """The name of a signal that any rank has received, on every rank; None without one. Collective."""
-        number = torch.tensor(self._received or 0, device=_device())
+        number = torch.tensor(self._received or 0)
         dist.all_reduce(number, op=dist.ReduceOp.MAX)  # ranks hear of it at different moments
         return signal.Signals(number.item()).name if number.item() else None
 
     def _note(self, number: int, _) -> None:
         self._received = signal.Signals(number)
-
-
-def _device() -> str:
-    return "cuda" if dist.get_backend() == "nccl" else "cpu"
