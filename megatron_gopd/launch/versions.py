@@ -1,13 +1,18 @@
-"""The versions that decide what a run computes."""
+"""The versions that decide what a run computes, and the GPUs that decide how fast."""
 
 from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
 
 import megatron_gopd
+from megatron_gopd.gpu_of_rank import nccl_version
 
-PACKAGES = ("torch", "megatron-core", "transformers", "sglang", "numpy")
+PACKAGES = ("torch", "megatron-core", "transformers", "transformer-engine", "triton", "sglang", "numpy")
+DRIVER = Path("/sys/module/nvidia/version")
 
 
 def versions() -> dict[str, str]:
@@ -18,4 +23,15 @@ def versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "missing"
+    if torch.cuda.is_available():
+        found["cuda"] = torch.version.cuda
+        found["nccl"] = ".".join(map(str, nccl_version()))
     return found
+
+
+def hardware() -> dict[str, str]:
+    """Of the GPU, by its name, and the driver."""
+    if not torch.cuda.is_available():
+        return {"gpu": "none"}
+    driver = DRIVER.read_text().strip() if DRIVER.exists() else "unknown"
+    return {"gpu": torch.cuda.get_device_name(), "driver": driver}
