@@ -96,5 +96,6 @@ clean:  ## remove .venv, .venv-triton, .venv-bench and assets; runs/ stays
 
 check-gpu-constraints:  ## that the versions pinned for GPU machines resolve together (nothing is installed)
 	@python3 -m venv .venv-uv && .venv-uv/bin/pip install -q uv
-	@.venv-uv/bin/uv pip compile -q setup.py --extra dev --extra gpu -c constraints-gpu.txt --python-version 3.11 \
+	@echo "transformer-engine[pytorch]" | .venv-uv/bin/uv pip compile -q setup.py - --extra dev --extra gpu \
+	    -c constraints-gpu.txt --python-version 3.11 \
 	    --python-platform x86_64-manylinux_2_34 -o /dev/null && echo "constraints-gpu.txt resolves"

@@ -54,7 +54,8 @@ setup(
     ],
     extras_require={
         "dev": ["httpx", "pytest", "pytest-timeout", "ruff", "pre-commit", "gguf"],
-        "gpu": ["sglang", "transformer-engine[pytorch]"],
+        # Transformer Engine is built for the torch that is there, by scripts/install/transformer_engine.sh
+        "gpu": ["sglang"],
         # what SGLang's server imports on a CPU; its own requirements name GPU packages (see scripts/install/base.sh)
         "sglang-cpu": """
             apache-tvm-ffi dill fastapi gguf interegular ipython jsonschema loguru msgspec numba openai orjson

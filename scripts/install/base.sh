@@ -8,7 +8,7 @@ cd "$(dirname "$0")/../.."
 
 python=${PYTHON:-python3}
 stamp=.venv/.installed
-inputs=(setup.py constraints-cpu.txt constraints-gpu.txt scripts/install/base.sh)
+inputs=(setup.py constraints-cpu.txt constraints-gpu.txt scripts/install/base.sh scripts/install/transformer_engine.sh)
 
 wanted=$(cat "${inputs[@]}" | cksum)
 if [[ -f $stamp && $(cat "$stamp") == "$wanted" ]]; then
@@ -27,6 +27,7 @@ fi
 echo "installing into .venv with $constraints (a few minutes the first time) ..."
 # torch first and alone: whatever asks for torch later finds the right build in place
 "${pip[@]}" -c "$constraints" ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} torch
+[[ $extras != *gpu* ]] || scripts/install/transformer_engine.sh
 "${pip[@]}" -c "$constraints" -e ".[$extras]"
 # its wheel declares Python >= 3.12 and GPU packages, but runs without them
 "${pip[@]}" --no-deps --ignore-requires-python megatron-core==0.19.2
