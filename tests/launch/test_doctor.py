@@ -66,6 +66,10 @@ def found(chat_models, tmp_path_factory):
             "other hardware": {"made up": {"megatron_gopd.launch.doctor.hardware": [{"gpu": "H100"}, {"gpu": "A100"}]}},
             "other versions": {"made up": {"megatron_gopd.launch.doctor.versions": [{"nccl": "2.30.7"}, {}]}},
             "two ranks a GPU": {"made up": {"torch.cuda.device_count": [1, 1]}},
+            "old GPU": {
+                "made up": {"megatron_gopd.machine.capability": [90, 75], "torch.cuda.get_device_name": ["H100", "T4"]},
+                "overrides": ["student.dtype=bfloat16"],
+            },
             "no GPU": {"made up": {"megatron_gopd.launch.probes.device_backend": ["nccl", "gloo"]}},
             "disk, resumed": {"overrides": ["checkpoint.keep=10000000", "run.name=resumed"]},
         }
@@ -124,6 +128,13 @@ def test_more_ranks_than_gpus(found):
     texts = [text for _, check, verdict, text in found["two ranks a GPU"] if (check, verdict) == ("ranks", "failed")]
     assert len(texts) == 2
     assert texts[0].startswith("4 ranks have 2 GPU(s), and NCCL asks for one each")
+
+
+def test_a_gpu_too_old_for_the_precision_that_is_asked_for(found):
+    assert verdicts(found["old GPU"], "models") == {"node1": "ok", "node2": "failed"}
+    [text] = [text for node, check, _, text in found["old GPU"] if (node, check) == ("node2", "models")]
+    assert text.startswith("student (")
+    assert "dtype bfloat16 needs a GPU of compute capability 8.0 (A100) or newer, and this one, T4, has 7.5" in text
 
 
 def test_a_node_without_a_gpu_among_others(found):
