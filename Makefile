@@ -1,6 +1,7 @@
 # The verbs of this repository. Each installs what it needs into .venv first.
 .PHONY: help install install-triton quickstart miniature quickstart-smollm2 heal-pruned assets test test-all lint bench bench-convert bench-kernel \
-    bench-sandbox bench-sglang bench-train parity chaos-resume chaos-sglang chaos-slurm slurm kernel-report clean check-gpu-constraints
+    bench-sandbox bench-sglang bench-train parity chaos-resume chaos-sglang chaos-slurm slurm kernel-report clean check-gpu-constraints \
+    gpu-check
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 SMOLLM2 := assets/SmolLM2-135M-Instruct
@@ -90,6 +91,9 @@ chaos-slurm: slurm  ## jobs whose node dies, that are preempted, reach their lim
 
 kernel-report: install-triton  ## the GPU kernels compiled for sm_80, 90, 100: registers, spills, shared memory
 	@.venv-triton/bin/python scripts/gpu/kernel_report.py $(ARGS)
+
+gpu-check: install  ## what only a GPU shows, on this one: kernels, loops, FP8, ranks, SGLang (ARGS=--quick)
+	@$(PY) scripts/gpu/check.py $(ARGS)
 
 clean:  ## remove .venv, .venv-triton, .venv-bench and assets; runs/ stays
 	rm -rf .venv .venv-triton .venv-bench assets

@@ -1,4 +1,4 @@
-"""The backend of CUDA tensors: launches of triton_kernels.py. Not run on a GPU; see docs/kernel_gpu.md.
+"""The backend of CUDA tensors: launches of triton_kernels.py. What ran on which GPU: docs/gpu.md.
 
 The gradients go through d loss / d logits in the dtype of the inputs: in place of what the forward pass kept, or, from
 logits computed again, BLOCK columns at a time. Both GEMMs then accumulate in float32.

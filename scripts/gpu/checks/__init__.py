@@ -1,0 +1,1 @@
+"""What every section of gpu-check stands on: results, cases, child processes, models and runs."""
