@@ -28,7 +28,8 @@ from scripts.gpu.checks.table import counts, summary, table, write_json  # noqa:
 from scripts.gpu.sections import SECTIONS  # noqa: E402
 
 OLDEST = 80  # compute capability: bf16, and what the kernels are compiled for
-BESIDE = {True: 4, False: 2}  # children at a time, at most, on a GPU and on a CPU
+CORES = {True: 2, False: 1}  # of a child, on a GPU and on a CPU
+MOST = 6  # children at a time
 
 
 class Mistake(Exception):
@@ -83,7 +84,7 @@ def output(file: Path) -> Path:
 def check(names: list[str], file: Path, *, gpu: bool, quick: bool) -> list[Check]:
     """The checks of the sections `names`; `file` is written anew whenever more of them are known. Raises Mistake."""
     start = time.monotonic()
-    at_a_time = max(1, min(BESIDE[gpu], os.cpu_count() or 1))
+    at_a_time = max(1, min(MOST, (os.cpu_count() or 1) // CORES[gpu]))
     children = Children(at_a_time, environment(ROOT, gpu), file.parent / "logs")
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
         bench = Bench(gpu, quick, Path(folder), {}, children)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from scripts.gpu import check as program
@@ -83,6 +85,16 @@ def test_the_kernels_hold_on_a_cpu(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "gpu-check: 13 checks: 13 hold, 0 fail, 0 skipped"
     assert json.loads((tmp_path / "found.json").read_text())["hold"] == 13
+
+
+def test_a_check_that_is_told_to_stop_leaves_no_child(tmp_path):
+    command = [sys.executable, "scripts/gpu/check.py", "--device", "cpu", "--only", "kernel"]
+    process = subprocess.Popen([*command, "--json", str(tmp_path / "found.json")], cwd=ROOT)
+    while not (children := psutil.Process(process.pid).children(recursive=True)):
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(60) == 143
+    assert not [child for child in children if child.is_running()]
 
 
 def test_a_gopd_run_without_te_holds_on_a_cpu(on_cpu):

@@ -28,6 +28,8 @@ MOE_ON_GPU = Size(1003, 256, 4, 8, 4, 64, 256, spread=0.06, experts=8)
 MOE_ON_CPU = Size(131, 64, 2, 4, 2, 16, 48, spread=0.12, experts=4)
 QWEN3_06B = Size(151936, 1024, 28, 16, 8, 128, 3072, spread=0.04, tied=True)
 
+PROMPT_WORDS = (8, 60)  # of a prompt, evenly drawn; a word is a token
+
 SMALL = ("student", "teacher", "reference", "expert-student", "expert-teacher")
 LARGE = ("large-student", "large-teacher")
 

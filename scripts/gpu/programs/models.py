@@ -12,10 +12,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from scripts.gpu.checks.sizes import LARGE, SMALL, Size, size_of
+from scripts.gpu.checks.sizes import LARGE, PROMPT_WORDS, SMALL, Size, size_of
 
 TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
-PROMPTS, LENGTHS = 256, (8, 60)  # words
+PROMPTS = 256
 
 
 def save_model(size: Size, folder: Path, device: str) -> None:
@@ -43,7 +43,10 @@ def save_model(size: Size, folder: Path, device: str) -> None:
         settings |= {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
     torch.manual_seed(zlib.crc32(folder.name.encode()))
     with torch.device(device):
-        model = kind(config(**settings)).to(torch.bfloat16)
+        model = kind(config(**settings))
+    with torch.no_grad():  # the padding's row, which is 0 and has a norm of 0, may be sampled as any other
+        model.get_input_embeddings().weight[0].normal_(std=size.spread)
+    model = model.to(torch.bfloat16)
     model.save_pretrained(folder)
 
 
@@ -59,7 +62,7 @@ def write_prompts(words: int, file: Path) -> None:
     draw = random.Random(0)
     with file.open("w") as lines:
         for number in range(PROMPTS):
-            text = " ".join(f"w{draw.randrange(3, words)}" for _ in range(draw.randint(*LENGTHS)))
+            text = " ".join(f"w{draw.randrange(3, words)}" for _ in range(draw.randint(*PROMPT_WORDS)))
             lines.write(json.dumps({"id": f"p{number}", "prompt": text, "label": "0"}) + "\n")
 
 

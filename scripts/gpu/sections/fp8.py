@@ -17,6 +17,8 @@ NEAR, LATER = 0.02, 0.05  # of bf16's reverse KL, nats: at the first step, by th
 
 def cases(bench: Bench) -> list[Case]:
     """A quick check has student and teacher in one run."""
+    if bench.facts["te_problem"]:
+        return [Case("fp8", "every recipe", bench.needs_te)]
     kinds = ("both",) if bench.quick else ("student", "teacher")
     every = [(recipe, who, {}) for recipe in RECIPES for who in kinds]
     if not bench.quick:

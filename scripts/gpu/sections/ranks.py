@@ -28,8 +28,9 @@ COMPARED = ("loss", "reverse_kl")
 
 
 def cases(bench: Bench) -> list[Case]:
-    kinds = [name for name in LAYOUTS if not (bench.quick and name in SKIPPED_BY_A_QUICK)]
-    found = []
+    if bench.gpu and (bench.facts["nccl"] or [0])[:2] < OLDEST_NCCL:
+        return [Case("ranks", "two ranks on one GPU", partial(_refused, bench.facts["nccl"]))]
+    kinds, found = _kinds(bench), []
     for dtype, compare in (("float32", in_float32), ("bfloat16", in_bf16)):
         found += [Case("ranks", f"{kind}, {dtype}", partial(compare, bench, kind)) for kind in kinds]
     return [*found, Case("ranks", ROLES, partial(three_roles, bench))]
@@ -71,11 +72,7 @@ def _run(bench: Bench, kind: str, ranks: int) -> Run:
 
 
 def _done(bench: Bench, job: str, ranks: int) -> None:
-    """Raises what went wrong with a job, or Skipped."""
-    nccl = bench.facts["nccl"]
-    if bench.gpu and (nccl or [0])[:2] < OLDEST_NCCL:
-        told = ".".join(map(str, nccl or ["none"]))
-        raise Skipped(f"NCCL {told} refuses two ranks on one GPU, 2.30 does not: LD_PRELOAD=.../libnccl.so.2")
+    """Raises RuntimeError: what went wrong with a job."""
     name = f"ranks-{ranks}"
     error = bench.once(name, lambda: run_jobs(bench, _jobs(bench, ranks), ranks, name))[job]
     if error:
@@ -83,7 +80,7 @@ def _done(bench: Bench, job: str, ranks: int) -> None:
 
 
 def _jobs(bench: Bench, ranks: int) -> list[dict]:
-    kinds = [name for name in LAYOUTS if not (bench.quick and name in SKIPPED_BY_A_QUICK)]
+    kinds = _kinds(bench)
     scores = [_score_job(bench, kind, dtype, ranks) for kind in kinds for dtype in ("float32", "bfloat16")]
     return scores + [_train_job(bench, kind, ranks) for kind in (*kinds, ROLES)]
 
@@ -109,6 +106,15 @@ def _train_job(bench: Bench, kind: str, ranks: int) -> dict:
     config = bench.folder / f"{_name(kind, ranks)}.yaml"
     config.write_text(yaml.safe_dump(given))
     return {"name": f"train {kind}", "train": str(config)}
+
+
+def _kinds(bench: Bench) -> list[str]:
+    return [name for name in LAYOUTS if not (bench.quick and name in SKIPPED_BY_A_QUICK)]
+
+
+def _refused(nccl: list[int] | None) -> Check:
+    told = ".".join(map(str, nccl or ["none"]))
+    raise Skipped(f"NCCL {told} refuses two ranks on one GPU, 2.30 does not: LD_PRELOAD=.../libnccl.so.2")
 
 
 def _target(bench: Bench, kind: str, dtype: str, ranks: int):
