@@ -22,11 +22,11 @@ class Size:
 
 
 # every dimension of a GPU's is a multiple of 128 where FP8's blocks ask for it; the vocabulary is odd
-ON_GPU = Size(1003, 256, 4, 8, 4, 64, 512, spread=0.06)
+ON_GPU = Size(1003, 256, 4, 8, 4, 64, 512, spread=0.05)
 ON_CPU = Size(131, 64, 2, 4, 2, 16, 96, spread=0.12)
-MOE_ON_GPU = Size(1003, 256, 4, 8, 4, 64, 256, spread=0.06, experts=8)
+MOE_ON_GPU = Size(1003, 256, 4, 8, 4, 64, 256, spread=0.05, experts=8)
 MOE_ON_CPU = Size(131, 64, 2, 4, 2, 16, 48, spread=0.12, experts=4)
-QWEN3_06B = Size(151936, 1024, 28, 16, 8, 128, 3072, spread=0.04, tied=True)
+QWEN3_06B = Size(151936, 1024, 28, 16, 8, 128, 3072, spread=0.02, tied=True)
 
 PROMPT_WORDS = (8, 60)  # of a prompt, evenly drawn; a word is a token
 

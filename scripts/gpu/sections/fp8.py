@@ -11,7 +11,7 @@ from scripts.gpu.checks.runs import sound, tree
 from scripts.gpu.sections.loop import bf16
 
 RECIPES = ("tensorwise", "delayed", "blockwise", "mxfp8")
-AGREE = 0.1  # nats in the mean: the engine samples in bf16, the trainer scores in FP8
+AGREE = 0.2  # nats in the mean: the engine samples in bf16, the trainer scores in FP8
 NEAR, LATER = 0.02, 0.05  # of bf16's reverse KL, nats: at the first step, by the same tokens; at the last
 
 
