@@ -69,8 +69,8 @@ def build_micro_batch(
     """Concatenate `batch[i] for i in rows`; without rows, a micro-batch of padding that nothing is read from.
 
     Under context parallelism each row is padded to a multiple of 2 cp and cut into as many chunks, of which rank r
-    holds chunks r and 2 cp - 1 - r: causal attention then costs every rank the same. The total is padded to a
-    multiple of `multiple` (tp, under sequence parallelism) times 2 cp.
+    holds chunks r and 2 cp - 1 - r: causal attention then costs every rank the same. What a rank holds is padded to a
+    multiple of `multiple` (of tp under sequence parallelism, of what FP8 GEMMs take).
     """
     parts = [_part(index, batch[index], cp, cp_rank) for index in rows]
     padding = -sum(part.padded for part in parts) % (multiple * (2 * cp if cp > 1 else 1))

@@ -13,9 +13,8 @@ from megatron_gopd.data import load_tokenizer
 from megatron_gopd.data.packing import Row
 from megatron_gopd.errors import UserError
 from megatron_gopd.evaluation.options import check_options
-from megatron_gopd.mcore import weights
 from megatron_gopd.mcore.architecture import Architecture
-from megatron_gopd.mcore.model import build_model
+from megatron_gopd.mcore.frozen import frozen_model
 from megatron_gopd.policies import scoring
 from megatron_gopd.ranks import is_first
 from megatron_gopd.runs import write_text
@@ -36,9 +35,7 @@ def score_file(
     check_options(dtype, temperature, target)
     ids, rows, places = _read(source, model)
     _check_tokens(rows, places, Architecture.read(model).vocab_size)
-    scorer = build_model(model, layout, dtype)
-    if scorer is not None:  # None: layout.ranks leaves this rank out
-        weights.load(scorer, model)
+    scorer = frozen_model(model, layout, dtype)  # None: layout.ranks leaves this rank out
     logprobs, entropy = scoring.score(scorer, rows, temperature=temperature, max_tokens=max_tokens)
     for values, place in zip(logprobs, places, strict=True):
         if not np.isfinite(values).all():

@@ -1,24 +1,15 @@
-"""A Hugging Face config.json -> Megatron's TransformerConfig, or a refusal that says why."""
+"""What a decoder is, read off a Hugging Face config.json, or a refusal that says why."""
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-from megatron.core.transformer import TransformerConfig
-
-from megatron_gopd.config import Layout, schema
+from megatron_gopd.config import Layout
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.hf_config import Fields, read_config
 
 SUPPORTED = ("llama", "qwen2", "qwen3", "qwen3_moe")
-# Transformer Engine's layers where it is installed and there is a GPU to run them, Megatron's local ones elsewhere
-HAVE_TE = torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
-HAVE_FUSED_GRADIENTS = HAVE_TE or importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
@@ -123,75 +114,9 @@ class Architecture:
                 f"{where}: layout.ep = {layout.ep}, etp = {layout.etp}: a dense model has no experts; omit them"
             )
 
-    def transformer_config(
-        self, layout: Layout, dtype: str, *, fp8: schema.Fp8 | None = None, recompute: str = "none"
-    ) -> TransformerConfig:
-        """Megatron's configuration of this model under `layout`, in `dtype` (a config.schema.Dtype)."""
-        return TransformerConfig(
-            num_layers=self.layers,
-            hidden_size=self.hidden_size,
-            num_attention_heads=self.heads,
-            num_query_groups=self.groups,
-            kv_channels=self.head_dim,
-            ffn_hidden_size=self.ffn_size,
-            normalization="RMSNorm",
-            layernorm_epsilon=self.norm_eps,
-            qk_layernorm=self.qk_norm,
-            gated_linear_unit=True,
-            activation_func=F.silu,
-            add_bias_linear=False,
-            add_qkv_bias=self.qkv_bias,
-            hidden_dropout=0.0,
-            attention_dropout=0.0,
-            attention_softmax_in_fp32=True,
-            tensor_model_parallel_size=layout.tp,
-            pipeline_model_parallel_size=layout.pp,
-            context_parallel_size=layout.cp,
-            expert_model_parallel_size=layout.ep,
-            expert_tensor_parallel_size=layout.etp,
-            sequence_parallel=self.uses_sequence_parallel(layout),
-            params_dtype=_DTYPES[dtype],
-            pipeline_dtype=_DTYPES[dtype],
-            bf16=dtype == "bfloat16",
-            transformer_impl="transformer_engine" if HAVE_TE else "local",
-            use_cpu_initialization=not torch.cuda.is_available(),
-            perform_initialization=False,  # the weights come from the Hugging Face directory
-            calculate_per_token_loss=True,  # gradients are summed: the token weights already are global means
-            variable_seq_lengths=True,
-            moe_token_dispatcher_type="alltoall",  # variable lengths ask for it, also without experts
-            bias_activation_fusion=False,
-            bias_dropout_fusion=False,
-            masked_softmax_fusion=False,
-            apply_rope_fusion=False,
-            gradient_accumulation_fusion=HAVE_FUSED_GRADIENTS,
-            persist_layer_norm=False,
-            batch_p2p_comm=False,
-            **self._expert_settings(),
-            **_fp8_settings(fp8),
-            **_RECOMPUTE[recompute],
-        )
-
     def uses_sequence_parallel(self, layout: Layout) -> bool:
         """At tp > 1 where asked for, and always with experts: Megatron routes each token on one rank only."""
         return layout.tp > 1 and (layout.sequence_parallel or self.experts is not None)
-
-    def _expert_settings(self) -> dict:
-        if self.experts is None:
-            return {}
-        return {
-            "num_moe_experts": self.experts.count,
-            "moe_ffn_hidden_size": self.experts.ffn_size,
-            "moe_router_topk": self.experts.per_token,
-            # softmax over the chosen k logits = softmax over all, chosen, normalised again
-            "moe_router_pre_softmax": not self.experts.normalize_top_k,
-            "moe_router_score_function": "softmax",
-            "moe_router_dtype": "fp32",
-            "moe_router_load_balancing_type": "none",
-            "moe_aux_loss_coeff": 0.0,
-            "moe_grouped_gemm": HAVE_TE,
-            "moe_permute_fusion": False,
-            "moe_layer_freq": 1,
-        }
 
 
 def _refuse_unsupported(hf: dict, fields: Fields, where: str) -> None:
@@ -209,27 +134,6 @@ def _refuse_unsupported(hf: dict, fields: Fields, where: str) -> None:
     for key, unsupported in refused.items():
         if unsupported:
             raise UserError(f"{where}: {key} = {hf.get(key)!r} is not supported for {hf['model_type']} models")
-
-
-_RECOMPUTE = {
-    "none": {},
-    "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
-    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
-}
-
-
-def _fp8_settings(fp8: schema.Fp8 | None) -> dict:
-    """Megatron's fields for FP8 through Transformer Engine."""
-    if fp8 is None:
-        return {}
-    return {
-        "fp8": fp8.format,
-        "fp8_recipe": fp8.recipe,
-        "fp8_param": fp8.weights,
-        "first_last_layers_bf16": fp8.first_last_layers_bf16,
-        "num_layers_at_start_in_bf16": fp8.layers_at_start_bf16 if fp8.first_last_layers_bf16 else 0,
-        "num_layers_at_end_in_bf16": fp8.layers_at_end_bf16 if fp8.first_last_layers_bf16 else 0,
-    }
 
 
 def _experts(hf: dict, fields: Fields) -> Experts:

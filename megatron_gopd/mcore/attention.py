@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
@@ -14,6 +16,14 @@ from torch.utils.checkpoint import checkpoint
 
 QUERY_BLOCK = 128  # queries at a time where keys outnumber queries: the only mask built is [QUERY_BLOCK, keys]
 SHORT = 256  # positions; rows up to so many are computed with others of nearly their length, for a call costs more
+
+
+@dataclass
+class PackedRows(PackedSeqParams):
+    """Megatron's description of packed rows, which lies on the device, and where they start, known to the host: every
+    layer would ask the device for it, and wait."""
+
+    starts: list[int] = field(default_factory=list)
 
 
 class CausalAttention(MegatronModule):
@@ -32,7 +42,7 @@ class CausalAttention(MegatronModule):
 
     def forward(self, query, key, value, attention_mask, packed_seq_params=None, **_) -> Tensor:
         """query [t, heads, d], key and value [t, groups, d] -> [t, heads * d]; t: this rank's positions, row by row."""
-        starts = packed_seq_params.cu_seqlens_q.tolist()
+        starts = packed_seq_params.starts
         shared = query.shape[1] // key.shape[1]
         cp = self.cp_group.size()
         if cp > 1:

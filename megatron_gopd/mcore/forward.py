@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region, gather_from_sequence_parallel_region
 from torch import Tensor
 
 from megatron_gopd.data.packing import MicroBatch
+from megatron_gopd.mcore.attention import PackedRows
 from megatron_gopd.mcore.model import Model
 
 Head = Callable[[Tensor, MicroBatch], Any]
@@ -88,7 +88,7 @@ def rows_per_rank(model: Model, micro_batch: MicroBatch) -> list[int] | None:
 def _select(hidden: Tensor, micro_batch: MicroBatch, model: Model, gather: bool) -> Tensor:
     """[tokens (/ tp), 1, h] -> [response tokens, h]; without a slice its gradient is summed over the vocabulary's
     shards, for a slice the LM head does that."""
-    positions = micro_batch.positions.to(hidden.device)
+    positions = micro_batch.positions  # chosen on the host: a GPU would be asked how many they are, and waited for
     if not model.config.sequence_parallel:
         hidden = copy_to_tensor_model_parallel_region(hidden, group=model.groups.tp)
     elif gather:
@@ -96,14 +96,19 @@ def _select(hidden: Tensor, micro_batch: MicroBatch, model: Model, gather: bool)
     else:
         positions = positions - len(hidden) * model.groups.tp.rank()
         positions = positions[(positions >= 0) & (positions < len(hidden))]
-    return hidden[:, 0].index_select(0, positions)
+    return hidden[:, 0].index_select(0, positions.to(hidden.device))
 
 
-def _packed(micro_batch: MicroBatch, device: torch.device) -> PackedSeqParams:
+def _packed(micro_batch: MicroBatch, device: torch.device) -> PackedRows:
     starts = micro_batch.cu_seqlens.to(device)
     longest = int(micro_batch.cu_seqlens.diff().max())
-    return PackedSeqParams(
-        qkv_format="thd", cu_seqlens_q=starts, cu_seqlens_kv=starts, max_seqlen_q=longest, max_seqlen_kv=longest
+    lengths = {"max_seqlen_q": longest, "max_seqlen_kv": longest}
+    return PackedRows(
+        qkv_format="thd",
+        cu_seqlens_q=starts,
+        cu_seqlens_kv=starts,
+        **lengths,
+        starts=micro_batch.cu_seqlens.tolist(),
     )
 
 

@@ -29,13 +29,19 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return weight * wide.to(x.dtype)
 
 
+def _ones(size: int, config: TransformerConfig) -> torch.nn.Parameter:
+    """A norm's weight, where Megatron creates the weights of linear layers."""
+    where = {} if config.use_cpu_initialization else {"device": torch.cuda.current_device()}
+    return torch.nn.Parameter(torch.ones(size, dtype=config.params_dtype, **where))
+
+
 class RMSNorm(torch.nn.Module):
     """RMS norm that also works under sequence parallelism (Megatron's torch norm refuses it)."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_):
         super().__init__()
         self.eps = eps
-        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        self.weight = _ones(hidden_size, config)
         self.weight.sequence_parallel = config.sequence_parallel  # finalize_model_grads sums its gradient over tp
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,7 +53,7 @@ class LayerNormColumnParallelLinear(ColumnParallelLinear):
 
     def __init__(self, input_size: int, output_size: int, *, config: TransformerConfig, **kwargs):
         super().__init__(input_size, output_size, config=config, **kwargs)
-        self.layer_norm_weight = torch.nn.Parameter(torch.ones(input_size, dtype=config.params_dtype))
+        self.layer_norm_weight = _ones(input_size, config)
         self.layer_norm_weight.sequence_parallel = config.sequence_parallel
         self.eps = config.layernorm_epsilon
 
@@ -87,7 +93,7 @@ class ExpertBackend(TorchBackend):
 
 def block_spec(config: TransformerConfig, layers: int) -> TransformerBlockSubmodules:
     """`layers` equal layers and the final norm; Transformer Engine's where Megatron was configured for it."""
-    if config.transformer_impl == "transformer_engine":  # not run yet: needs a GPU
+    if config.transformer_impl == "transformer_engine":
         from megatron.core.extensions.transformer_engine import TENorm
         from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 

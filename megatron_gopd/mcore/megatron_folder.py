@@ -15,6 +15,7 @@ from torch import Tensor
 
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
+from megatron_gopd.mcore.fp8 import is_quantised, start_master_from
 from megatron_gopd.mcore.hf_folder import refuse_non_finite
 from megatron_gopd.mcore.model import Model, sharded_state
 from megatron_gopd.mcore.skeleton import build_skeleton
@@ -79,6 +80,9 @@ class MegatronFolder:
         for name, tensor in loaded.items():
             refuse_non_finite(tensor, name, state)
         model.module.load_state_dict(loaded, strict=False)
+        for name, param in model.module.named_parameters():
+            if is_quantised(param):
+                start_master_from(param, loaded[name])
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """(Hugging Face name, whole tensor) of every weight; one parameter in memory at a time. Not collective.

@@ -15,8 +15,10 @@ from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from megatron_gopd.config import Layout, schema
-from megatron_gopd.errors import UserError
-from megatron_gopd.mcore.architecture import HAVE_TE, Architecture
+from megatron_gopd.machine import check_dtype, have_te
+from megatron_gopd.mcore import fp8 as fp8_rules
+from megatron_gopd.mcore import settings
+from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.groups import build_groups
 from megatron_gopd.mcore.layers import block_spec
 
@@ -49,6 +51,12 @@ class Model:
     def is_last_stage(self) -> bool:
         return self.groups.pp.rank() == self.groups.pp.size() - 1
 
+    @property
+    def token_multiple(self) -> int:
+        """What the tokens of a micro-batch on a context-parallel rank must be a multiple of."""
+        of_gemm = fp8_rules.TOKENS[self.config.fp8_recipe] if self.config.fp8 else 1
+        return of_gemm * (self.layout.tp if self.config.sequence_parallel else 1)
+
     def lm_head(self) -> torch.Tensor:
         """[vocab rows of this rank, hidden]; on the last stage."""
         if self.module.share_embeddings_and_output_weights:
@@ -64,46 +72,37 @@ def build_model(
     Collective over all ranks: every rank builds every model, in the same order.
 
     Raises:
-        UserError: an unsupported architecture, a layout it cannot be cut into, fp8 without Transformer Engine.
+        UserError: an unsupported architecture, a layout it cannot be cut into, a precision that cannot be had here.
     """
-    check_fp8(fp8, dtype, str(folder))
     architecture = Architecture.read(folder)
-    architecture.check_layout(layout, str(folder))
+    check_model(architecture, layout, dtype, fp8, str(folder))
     groups = build_groups(layout)
     if groups is None:
         return None
-    config = architecture.transformer_config(layout, dtype, fp8=fp8, recompute=recompute)
+    config = settings.transformer_config(architecture, layout, dtype, fp8=fp8, recompute=recompute)
+    config.amax_group_func = lambda: groups.tp_dp_cp  # repairs hand it to Transformer Engine's delayed scaling
     tensor_parallel.model_parallel_cuda_manual_seed(  # dropout is 0: no random number is drawn, but the tracker must be
         1, tp_rank=groups.tp.rank(), ep_rank=groups.ep.rank(), etp_rank=groups.expt_tp.rank(), force_reset_rng=True
     )
     return Model(build_module(architecture, config, layout, groups), architecture, config, layout, groups)
 
 
-def check_fp8(fp8: schema.Fp8 | None, dtype: str, where: str) -> None:
-    """Raises UserError: fp8 without bfloat16, or where it cannot run."""
-    if fp8 is None:
-        return
-    check_fp8_dtype(dtype, where)
-    if not HAVE_TE:
-        raise UserError(
-            f"{where}: fp8 needs a GPU and Transformer Engine; on a GPU machine: pip install 'megatron-gopd[gpu]', "
-            f"elsewhere remove the key fp8"
-        )
-
-
-def check_fp8_dtype(dtype: str, where: str) -> None:
-    """Raises UserError: fp8 without bfloat16."""
-    if dtype != "bfloat16":
-        raise UserError(f"{where}: fp8 goes with dtype: bfloat16, not {dtype}")
+def check_model(architecture: Architecture, layout: Layout, dtype: str, fp8: schema.Fp8 | None, where: str) -> None:
+    """Raises UserError: a model that cannot be cut or held as asked, on any machine or on this one."""
+    architecture.check_layout(layout, where)
+    fp8_rules.check_fp8(fp8, dtype, architecture, layout, where)
+    fp8_rules.check_fp8_here(fp8, where)
+    check_dtype(dtype, where)
+    have_te()
 
 
 def build_module(
     architecture: Architecture, config: TransformerConfig, layout: Layout, groups: ProcessGroupCollection
 ) -> GPTModel:
-    """This rank's part of the decoder, uninitialised, on torch's default device."""
+    """This rank's part of the decoder, uninitialised; on torch's default device, or on this rank's GPU."""
     stage, stages = groups.pp.rank(), groups.pp.size()
     layers = get_num_layers_to_build(config, vp_stage=None, pp_rank=stage)
-    return GPTModel(
+    module = GPTModel(
         config,
         block_spec(config, layers),
         vocab_size=architecture.padded_vocab(layout.tp),
@@ -118,6 +117,17 @@ def build_module(
         share_embeddings_and_output_weights=architecture.tied,
         pg_collection=groups,
     )
+    if not config.use_cpu_initialization:
+        _move_what_is_left(module)
+    return module
+
+
+def _move_what_is_left(module: torch.nn.Module) -> None:
+    """Megatron makes some weights, such as routers', on the CPU, wherever the others are. To this rank's GPU."""
+    for part in module.modules():
+        held = [*part.parameters(recurse=False), *part.buffers(recurse=False)]
+        if any(tensor.device.type == "cpu" for tensor in held):
+            part.cuda(torch.cuda.current_device())
 
 
 def sharded_state(module: torch.nn.Module, groups: ProcessGroupCollection) -> dict:

@@ -21,6 +21,7 @@ def wrap_for_training(model: Model, settings: schema.Optimizer, overlap: bool = 
     distributed = DistributedDataParallelConfig(
         use_distributed_optimizer=_is_distributed(settings),
         grad_reduce_in_fp32=True,
+        fp8_param_gather=model.config.fp8_param,  # or weights held in FP8 would never see what their masters learn
         overlap_grad_reduce=overlap,  # and not the gathering of weights: they leave for the engine right after a step
     )
     wrapped = DistributedDataParallel(model.config, distributed, model.module, pg_collection=model.groups)
@@ -41,6 +42,7 @@ def build_optimizer(model: Model, wrapped: DistributedDataParallel, settings: sc
         clip_grad=settings.clip_grad,
         bf16=model.config.bf16,
         params_dtype=model.config.params_dtype,
+        fp8_recipe=model.config.fp8_recipe if model.config.fp8_param else None,
         use_distributed_optimizer=_is_distributed(settings),
     )
     with among(model.groups.intra_dist_opt):

@@ -14,6 +14,7 @@ from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.groups import groups_of_one
 from megatron_gopd.mcore.mapping import Gated, Rule, rule_for
 from megatron_gopd.mcore.model import build_module, sharded_state
+from megatron_gopd.mcore.settings import transformer_config
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,8 @@ class Skeleton:
 def build_skeleton(architecture: Architecture) -> Skeleton:
     """Ask Megatron itself, with a model on the meta device. Needs an initialised process group; not collective."""
     groups, layout = groups_of_one(), Layout()
-    config = replace(  # the local layers: Transformer Engine's bear the same names, but want a GPU
-        architecture.transformer_config(layout, "float32"),
-        transformer_impl="local",
-        moe_grouped_gemm=False,
+    config = replace(  # float32 takes Megatron's own layers, which can be made on any device
+        transformer_config(architecture, layout, "float32"),
         use_cpu_initialization=True,
     )
     with torch.device("meta"):

@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_gopd.errors import UserError
+from megatron_gopd.machine import device
+from megatron_gopd.mcore.fp8 import plain, start_master_from
 from megatron_gopd.mcore.hf_folder import HFFolder
 from megatron_gopd.mcore.mapping import Whole, rule_for
 from megatron_gopd.mcore.megatron_folder import MegatronFolder, is_megatron_folder
@@ -48,6 +50,7 @@ def load(model: Model, folder: str | Path) -> None:
                 f"{group.size()} tensor-parallel rank(s); weights and config.json belong to different models"
             )
         param.copy_(shard)
+        start_master_from(param, shard)
 
 
 @torch.no_grad()
@@ -64,7 +67,7 @@ def export(model: Model) -> Iterator[tuple[str, Tensor]]:
         for name, shape, dtype in entries:
             if name == "output_layer.weight" and model.architecture.tied:
                 continue
-            shard = mine[name].detach() if name in mine else torch.empty(shape, dtype=dtype, device=_device())
+            shard = plain(mine[name]) if name in mine else torch.empty(shape, dtype=dtype, device=device())
             if model.layout.pp > 1:
                 dist.broadcast(shard, group=model.groups.pp, group_src=stage)
             yield from _whole(name, shard, model)
@@ -118,7 +121,3 @@ def _layer_numbered_globally(name: str, model: Model) -> str:
 def _experts_a_rank(model: Model) -> int:
     experts = model.architecture.experts
     return experts.count // model.layout.ep if experts else 0
-
-
-def _device() -> torch.device:
-    return torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")

@@ -10,7 +10,8 @@ from megatron_gopd.config import Config, Layout
 from megatron_gopd.data.packing import Row
 from megatron_gopd.data.trajectory import Prompt, Trajectory
 from megatron_gopd.mcore.architecture import Architecture
-from megatron_gopd.mcore.model import Model, build_model
+from megatron_gopd.mcore.frozen import frozen_model
+from megatron_gopd.mcore.model import Model
 from megatron_gopd.mcore.optimizer import _parts, optimizer_tensors
 from megatron_gopd.objective import gopd_loss
 from megatron_gopd.plan import seams
@@ -153,8 +154,7 @@ def _update(config: Config, role: Role, tokens: int, ledger: Ledger) -> Stage:
 
 def _score(config: Config, role: Role, tokens: int, ledger: Ledger) -> Stage:
     settings = role.settings
-    model = build_model(settings.model, settings.layout, settings.dtype)
-    model.module.eval().requires_grad_(False)
+    model = frozen_model(settings.model, settings.layout, settings.dtype)
     rows = [Row([0], [0] * tokens)] * (model.groups.dp.size() * settings.layout.pp)
     temperature, naive = config.rollout.temperature, config.training.logprob == "naive"
     with ledger.part("score") as counts:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megatron_gopd.config import Config
 from megatron_gopd.errors import UserError
-from megatron_gopd.mcore.model import check_fp8_dtype
+from megatron_gopd.mcore.fp8 import check_fp8
 from megatron_gopd.plan import memory
 from megatron_gopd.plan.advice import advice
 from megatron_gopd.plan.dry_run import Held, Stage, construct, sample_ranks, stages
@@ -147,11 +147,10 @@ def assemble(
 def _check_layouts(roles: list[Role], where: Placement, machine: Machine) -> None:
     for role in roles:
         who = f"{role.name} ({role.settings.model})"
-        if role.settings.fp8:
-            check_fp8_dtype(role.settings.dtype, who)
-            if machine.chip.fp8_flops is None:
-                raise UserError(f"{who}: fp8 needs a GPU that has it, and {machine.name} has not; remove the key fp8")
         role.architecture.check_layout(role.settings.layout, who)
+        check_fp8(role.settings.fp8, role.settings.dtype, role.architecture, role.settings.layout, who)
+        if role.settings.fp8 and machine.chip.fp8_flops is None:
+            raise UserError(f"{who}: fp8 needs a GPU that has it, and {machine.name} has not; remove the key fp8")
         try:
             role.settings.layout.span(where.world, who)
         except UserError as error:

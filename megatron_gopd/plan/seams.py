@@ -17,8 +17,7 @@ from megatron.core.transformer.moe import token_dispatcher
 from torch import Tensor
 
 from megatron_gopd.kernels import head
-from megatron_gopd.mcore import optimizer, weights
-from megatron_gopd.mcore.architecture import Architecture
+from megatron_gopd.mcore import optimizer, settings, weights
 from megatron_gopd.mcore.attention import CausalAttention
 from megatron_gopd.plan.ledger import Ledger
 from megatron_gopd.plan.lm_head import PlannedHead
@@ -67,13 +66,12 @@ def stages_receive(shape: list[int]) -> Iterator[None]:
 @contextlib.contextmanager
 def layers_a_stage(layers: int) -> Iterator[None]:
     """Every model is as deep as its pipeline stages are many, times `layers`."""
-    check, build = Architecture.check_layout, Architecture.transformer_config
+    build = settings.transformer_config
 
-    def transformer_config(self, layout, *args, **kwargs):
-        return build(dataclasses.replace(self, layers=layers * layout.pp), layout, *args, **kwargs)
+    def transformer_config(architecture, layout, *args, **kwargs):
+        return build(dataclasses.replace(architecture, layers=layers * layout.pp), layout, *args, **kwargs)
 
-    with mock.patch.object(Architecture, "transformer_config", transformer_config):
-        assert Architecture.check_layout is check  # still of the real depth
+    with mock.patch.object(settings, "transformer_config", transformer_config):
         yield
 
 

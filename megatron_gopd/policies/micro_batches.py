@@ -24,8 +24,7 @@ def my_micro_batches(model: Model, batch: Sequence[Row], max_tokens: int) -> lis
 def micro_batch_of(model: Model, rows: Sequence[int], batch: Sequence[Row]) -> MicroBatch:
     """One micro-batch in the shape the model's layout asks for."""
     cp = model.groups.cp
-    multiple = model.layout.tp if model.config.sequence_parallel else 1
-    return build_micro_batch(rows, batch, cp=cp.size(), cp_rank=cp.rank(), multiple=multiple)
+    return build_micro_batch(rows, batch, cp=cp.size(), cp_rank=cp.rank(), multiple=model.token_multiple)
 
 
 def reports(model: Model) -> bool:

@@ -12,9 +12,9 @@ from megatron_gopd.config import Config, schema
 from megatron_gopd.data.packing import Row
 from megatron_gopd.data.trajectory import Trajectory
 from megatron_gopd.errors import UserError
-from megatron_gopd.mcore import weights
+from megatron_gopd.mcore.frozen import frozen_model
 from megatron_gopd.mcore.levers import settle
-from megatron_gopd.mcore.model import Model, build_model
+from megatron_gopd.mcore.model import Model
 from megatron_gopd.mcore.offload import Offloader
 from megatron_gopd.policies import scoring
 from megatron_gopd.policies.served import ServedScorer
@@ -88,13 +88,10 @@ class Scorers:
             if _identity(settings) not in self._served:
                 self._served[_identity(settings)] = ServedScorer(settings, who, self.config.rollout.temperature)
         elif _identity(settings) not in self._models:
-            model = build_model(settings.model, settings.layout, settings.dtype, fp8=settings.fp8)
-            if model is not None:
-                weights.load(model, settings.model)
-                model.module.eval().requires_grad_(False)
-                if settle(settings).offload:
-                    self._offloaders[_identity(settings)] = Offloader(model.module.parameters())
-                    self._offloaders[_identity(settings)].release()
+            model = frozen_model(settings.model, settings.layout, settings.dtype, fp8=settings.fp8)
+            if model is not None and settle(settings).offload:
+                self._offloaders[_identity(settings)] = Offloader(model.module.parameters, frozen=True)
+                self._offloaders[_identity(settings)].release()
             self._models[_identity(settings)] = model
 
     def _ask(self, settings: schema.Scorer, who: str, rows: list[Row], taught: list[Trajectory]) -> list[np.ndarray]:

@@ -14,9 +14,9 @@ from megatron_gopd.config import Layout
 from megatron_gopd.data import load_tokenizer
 from megatron_gopd.data.packing import Row
 from megatron_gopd.errors import UserError
-from megatron_gopd.mcore import weights
 from megatron_gopd.mcore.architecture import Architecture
-from megatron_gopd.mcore.model import Model, build_model
+from megatron_gopd.mcore.frozen import frozen_model
+from megatron_gopd.mcore.model import Model
 from megatron_gopd.policies import scoring
 from megatron_gopd.ranks import is_first, on_first
 from megatron_gopd.servers.scorer_service import ScorerService, Waiting
@@ -35,10 +35,7 @@ def serve_scorer(model: Path, *, layout: Layout, dtype: str, host: str, port: in
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"--dtype {dtype}: choose float32 or bfloat16")
     about = describe(model) | {"dtype": dtype}
-    scorer = build_model(str(model), layout, dtype)
-    if scorer is not None:  # None: layout.ranks leaves this rank out
-        weights.load(scorer, model)
-        scorer.module.eval().requires_grad_(False)
+    scorer = frozen_model(model, layout, dtype)  # None: layout.ranks leaves this rank out
     services: list[ScorerService] = []
     on_first(lambda: services.append(_listen(about, host, port)))  # a service stays on its rank
     try:

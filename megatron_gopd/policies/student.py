@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -51,6 +51,9 @@ class Student:
             self._routers = {name: param.detach().float().clone() for name, param in _routers(self.model)}
             self._wrapped = wrap_for_training(self.model, config.optimizer, settings.overlap_communication)
             self._optimizer = build_optimizer(self.model, self._wrapped, config.optimizer)
+            if settings.offload:  # from here on: servers on the same GPU start before the first step
+                self._away = Offloader(lambda: optimizer_tensors(self._optimizer))
+                self._release()
 
     @property
     def steps_done(self) -> int:
@@ -100,7 +103,11 @@ class Student:
     def logprobs(self, batch: list[Trajectory]) -> list[np.ndarray]:
         """Log-prob of every response token under the weights of now: [response] float32 a trajectory. Collective."""
         rows = [Row(trajectory.prompt.student_tokens, trajectory.response_tokens) for trajectory in batch]
-        training, temperature = self.config.training, self.config.rollout.temperature
+        return self.score(rows, self.config.rollout.temperature)
+
+    def score(self, rows: Sequence[Row], temperature: float) -> list[np.ndarray]:
+        """Log-prob of every response token under the weights of now: [response] float32 a row. Collective."""
+        training = self.config.training
         budget, naive = training.max_tokens_per_micro_batch, training.logprob == "naive"
         return scoring.score(self.model, rows, temperature=temperature, max_tokens=budget, naive=naive)[0]
 
@@ -147,10 +154,12 @@ class Student:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._optimizer.step()
-        if self.settings.offload:
-            self._away = Offloader(optimizer_tensors(self._optimizer))
-            self._away.release()
-            self._wrapped.offload_grad_buffers()
+        if self._away is not None:
+            self._release()
+
+    def _release(self) -> None:
+        self._away.release()
+        self._wrapped.offload_grad_buffers()
 
     def _router_drift(self) -> float | None:
         """How far the routers of all layers have moved since the start; None for a dense student. Collective."""

@@ -13,7 +13,7 @@ from megatron_gopd.config import Config
 from megatron_gopd.data import PromptLoader, PromptSet, Tokenizers, build_prompts, load_tokenizers
 from megatron_gopd.mcore import weights
 from megatron_gopd.mcore.architecture import Architecture
-from megatron_gopd.mcore.model import check_fp8
+from megatron_gopd.mcore.model import check_model
 from megatron_gopd.policies.scorers import Scorers
 from megatron_gopd.policies.student import Student
 from megatron_gopd.ranks import is_first, on_first
@@ -26,6 +26,7 @@ from megatron_gopd.rollout import (
     TeacherResponses,
     WrittenResponses,
 )
+from megatron_gopd.rollout.shared_gpus import check_sync
 from megatron_gopd.runs import RunFolder
 from megatron_gopd.training.batches import Batches
 from megatron_gopd.training.exams import check_suites
@@ -64,6 +65,7 @@ def build_job(config: Config) -> Job:
     """Load data, tokenizers and models. Collective. Raises UserError for what the user can mend, cheapest first."""
     on_first(lambda: RunFolder.check(config))
     check_models(config, dist.get_world_size())
+    check_sync(config)
     tokenizers = load_tokenizers(config)
     prompts = build_prompts(config, tokenizers)
     if config.algorithm.type != "sft":  # which is not graded
@@ -90,15 +92,15 @@ def _writers(config: Config) -> Source:
 
 
 def check_models(config: Config, world: int) -> None:
-    """Architectures, layouts on `world` ranks and files of every model, before the first weight is read.
+    """Architectures, layouts on `world` ranks, precisions and files of every model, before the first weight is read.
 
     Raises:
         UserError: names the first that cannot be.
     """
     for role, settings in {"student": config.student, **config.scorers()}.items():
-        Architecture.read(settings.model).check_layout(settings.layout, f"{role} ({settings.model})")
+        architecture, where = Architecture.read(settings.model), f"{role} ({settings.model})"
+        check_model(architecture, settings.layout, settings.dtype, settings.fp8, where)
         settings.layout.span(world, role)
-        check_fp8(settings.fp8, settings.dtype, f"{role} ({settings.model})")
         weights.check(settings.model)
 
 

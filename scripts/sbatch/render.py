@@ -1,4 +1,4 @@
-"""Write scripts/sbatch/*.sbatch, the batch scripts of the paper's runs, as `megatron-gopd submit --dry-run` prints them."""
+"""Write the batch scripts of the paper's runs, beside this file, as `megatron-gopd submit --dry-run` prints them."""
 
 from __future__ import annotations
 

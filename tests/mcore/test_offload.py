@@ -15,7 +15,7 @@ def tensors():
 
 
 def test_released_storage_is_empty(tensors):
-    offloader = Offloader(tensors)
+    offloader = Offloader(lambda: tensors)
     assert offloader.release() == 5 * 3 * 4 + 7 * 2
     assert [tensor.untyped_storage().nbytes() for tensor in tensors] == [0, 0]
     assert offloader.is_away
@@ -23,7 +23,7 @@ def test_released_storage_is_empty(tensors):
 
 def test_it_comes_back_bit_for_bit_in_the_same_objects(tensors):
     before, view = [tensor.clone() for tensor in tensors], tensors[0][1]
-    offloader = Offloader(tensors)
+    offloader = Offloader(lambda: tensors)
     offloader.release()
     offloader.restore()
     assert all(torch.equal(tensor, value) for tensor, value in zip(tensors, before, strict=True))
@@ -31,7 +31,7 @@ def test_it_comes_back_bit_for_bit_in_the_same_objects(tensors):
 
 
 def test_a_change_while_resident_is_kept(tensors):
-    offloader = Offloader(tensors)
+    offloader = Offloader(lambda: tensors)
     offloader.release()
     with offloader.resident():
         tensors[0].add_(1)
@@ -42,13 +42,13 @@ def test_a_change_while_resident_is_kept(tensors):
 
 def test_views_of_one_storage_are_moved_once():
     whole = torch.arange(6.0)
-    offloader = Offloader([whole[:3], whole[3:]])
+    offloader = Offloader(lambda: [whole[:3], whole[3:]])
     assert offloader.release() == 24
     offloader.restore()
     assert torch.equal(whole, torch.arange(6.0))
 
 
 def test_releasing_twice_frees_nothing_more(tensors):
-    offloader = Offloader(tensors)
+    offloader = Offloader(lambda: tensors)
     offloader.release()
     assert offloader.release() == 0

@@ -9,7 +9,8 @@ from megatron_gopd.config import Layout
 from megatron_gopd.config.schema import Fp8
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
-from megatron_gopd.mcore.model import build_model, check_fp8
+from megatron_gopd.mcore.fp8 import check_fp8, check_fp8_here
+from megatron_gopd.mcore.settings import transformer_config
 from tests.tiny_models import EXPERTS, SIZES
 
 DENSE = SIZES | {"model_type": "qwen3", "head_dim": 16}
@@ -17,7 +18,7 @@ MIXTURE = SIZES | {"model_type": "qwen3_moe"} | EXPERTS
 
 
 def settings(hf: dict = DENSE, layout: str = "", dtype: str = "bfloat16", **keys):
-    return Architecture.from_dict(hf, "x").transformer_config(Layout.parse(layout), dtype, **keys)
+    return transformer_config(Architecture.from_dict(hf, "x"), Layout.parse(layout), dtype, **keys)
 
 
 @pytest.mark.parametrize("recipe", ["delayed", "tensorwise", "blockwise", "mxfp8"])
@@ -36,7 +37,7 @@ def test_layers_at_both_ends_can_stay_in_bf16():
 
 def test_fp8_without_bf16_is_refused():
     with pytest.raises(UserError, match="student: fp8 goes with dtype: bfloat16, not float32"):
-        check_fp8(Fp8(), "float32", "student")
+        check_fp8(Fp8(), "float32", Architecture.from_dict(DENSE, "x"), Layout(), "student")
 
 
 def test_delayed_scaling_has_no_bf16_ends():
@@ -45,9 +46,11 @@ def test_delayed_scaling_has_no_bf16_ends():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without a GPU")
-def test_fp8_without_transformer_engine_names_the_extra():
-    with pytest.raises(UserError, match=r"fp8 needs a GPU and Transformer Engine.*pip install 'megatron-gopd\[gpu\]'"):
-        build_model("/models/any", Layout(), "bfloat16", fp8=Fp8())
+def test_fp8_without_a_gpu_says_what_brings_it():
+    with pytest.raises(
+        UserError, match="fp8 needs a GPU and Transformer Engine: there is no GPU; .* make install brings it"
+    ):
+        check_fp8_here(Fp8(), "student")
 
 
 @pytest.mark.parametrize(("recompute", "granularity"), [("none", None), ("selective", "selective"), ("full", "full")])

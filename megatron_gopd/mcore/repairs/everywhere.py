@@ -1,12 +1,8 @@
-"""Repairs of single megatron.core modules (0.19.2), each applied right after its module is imported.
-
-Two kinds: what only a machine without CUDA needs, and what any machine needs.
-"""
+"""Repairs that any machine needs: bugs, and what Megatron asks of a global state that this project never sets."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import pickle
 import queue
 import tempfile
@@ -15,65 +11,6 @@ from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
-
-
-def apply(module, *, cpu: bool) -> None:
-    """Mend `module` in place if it is one of those below."""
-    for repair in _EVERYWHERE.get(module.__name__, ()):
-        repair(module)
-    if cpu:
-        for repair in _WITHOUT_CUDA.get(module.__name__, ()):
-            repair(module)
-
-
-# ---------------------------------------------------------------- type names: "torch.cuda.FloatTensor"
-@contextlib.contextmanager
-def _cuda_type_names():
-    """Let `param.type()` answer `torch.cuda.*Tensor`, by which Megatron sorts parameters."""
-    real = torch.Tensor.type
-
-    def answer(self, *args, **kwargs):
-        out = real(self, *args, **kwargs)
-        return out.replace("torch.", "torch.cuda.", 1) if isinstance(out, str) else out
-
-    torch.Tensor.type = answer
-    try:
-        yield
-    finally:
-        torch.Tensor.type = real
-
-
-def _under_cuda_type_names(function):
-    @functools.wraps(function)
-    def wrapper(*args, **kwargs):
-        with _cuda_type_names():
-            return function(*args, **kwargs)
-
-    return wrapper
-
-
-def _name_types_in_optimizer(module) -> None:
-    cls = module.Float16OptimizerWithFloat16Params
-    cls.__init__ = _under_cuda_type_names(cls.__init__)
-
-
-def _name_types_in_distributed_optimizer(module) -> None:
-    cls = module.DistributedOptimizer
-    build = cls.__dict__["_build_model_and_main_param_groups"].__func__
-    cls._build_model_and_main_param_groups = classmethod(_under_cuda_type_names(build))
-    for name in ("_copy_main_params_to_model_params", "_copy_model_params_to_main_params"):
-        setattr(cls, name, _under_cuda_type_names(getattr(cls, name)))
-
-
-def _name_types_in_clip_grads(module) -> None:
-    for name in ("get_grad_norm_fp32", "clip_grad_by_total_norm_fp32", "count_zeros_fp32"):
-        setattr(module, name, _under_cuda_type_names(getattr(module, name)))
-
-
-def _cpu_random_state(module) -> None:
-    """The tensor-parallel RNG tracker keeps the CPU generator's state where there is no CUDA generator."""
-    module._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
-    module._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
 
 
 # ---------------------------------------------------------------- plain torch AdamW in the distributed optimizer
@@ -164,6 +101,41 @@ def _writers_answer_without_a_server(module) -> None:
     module.get_write_results_queue = lambda mp_mode="fork": _AnswerOfFork()
 
 
+# ---------------------------------------------------------------- Transformer Engine
+def _native_linears_accumulate_unfused(module) -> None:
+    """Transformer Engine's layers add gradients to main_grad within the GEMM. Megatron's own need APEX for that, and
+    refuse to be made without it; the one that a model has beside the others is its head, whose forward never runs."""
+    if module._grad_accum_fusion_available:
+        return
+    make = module.ColumnParallelLinear.__init__
+
+    def make_unfused(self, *args, config, **kwargs):
+        asked, config.gradient_accumulation_fusion = config.gradient_accumulation_fusion, False
+        try:
+            make(self, *args, config=config, **kwargs)
+        finally:
+            config.gradient_accumulation_fusion = asked
+
+    module.ColumnParallelLinear.__init__ = make_unfused
+
+
+def _amaxes_are_of_the_model(module) -> None:
+    """Delayed scaling takes maxima over a group of the global parallel_state; without one over all ranks of the job,
+    of which others run another model, or other layers of this one, and never come."""
+    if not hasattr(module, "parallel_state"):  # without Transformer Engine
+        return
+    context_of = module.get_fp8_context
+
+    def context_of_the_model(config, *args, **kwargs):
+        group = getattr(config, "amax_group_func", lambda: None)
+        module.parallel_state = types.SimpleNamespace(
+            model_parallel_is_initialized=lambda: True, get_amax_reduction_group=lambda **_: group()
+        )
+        return context_of(config, *args, **kwargs)
+
+    module.get_fp8_context = context_of_the_model
+
+
 # ---------------------------------------------------------------- packed rows without Transformer Engine
 def _rope_of_all_rows_at_once(module) -> None:
     """Megatron turns one row after the other: for many short rows that takes longer than the rest of the model."""
@@ -172,7 +144,10 @@ def _rope_of_all_rows_at_once(module) -> None:
     def turn_packed(t, cu_seqlens, freqs, cp_group=None, **kwargs):
         cp, rank = cp_group.size(), cp_group.rank()
         starts, lengths = cu_seqlens[:-1].long() // cp, cu_seqlens.diff().long() // cp
-        of_row = torch.repeat_interleave(torch.arange(len(lengths), device=t.device), lengths)
+        rows = torch.arange(len(lengths), device=t.device)
+        of_row = torch.repeat_interleave(
+            rows, lengths, output_size=len(t)
+        )  # or a GPU is asked for the sum, and waited for
         places = torch.arange(len(t), device=t.device) - starts[of_row]
         if cp > 1:  # this rank holds chunks `rank` and 2 cp - 1 - rank of each row
             chunk = lengths[of_row] // 2
@@ -182,52 +157,11 @@ def _rope_of_all_rows_at_once(module) -> None:
     module._apply_rotary_pos_emb_thd = turn_packed
 
 
-# ---------------------------------------------------------------- gloo
-def _split_sizes_are_on_the_cpu(module) -> None:
-    """On CUDA the split sizes of all_to_all are copied over as numpy; here they only need the numpy part."""
-
-    def maybe_move_tensor_to_cpu(tensor, as_numpy=False, record_stream=False):
-        return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
-
-    module.maybe_move_tensor_to_cpu = maybe_move_tensor_to_cpu
-
-
-def _uneven_gathers_by_padding(module) -> None:
-    """gloo gathers and scatters equal sizes only; experts under tensor parallelism ask for unequal ones."""
-    gather, scatter = module._gather_along_first_dim, module._reduce_scatter_along_first_dim
-
-    def padded_gather(x, group, output_split_sizes=None, use_global_buffer=False):
-        if output_split_sizes is None or group.size() == 1:
-            return gather(x, group, output_split_sizes, use_global_buffer)
-        sizes = [int(size) for size in output_split_sizes]
-        padded = x.new_zeros((max(sizes), *x.shape[1:]))
-        padded[: len(x)] = x
-        parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded, group=group)
-        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
-
-    def summed_scatter(x, group, input_split_sizes=None, use_global_buffer=False):
-        if input_split_sizes is None or group.size() == 1:
-            return scatter(x, group, input_split_sizes, use_global_buffer)
-        total = x.clone()
-        dist.all_reduce(total, group=group)
-        return total.split([int(size) for size in input_split_sizes])[group.rank()].contiguous()
-
-    module._gather_along_first_dim, module._reduce_scatter_along_first_dim = padded_gather, summed_scatter
-
-
-_EVERYWHERE = {
+REPAIRS = {
     "megatron.core.dist_checkpointing.strategies.filesystem_async": [_writers_answer_without_a_server],
-    "megatron.core.optimizer.distrib_optimizer": [_keep_adamw_steps_apart],
-    "megatron.core.models.common.language_module.language_module": [_tied_embeddings_ask_their_own_group],
-}
-
-_WITHOUT_CUDA = {
+    "megatron.core.fp8_utils": [_amaxes_are_of_the_model],
     "megatron.core.models.common.embeddings.rope_utils": [_rope_of_all_rows_at_once],
-    "megatron.core.tensor_parallel.random": [_cpu_random_state],
-    "megatron.core.optimizer.optimizer": [_name_types_in_optimizer],
-    "megatron.core.optimizer.distrib_optimizer": [_name_types_in_distributed_optimizer],
-    "megatron.core.optimizer.clip_grads": [_name_types_in_clip_grads],
-    "megatron.core.transformer.moe.moe_utils": [_split_sizes_are_on_the_cpu],
-    "megatron.core.tensor_parallel.mappings": [_uneven_gathers_by_padding],
+    "megatron.core.models.common.language_module.language_module": [_tied_embeddings_ask_their_own_group],
+    "megatron.core.optimizer.distrib_optimizer": [_keep_adamw_steps_apart],
+    "megatron.core.tensor_parallel.layers": [_native_linears_accumulate_unfused],
 }
