@@ -315,6 +315,7 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
 ) -> None:
     """Prove and price a run of any size on this machine: models are built as ranks of that world, without weights."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # they are tensors without values, which a GPU's kernels cannot take
     from megatron_gopd.config import load_config
     from megatron_gopd.plan.verb import run_plan
     from megatron_gopd.plan.workload import Workload

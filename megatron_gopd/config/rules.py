@@ -76,6 +76,30 @@ def somebody_writes_what_is_imitated(config: Config) -> None:
         raise ValueError("rollout.samples_per_prompt: a row of data has one response; leave it out, or name teachers")
 
 
+def fp8_scales_are_learned_where_it_trains(config: Config) -> None:
+    """Transformer Engine updates the scales of delayed scaling in training steps only: a frozen model's stay 1."""
+    for who, scorer in config.scorers().items():
+        if scorer.fp8 and scorer.fp8.recipe == "delayed" and scorer.engine == "megatron":
+            raise ValueError(
+                f"fp8.recipe: delayed finds its scales in training steps, and {who} has none: choose tensorwise or "
+                f"blockwise for it (a reference that is the student's start takes the student's settings: name one, "
+                f"algorithm.reference, with its own)"
+            )
+
+
+def fp8_weights_have_masters_to_follow(config: Config) -> None:
+    fp8 = config.student.fp8
+    if not (fp8 and fp8.weights):
+        return
+    if config.optimizer.type != "adam":
+        raise ValueError("student.fp8.weights goes with optimizer.type: adam, whose float32 masters they follow")
+    if fp8.recipe == "mxfp8":
+        raise ValueError(
+            "student.fp8.weights does not go with recipe: mxfp8, whose weights cannot be gathered in place: leave "
+            "weights out, or choose blockwise"
+        )
+
+
 def servers_score_at_temperature_1(config: Config) -> None:
     served = [who for who, scorer in config.scorers().items() if scorer.engine == "sglang"]
     if served and config.rollout.temperature != 1:
@@ -137,6 +161,8 @@ RULES = (
     rewards_tell_responses_apart,
     mini_batches_are_equal,
     somebody_writes_what_is_imitated,
+    fp8_scales_are_learned_where_it_trains,
+    fp8_weights_have_masters_to_follow,
     servers_score_at_temperature_1,
     exact_measures_have_a_teacher_here,
     teachers_that_are_examined_answer,

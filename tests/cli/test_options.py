@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -111,3 +112,14 @@ def test_a_mistake_in_an_option_is_named(call, run, rows, tmp_path, verb, option
     assert answer.stderr.startswith(f"error: {message}")
     assert "Traceback" not in answer.output
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_plan_is_made_without_a_gpu_also_where_there_is_one(call, run, monkeypatch):
+    """Its models are tensors without values."""
+    seen = []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr(
+        "megatron_gopd.plan.verb.run_plan", lambda *_, **__: seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
+    )
+    assert call("plan", run.config).exit_code == 0
+    assert seen == [""]

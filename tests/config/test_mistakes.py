@@ -49,6 +49,16 @@ UNKNOWN_BATCHSIZE = (
         ),
         (
             "/teacher",
+            "/t\n    engine: sglang\n    server: {options: {tp-size: two}}",
+            "FILE:9: teachers.math.server: options: tp-size is 'two', which is no number of ranks",
+        ),
+        (
+            "steps: 10",
+            "steps: 10\nrollout: {engine: sglang, sglang: {sync: distributed, options: {pipeline_parallel_size: 2}}}",
+            "FILE:4: rollout.sglang: sync: distributed does not reach servers of pp-size 2: use sync: disk, or tp-size",
+        ),
+        (
+            "/teacher",
             "/t\n    prompt: {suffix: a, colum: b}",
             "FILE:8: unknown key 'teachers.math.prompt.colum'; did you mean 'column'? keys here: suffix, column",
         ),
@@ -177,3 +187,24 @@ def test_at_lambda_1_the_reference_is_of_no_matter(load):
 def test_a_warmup_as_long_as_the_run_is_refused(message):
     text = message(MINIMAL + "optimizer:\n  warmup_steps: 10\n")
     assert text == "FILE:12: optimizer.warmup_steps (10) must be below run.steps (10)"
+
+
+# ---------------------------------------------------------------- precisions that could not learn
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            ["teachers.math.fp8={recipe: delayed}"],
+            "fp8.recipe: delayed finds its scales in training steps, and teachers",
+        ),
+        (["student.fp8={recipe: delayed}", "algorithm.lambda=1.25"], "and the reference of teachers.math has none"),
+        (["student.fp8={weights: true}", "optimizer.type=sgd"], "student.fp8.weights goes with optimizer.type: adam"),
+        (["student.fp8={weights: true, recipe: mxfp8}"], "student.fp8.weights does not go with recipe: mxfp8"),
+    ],
+)
+def test_fp8_where_no_scale_or_no_master_follows_is_refused(message, overrides, expected):
+    assert expected in message(MINIMAL, *overrides)
+
+
+def test_a_student_alone_may_learn_with_delayed_scales(load):
+    assert load(MINIMAL, "student.fp8={recipe: delayed}").student.fp8.recipe == "delayed"

@@ -52,3 +52,32 @@ def test_releasing_twice_frees_nothing_more(tensors):
     offloader = Offloader(lambda: tensors)
     offloader.release()
     assert offloader.release() == 0
+
+
+def test_host_memory_is_made_once(tensors):
+    offloader = Offloader(lambda: tensors)
+    places = []
+    for _ in range(3):
+        offloader.release()
+        places.append([host.data_ptr() for host in offloader._hosts.values()])
+        offloader.restore()
+    assert places[0] == places[1] == places[2]
+
+
+def test_what_comes_later_is_moved_too(tensors):
+    held = tensors[:1]
+    offloader = Offloader(lambda: held)
+    offloader.release()
+    offloader.restore()
+    held.append(tensors[1])  # as moments are after the first step
+    assert offloader.release() == 5 * 3 * 4 + 7 * 2
+
+
+def test_frozen_tensors_are_copied_to_the_host_once(tensors):
+    before = tensors[0].clone()
+    offloader = Offloader(lambda: tensors, frozen=True)
+    offloader.release()
+    with offloader.resident():
+        tensors[0].add_(1)  # nobody does; it shows that the second release copies nothing
+    offloader.restore()
+    assert torch.equal(tensors[0], before)

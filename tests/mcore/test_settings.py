@@ -8,6 +8,7 @@ import torch
 from megatron_gopd.config import Layout
 from megatron_gopd.config.schema import Fp8
 from megatron_gopd.errors import UserError
+from megatron_gopd.mcore import settings as settings_room
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.fp8 import check_fp8, check_fp8_here
 from megatron_gopd.mcore.settings import transformer_config
@@ -83,3 +84,24 @@ def test_sequence_parallel_at_tp_1_has_no_effect():
 def test_an_expert_count_that_ep_does_not_divide_is_refused():
     with pytest.raises(UserError, match=r"8 experts cannot be cut over ep = 3 \(8 % 3 = 2\)"):
         Architecture.from_dict(MIXTURE, "x").check_layout(Layout(ep=3), "x")
+
+
+FUSED = {"apply_rope_fusion", "gradient_accumulation_fusion", "moe_grouped_gemm", "moe_permute_fusion"}
+
+
+@pytest.mark.parametrize(
+    ("gpu", "te", "dtype", "layers", "on"),
+    [
+        (True, True, "bfloat16", "transformer_engine", FUSED | {"bias_activation_fusion"}),
+        (True, True, "float32", "local", {"bias_activation_fusion"}),  # in float32 they would multiply in TF32
+        (True, False, "bfloat16", "local", {"bias_activation_fusion"}),
+        (False, False, "bfloat16", "local", set()),
+    ],
+)
+def test_what_a_gpu_and_transformer_engine_turn_on(monkeypatch, gpu, te, dtype, layers, on):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(settings_room, "have_te", lambda: te)
+    chosen = settings_room._of_this_machine(dtype, experts=True)
+    assert chosen.pop("transformer_impl") == layers
+    assert chosen.pop("use_cpu_initialization") is not gpu
+    assert {name for name, value in chosen.items() if value} == on

@@ -91,3 +91,15 @@ def test_the_steps_are_worth_comparing(models, plain):
 
 def largest_gap(ones: dict, others: dict) -> float:
     return max(float(abs(ones[name] - others[name]).max()) for name in ones)
+
+
+def test_under_offload_gradients_and_masters_are_away_before_the_first_step(models, alone):
+    """Servers on the same GPU start in between."""
+    from megatron_gopd.mcore.optimizer import optimizer_tensors
+    from megatron_gopd.policies.student import Student
+    from tests.policies.steps_on_ranks import settings
+
+    student = Student(settings(models["qwen3-tied"], dtype="bfloat16", student={"offload": True}, **CASES["adam"]))
+    held = [*optimizer_tensors(student._optimizer), *(p.main_grad for p in student.model.module.parameters())]
+    assert len(held) > 2
+    assert {tensor.untyped_storage().nbytes() for tensor in held} == {0}
