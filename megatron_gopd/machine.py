@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import os
 
 import torch
 
@@ -24,6 +25,13 @@ def capability() -> int | None:
 def device() -> torch.device:
     """Where this rank holds models: its GPU, or the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs of this process in its own order, each by what CUDA_VISIBLE_DEVICES calls it: its number on the host."""
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    count = torch.cuda.device_count()
+    return named[:count] if named else [str(number) for number in range(count)]
 
 
 @functools.cache

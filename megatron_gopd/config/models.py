@@ -45,6 +45,12 @@ class Model(Section):
     )
 
 
+# of what is free when they start, for servers on a trainer's GPUs. SGLang wants an eighth of a card for activations and
+# graphs; the rest is for what the trainer keeps meanwhile: communicators, workspaces, an update's buckets
+COLOCATED_MEMORY = 0.7
+OTHER_NAMES = {"tensor-parallel-size": "tp-size", "pipeline-parallel-size": "pp-size", "data-parallel-size": "dp-size"}
+
+
 class Servers(Section):
     """SGLang servers: those at `urls`, or, without any, servers that the run starts, watches and ends."""
 
@@ -62,6 +68,17 @@ class Servers(Section):
         120, gt=0, description="seconds without a good answer after which a server is started anew, or given up"
     )
 
+    @property
+    def flags(self) -> dict[str, bool | int | float | str]:
+        """`options` under the names of SGLang's command line: tp_size, too, is tp-size there."""
+        given = {name.replace("_", "-"): value for name, value in self.options.items()}
+        return {OTHER_NAMES.get(name, name): value for name, value in given.items()}
+
+    @property
+    def tp(self) -> int:
+        """Tensor-parallel ranks of a server."""
+        return int(self.flags.get("tp-size", 1))
+
     @field_validator("urls")
     @classmethod
     def _addresses(cls, urls: list[str]) -> list[str]:
@@ -71,6 +88,13 @@ class Servers(Section):
             if urls.count(url) > 1:
                 raise ValueError(f"{url!r} is named twice")
         return urls
+
+    @model_validator(mode="after")
+    def _sizes_are_numbers(self):
+        for flag in OTHER_NAMES.values():
+            if not re.fullmatch(r"[1-9]\d*", str(size := self.flags.get(flag, 1))):
+                raise ValueError(f"options: {flag} is {size!r}, which is no number of ranks")
+        return self
 
     @model_validator(mode="after")
     def _gpus_of_every_server(self):
@@ -83,15 +107,29 @@ class RolloutServers(Servers):
     """Servers that sample, and take over the student's weights after every step."""
 
     sync: Literal["disk", "distributed", "tensor"] = Field(
-        "disk", description="disk: a folder both sides see; distributed: broadcast by gloo or NCCL; tensor: CUDA IPC"
+        "disk",
+        description="disk: a folder both sides see; distributed: broadcast by gloo or NCCL, to GPUs of the "
+        "servers' own; tensor: by CUDA IPC, to servers on the trainer's GPUs",
     )
     sync_folder: str = Field("/dev/shm", description="where `disk` writes")
     sync_timeout_s: float = Field(600, gt=0, description="seconds every wait of a weight update may take")
     bucket_bytes: int = Field(2**29, ge=1, description="weights that `distributed` and `tensor` send at a time")
     verify_every: int = Field(
-        10, ge=0, description="prove the engine's weights equal at the first update and every so many; 0: never"
+        10, ge=0, description="prove the engine's weights the student's at the first update and every so many; 0: never"
     )
-    colocated: bool = Field(False, description="release the servers' memory while the student trains")
+    colocated: bool = Field(False, description="release the servers' memory while others score and the student trains")
+
+    @model_validator(mode="after")
+    def _one_group_of_ranks_a_server(self):
+        for flag in ("pp-size", "dp-size"):
+            if self.sync != "disk" and str(self.flags.get(flag, 1)) != "1":
+                raise ValueError(refusal_of_ranks(self.sync, flag, self.flags[flag]))
+        return self
+
+
+def refusal_of_ranks(sync: str, flag: str, size: object) -> str:
+    """SGLang gives tensors to the tensor-parallel ranks of one replica and one pipeline stage."""
+    return f"sync: {sync} does not reach servers of {flag} {size}: use sync: disk, or tp-size alone"
 
 
 class Student(Model):

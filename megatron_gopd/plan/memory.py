@@ -41,8 +41,8 @@ def phases(
     """rollout, score, update and sync of one rank.
 
     Offloaded optimizer state still lies on the GPU before the first step, its moments not; gradients too. That is when
-    servers start, and take their share of what is free. Colocated ones give it away when the last row of a batch is
-    sampled: the first rows are scored beside them. They take it back before the weights are.
+    servers start, and take their share of what is free. Colocated ones give it away when a batch is sampled, before its
+    first row is scored, and take it back before the weights are.
     """
     student, offloads = on.held["student"] or Held(0, 0), bool(config.student.offload)
     stage = on.stages["student"]
@@ -63,7 +63,7 @@ def phases(
         cache = {"KV cache": embedded_cache(config, where, work)} if where.kind == "embedded" else served
         found.append(Phase("rollout", base | idle | cache))
     if len(roles) > 1:
-        found.append(Phase("score", base | idle | served | _scoring(roles, on)))
+        found.append(Phase("score", base | idle | _scoring(roles, on)))
     optimizer = student.masters + student.moments
     stepping = {"gradients": student.gradients, "optimizer": optimizer}
     learning = idle | {"activations": activations}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from megatron_gopd.config import Config
-from megatron_gopd.config.models import Model, Servers
+from megatron_gopd.config.models import COLOCATED_MEMORY, Model, Servers
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.plan.decode import Engine
@@ -62,11 +62,6 @@ def place(config: Config, gpus: int, gpus_per_node: int) -> Placement:
     return replace(found, world=gpus - of_servers)
 
 
-def options_of(servers: Servers) -> dict:
-    """As they reach SGLang's command line, where tp_size is tp-size."""
-    return {name.replace("_", "-"): value for name, value in servers.options.items()}
-
-
 def _writers(config: Config, gpus: int, gpus_per_node: int) -> Placement:
     """Of what SFT imitates: teachers, all as large as the largest, in every rank or behind servers that stay."""
     if not config.teachers:
@@ -93,20 +88,14 @@ def _engine(model: Model, tp: int = 1, *, eager: bool = False) -> Engine:
 
 def _served(kind: str, world: int, model: Model, servers: Servers, key: str) -> Placement:
     """Raises UserError: options that SGLang would refuse."""
-
-    def option(name: str, default, number: type):
-        value = options_of(servers).get(name, default)
-        try:
-            return value if value is None else number(value)
-        except ValueError:
-            raise UserError(f"{key}.options.{name}: {value!r} is not a number") from None
-
-    tp, dp = option("tp-size", 1, int), option("dp-size", 1, int)
-    engine = _engine(model, max(1, tp))
-    if tp < 1 or dp < 1 or engine.architecture.heads % tp:
-        heads = engine.architecture.heads
-        raise UserError(f"{key}.options: {heads} attention heads cannot be cut over tp-size {tp} (dp-size {dp})")
-    fraction = option("mem-fraction-static", None, float)
+    tp, dp, engine = servers.tp, int(servers.flags.get("dp-size", 1)), _engine(model, servers.tp)
+    if engine.architecture.heads % tp:
+        raise UserError(f"{key}.options: {engine.architecture.heads} attention heads cannot be cut over tp-size {tp}")
+    fraction = servers.flags.get(name := "mem-fraction-static", COLOCATED_MEMORY if kind == "colocated" else None)
+    try:
+        fraction = fraction and float(fraction)
+    except ValueError:
+        raise UserError(f"{key}.options.{name}: {fraction!r} is not a number") from None
     return Placement(kind, world, (len(servers.urls) or servers.count) * dp, engine, dp, fraction)
 
 

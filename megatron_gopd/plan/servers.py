@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from megatron_gopd.config import Config
-from megatron_gopd.plan.placement import options_of
-
-COLOCATED = 0.7  # of what is free, for servers on the trainer's GPUs: scoring begins before they leave
 
 
 def placements(config: Config, gpus: int, gpus_per_node: int) -> Iterator[tuple[dict, Config, int]]:
@@ -17,7 +14,7 @@ def placements(config: Config, gpus: int, gpus_per_node: int) -> Iterator[tuple[
     if config.algorithm.type == "sft" or config.rollout.sglang.urls:
         return
     for tp in (1, 2):
-        options = options_of(config.rollout.sglang) | {"tp-size": tp}
+        options = config.rollout.sglang.flags | {"tp-size": tp}
         one = gpus <= gpus_per_node
         ways = _on_a_node(gpus, tp, options) if one else _on_nodes(gpus, gpus_per_node, options, config.run.folder)
         for servers, trainers in ways:
@@ -39,9 +36,8 @@ def _on_a_node(gpus: int, tp: int, options: dict) -> Iterator[tuple[dict, int]]:
             continue
         first = 0 if colocated else gpus - count * tp
         places = [list(range(first + i * tp, first + (i + 1) * tp)) for i in range(count)]
-        asked = {"mem-fraction-static": COLOCATED} | options if colocated else options
         sync = "disk" if colocated else "distributed"  # NCCL has no two ranks on one GPU
-        yield {"colocated": colocated, "count": count, "gpus": places, "options": asked, "sync": sync}, gpus
+        yield {"colocated": colocated, "count": count, "gpus": places, "options": options, "sync": sync}, gpus
 
 
 def _on_nodes(gpus: int, gpus_per_node: int, options: dict, shared: str) -> Iterator[tuple[dict, int]]:

@@ -19,7 +19,7 @@ from megatron_gopd.mcore.hf_folder import HFFolder
 from megatron_gopd.policies.serve import describe
 from megatron_gopd.ranks import on_first
 from megatron_gopd.servers.client import LostRequestError, RefusedError, SGLangClient
-from megatron_gopd.servers.fingerprints import Fingerprints, checksums_of, told
+from megatron_gopd.servers.fingerprints import Fingerprints, checksums_of, comparable, told
 from megatron_gopd.servers.pool import ServerPool
 
 REQUESTS = 64  # in flight at a server
@@ -99,9 +99,9 @@ async def refuse_another_model(settings: schema.Scorer, who: str, client: SGLang
     if (served / "config.json").is_file():  # holds on a GPU too, whose checksums are made otherwise
         shapes = (asdict(Architecture.read(folder)) for folder in (settings.model, served))
         _refuse(_differences(*shapes), settings, who, client.url, served)
-    theirs = await checksums_of(client, settings.server.patience_s)
-    if theirs is None:
+    if not comparable(await client.get("/server_info")):
         return
+    theirs = await checksums_of(client, settings.server.patience_s)
     fingerprints, source = Fingerprints(), HFFolder(settings.model)
     dtype, tied = getattr(torch, settings.dtype), config.get("tie_word_embeddings")
     named = ((name, source.tensor(name).to(dtype)) for name in sorted(source.names()))

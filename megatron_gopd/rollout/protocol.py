@@ -6,16 +6,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 from torch import Tensor
 
+from megatron_gopd.data.packing import Row
 from megatron_gopd.data.trajectory import Prompt, Trajectory
 from megatron_gopd.rollout.sampling import Response
 
 
 class Exports(Protocol):
-    """A policy whose weights can be drawn under their Hugging Face names, by all ranks together."""
+    """A policy that all ranks hold together: what is asked of it is collective."""
 
-    def export(self) -> Iterator[tuple[str, Tensor]]: ...
+    def export(self) -> Iterator[tuple[str, Tensor]]:
+        """Its weights, under their Hugging Face names."""
+
+    def score(self, rows: Sequence[Row], temperature: float) -> list[np.ndarray]:
+        """Log-prob of every response token: [response] float32 a row, nats."""
 
 
 class Source(Protocol):

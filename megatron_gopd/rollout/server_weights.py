@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from megatron_gopd.config import Config
+from megatron_gopd.data.packing import Row
 from megatron_gopd.errors import UserError
 from megatron_gopd.ranks import is_first, on_first
+from megatron_gopd.rollout import probes
 from megatron_gopd.rollout.broadcast import Distributed
+from megatron_gopd.rollout.from_tensor import FromTensor, pickled
+from megatron_gopd.rollout.proofs import Lost, Proofs
 from megatron_gopd.rollout.protocol import Exports
-from megatron_gopd.rollout.updates import FromDisk, FromTensor, Update, UpdateError
-from megatron_gopd.servers.client import LostRequestError, RefusedError
-from megatron_gopd.servers.fingerprints import Fingerprints, checksums_of, told
+from megatron_gopd.rollout.shared_gpus import homes_of
+from megatron_gopd.rollout.updates import FromDisk, Told, Update, UpdateError
+from megatron_gopd.servers.fingerprints import Fingerprints
 from megatron_gopd.servers.pool import ServerPool
 from megatron_gopd.servers.server import Server, State
 from megatron_gopd.servers.supervisor import LostServersError
@@ -25,12 +31,22 @@ ATTEMPTS = 3
 WAYS: dict[str, type[Update]] = {"disk": FromDisk, "distributed": Distributed, "tensor": FromTensor}
 
 
+class Chosen(NamedTuple):
+    """A server that is updated."""
+
+    number: int  # in the pool
+    told: Told
+
+
 class ServerWeights:
     """Updates the servers of a pool; `pool` is None on every rank but the first."""
 
-    def __init__(self, config: Config, pool: ServerPool | None):
-        self.settings, self.pool, self._model = config.rollout.sglang, pool, config.student.model
+    def __init__(self, config: Config, pool: ServerPool | None, rows: Sequence[Row]):
+        """Collective. `rows` are scored by servers and policy where checksums cannot be compared."""
+        self.settings, self.pool, self._rows = config.rollout.sglang, pool, rows
         self._way: Update | None = WAYS[self.settings.sync](pool, config) if pool else None
+        self._proofs = Proofs(config, pool, rows) if pool else None
+        self._homes = homes_of(self.settings) if self.settings.sync == "tensor" and torch.cuda.is_available() else None
         self._updates = 0
 
     def update(self, policy: Exports, version: int, *, only_stale: bool = False) -> None:
@@ -41,8 +57,7 @@ class ServerWeights:
         """
         verify = bool(self.settings.verify_every) and self._updates % self.settings.verify_every == 0
         for attempt in range(ATTEMPTS):
-            tensors = policy.export()
-            lost = on_first_with(tensors, lambda t: self._attempt(t, version, verify, only_stale))
+            lost = self._attempt(policy, version, verify, only_stale)
             if not lost:
                 break
             if attempt == ATTEMPTS - 1:
@@ -63,47 +78,63 @@ class ServerWeights:
         if self._way:
             self._way.close()
 
-    def _attempt(self, tensors: Iterator[tuple[str, Tensor]], version: int, verify: bool, only_stale: bool) -> str:
-        """On rank 0; "" when all went well, else which servers were lost: they are up again, with weights of old."""
+    def _attempt(self, policy: Exports, version: int, verify: bool, only_stale: bool) -> str:
+        """ "" when all went well, else which servers were lost: they are up again, with weights of old. Collective."""
+        chosen, lost = on_first(lambda: self._choose(only_stale))
+        if lost:
+            return lost
+        compared = [each for each in chosen if verify and each.told.comparable]
+        probed = [each for each in chosen if verify and not each.told.comparable]
+        fingerprints = Fingerprints() if compared and is_first() else None
+        tensors = fingerprints.of_passing(policy.export()) if fingerprints else policy.export()
+        if self.settings.sync == "tensor":
+            tensors = pickled(tensors, self._homes_of(chosen), self.settings.bucket_bytes)
+        lost = on_first_with(tensors, lambda drawn: self._send(drawn, chosen, version))
+        if not lost and compared:
+            lost = on_first(lambda: self._recovered(self._proofs.by_checksums(self._servers(compared), fingerprints)))
+        if not lost and probed:
+            ours = policy.score(self._rows, probes.TEMPERATURE)
+            lost = on_first(lambda: self._recovered(self._proofs.by_logprobs(self._servers(probed), ours)))
+        return lost
+
+    def _choose(self, only_stale: bool) -> tuple[list[Chosen], str]:
+        """The servers to update, and what they say of themselves; or which of them were lost."""
         servers = self.pool.answering(only_stale)
-        fingerprints = Fingerprints() if verify else None
+        try:
+            return [Chosen(self.pool.servers.index(server), self._way.ask(server)) for server in servers], ""
+        except UpdateError as error:
+            return [], self._recovered(error.problems)
+
+    def _homes_of(self, chosen: list[Chosen]) -> list[list[int]]:
+        """The ranks that hand tensors over: those on the servers' GPUs; without GPUs, the first."""
+        if self._homes is None:
+            return [[0] * each.told.ranks for each in chosen]
+        return [self._homes[each.number] for each in chosen]
+
+    def _send(self, tensors: Iterator, chosen: list[Chosen], version: int) -> str:
+        servers = self._servers(chosen)
         with self.pool.quiet(servers):
             try:
-                self._way.send(fingerprints.of_passing(tensors) if verify else tensors, servers, version)
+                self._way.send(tensors, servers, version)
+                lost = {}
             except UpdateError as error:
                 lost = error.problems
                 self.pool.withdraw(servers)  # any of them may hold some of the new weights, and some of the old
-            else:
-                lost = self._prove(servers, fingerprints) if verify else {}
+        if lost:
+            return self._recovered(lost)
+        for server in servers:
+            if server.state is State.STALE:
+                self.pool.admit(server)
+        return ""
+
+    def _servers(self, chosen: list[Chosen]) -> list[Server]:
+        return [self.pool.servers[each.number] for each in chosen]
+
+    def _recovered(self, lost: Lost) -> str:
         for server, why in lost.items():
             LOGGER.warning("update of weights: %s: %s", server, why)
         self.pool.recover(lost)
-        for server in servers if not lost else ():  # else none is left out of the next attempt
-            if server.state is State.STALE:
-                self.pool.admit(server)
         return "; ".join(lost.values())
-
-    def _prove(self, servers: list[Server], fingerprints: Fingerprints) -> dict[Server, str]:
-        lost: dict[Server, str] = {}
-        for server in servers:
-            try:
-                theirs = self.pool.background.run(checksums_of(server.client, self.settings.sync_timeout_s))
-            except LostRequestError as error:
-                lost[server] = str(error)
-                continue
-            except RefusedError as error:
-                raise UserError(
-                    f"{error}, so that the server's weights cannot be proven to be the student's; "
-                    f"rollout.sglang.verify_every: 0 does without"
-                ) from None
-            if theirs is None:
-                LOGGER.info("%s: its checksums cannot be compared with the student's weights", server)
-            elif differing := fingerprints.differences(theirs):
-                raise UserError(
-                    f"after an update, {server} does not hold the student's weights: {told(differing)} differ. "
-                    f"Is it a server of student.model ({self._model}), in its dtype, that nobody else updates?"
-                )
-        return lost
 
 
 def on_first_with(tensors: Iterator[tuple[str, Tensor]], function) -> str:

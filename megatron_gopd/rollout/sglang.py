@@ -10,15 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from megatron_gopd.config import Config
-from megatron_gopd.config.models import Model, RolloutServers, Scorer, Servers
+from megatron_gopd.config.models import COLOCATED_MEMORY, Model, RolloutServers, Scorer, Servers
 from megatron_gopd.data import Prompt, Trajectory, load_tokenizer, stop_ids
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.policies.served import refuse_another_model
 from megatron_gopd.ranks import is_first, on_first
 from megatron_gopd.rollout.batch import Batch, Result, Turn
+from megatron_gopd.rollout.probes import probe_rows
 from megatron_gopd.rollout.protocol import Exports
 from megatron_gopd.rollout.sampling import Response
 from megatron_gopd.rollout.server_weights import ServerWeights
@@ -31,8 +33,12 @@ PLAIN = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "frequency_penalty": 0.0, "pre
     "repetition_penalty": 1.0,
     "skip_special_tokens": False,
 }
-# without these SGLang says that it gave memory away, and keeps it; or it takes back weights that hold anything
-COLOCATED = {"enable-memory-saver": True, "enable-weights-cpu-backup": True}
+# without the first two SGLang says that it gave memory away, and keeps it; or it takes back weights that hold anything
+COLOCATED = {
+    "enable-memory-saver": True,
+    "enable-weights-cpu-backup": True,
+    "mem-fraction-static": COLOCATED_MEMORY,
+}
 
 
 class SGLangEngine:
@@ -47,6 +53,7 @@ class SGLangEngine:
         tokenizer = load_tokenizer(self._folder)
         self.stop_ids = stop_ids(self._folder, tokenizer)
         self._last_id = max(tokenizer.get_vocab().values())
+        self._probes = probe_rows(tokenizer)
         self._vocab_size = Architecture.read(self._folder).vocab_size
         self.weight_version = 0
         self._pool: ServerPool | None = None  # on rank 0
@@ -55,13 +62,13 @@ class SGLangEngine:
     def start(self, student: Exports, logs: Path) -> None:
         """See RolloutEngine.start."""
         on_first(lambda: self._start(logs))
-        self._weights = ServerWeights(self.config, self._pool)
+        self._weights = ServerWeights(self.config, self._pool, self._probes)
         self.sync(student, 0)
 
     def generate(
         self, prompts: list[Prompt], step: int, *, samples: int | None = None, max_tokens: int | None = None
     ) -> Iterator[list[Trajectory]]:
-        """See RolloutEngine.generate: chunks of at least a quarter of the responses, as they finish."""
+        """See RolloutEngine.generate: chunks of at least a quarter of the responses, as they finish; colocated, one."""
         wanted = [(prompt, i) for prompt in prompts for i in range(samples or self.config.rollout.samples_per_prompt)]
         limit = max_tokens or self.config.rollout.max_response_tokens
         self._refuse_unknown_ids(prompts)
@@ -97,6 +104,15 @@ class SGLangEngine:
             self._pool = None
 
     def _chunks(self, batch: Batch[Result] | None) -> Iterator[list[Result]]:
+        """Colocated servers give their memory away first: who scores a chunk needs it."""
+        if not self._colocated:
+            yield from self._finished(batch)
+            return
+        whole = [each for chunk in self._finished(batch) for each in chunk]
+        on_first(lambda: self._pool.release())
+        yield whole
+
+    def _finished(self, batch: Batch[Result] | None) -> Iterator[list[Result]]:
         try:
             while (turn := on_first(lambda: batch.take())) is not Turn.END:
                 if turn is Turn.UPDATE:
@@ -106,7 +122,6 @@ class SGLangEngine:
         finally:
             if batch:
                 batch.cancel()
-        self._release()
 
     async def _sample(self, prompt: Prompt, sample: int, step: int, limit: int) -> Trajectory:
         key = [self.config.run.seed, step, zlib.crc32(prompt.id.encode()), sample]
@@ -146,13 +161,11 @@ class SGLangEngine:
                 )
 
     def _occupy(self) -> None:
-        """Colocated: the servers take back the memory they gave away."""
+        """Colocated: the servers take back the memory they gave away. Collective."""
         if self._colocated:
+            torch.cuda.empty_cache()  # or torch keeps what the last step has freed
+            dist.barrier()
             on_first(lambda: self._pool.occupy())
-
-    def _release(self) -> None:
-        if self._colocated:
-            on_first(lambda: self._pool.release())
 
     def _start(self, logs: Path) -> None:
         options = {"load-format": "dummy"}  # the first sync brings the weights

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import glob
-import io
 import os
-import pickle
 import secrets
 import shutil
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future
-from itertools import chain
-from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from megatron_gopd.config import Config
+from megatron_gopd.config.models import refusal_of_ranks
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.save import SHARD_BYTES, copy_side_files, write_weights
 from megatron_gopd.runs import atomic_folder
 from megatron_gopd.servers.client import LostRequestError, RefusedError
+from megatron_gopd.servers.fingerprints import comparable
 from megatron_gopd.servers.pool import ServerPool
 from megatron_gopd.servers.server import Server
 
@@ -39,11 +36,19 @@ class UpdateError(Exception):
         self.problems = problems
 
 
+class Told(NamedTuple):
+    """What a server says of itself."""
+
+    ranks: int  # tensor-parallel
+    comparable: bool  # its checksums, with ours
+
+
 class Update:
     """One way of updating weights; subclasses say how."""
 
     def __init__(self, pool: ServerPool, config: Config):
         self.pool, self.config, self.settings = pool, config, config.rollout.sglang
+        self.told: dict[Server, Told] = {}
         self._run = secrets.token_hex(4)
 
     def name_of(self, version: int) -> str:
@@ -54,6 +59,26 @@ class Update:
         """None: the weights called `name` were not sent from here."""
         version, _, run = name.partition("-")
         return int(version) if run == self._run else None
+
+    def ask(self, server: Server) -> Told:
+        """What there is to know of a server before it is sent anything.
+
+        Raises:
+            UpdateError: it was lost.
+            UserError: it refuses to say, or this way does not reach one like it.
+        """
+        try:
+            about = self.pool.background.run(server.client.get("/server_info"))
+        except LostRequestError as error:
+            raise UpdateError({server: str(error)}) from None
+        except RefusedError as error:
+            raise UserError(f"the rollout server {server} does not say what it is: {error}") from None
+        for size in ("pp_size", "dp_size"):
+            if self.settings.sync != "disk" and about.get(size, 1) != 1:
+                refusal = refusal_of_ranks(self.settings.sync, size.replace("_", "-"), about[size])
+                raise UserError(f"the rollout server {server}: rollout.sglang.{refusal}")
+        self.told[server] = Told(about.get("tp_size", 1), comparable(about))
+        return self.told[server]
 
     def send(self, tensors: Tensors, servers: list[Server], version: int) -> None:
         """Give `servers` the weights and name them `version`.
@@ -66,13 +91,6 @@ class Update:
 
     def close(self) -> None:
         pass
-
-    def about(self, server: Server) -> dict:
-        """What the server says of itself. Raises UpdateError: it was lost."""
-        try:
-            return self.pool.background.run(server.client.get("/server_info"))
-        except LostRequestError as error:
-            raise UpdateError({server: str(error)}) from None
 
     def post(self, servers: list[Server], path: str, body: dict | None = None) -> None:
         """The same request to all of `servers`, within the timeout; raises what send() raises."""
@@ -134,65 +152,35 @@ class FromDisk(Update):
 class InBuckets(Update):
     """Begin, buckets of tensors, end: what the other two ways share."""
 
-    path: str
-
     def send(self, tensors: Tensors, servers: list[Server], version: int) -> None:
         self.prepare(servers)
         self.post(servers, "/begin_weight_update")
         try:
-            bucket: list[tuple[str, Tensor]] = []
-            for name, tensor in chain(tensors, [("", None)]):
-                if bucket and (tensor is None or sum(t.nbytes for _, t in bucket) + tensor.nbytes > self.bucket_bytes):
-                    last = {"flush_cache": tensor is None, "weight_version": self.name_of(version)}
-                    self.send_bucket(bucket, servers, last)
-                    bucket = []
-                if tensor is not None:
-                    bucket.append((name, tensor.detach().clone()))  # exports may hand out one buffer again and again
+            for bucket, is_last in self.buckets(tensors):
+                self.send_bucket(bucket, servers, {"flush_cache": is_last, "weight_version": self.name_of(version)})
         finally:  # also after a failure: a server with an open update takes no other
             problems = self.begin_post(servers, "/end_weight_update", [{}] * len(servers))
             problems.result()
         self.wait(problems)
 
-    @property
-    def bucket_bytes(self) -> int:
-        return self.settings.bucket_bytes
-
     def prepare(self, servers: list[Server]) -> None:
         pass
+
+    def buckets(self, tensors: Tensors) -> Iterator[tuple[list[tuple[str, Tensor]], bool]]:
+        return in_buckets(tensors, self.settings.bucket_bytes)
 
     def send_bucket(self, bucket: list[tuple[str, Tensor]], servers: list[Server], last: dict) -> None:
         raise NotImplementedError
 
 
-class FromTensor(InBuckets):
-    """Tensors by reference on a GPU that trainer and server share (CUDA IPC); by value, in the request, elsewhere.
-
-    Sharing host memory between the two processes is not relied on: a server that dies would leave it behind.
-    """
-
-    def prepare(self, servers: list[Server]) -> None:
-        self._ranks = [self.about(server).get("tp_size", 1) for server in servers]
-
-    def send_bucket(self, bucket: list[tuple[str, Tensor]], servers: list[Server], last: dict) -> None:
-        on_gpu = any(tensor.is_cuda for _, tensor in bucket)
-        packed = io.BytesIO()
-        (ForkingPickler if on_gpu else _ByValue)(packed, 4).dump(bucket)
-        text = base64.b64encode(packed.getbuffer()).decode()
-        bodies = [{"serialized_named_tensors": [text] * ranks} | last for ranks in self._ranks]
-        self.wait(self.begin_post(servers, "/update_weights_from_tensor", bodies))
-
-
-class _ByValue(pickle._Pickler):
-    """Tensors with their bytes. Megatron replaces torch's loader of them by its own, which SGLang does not admit."""
-
-    def reducer_override(self, value):
-        return "_load_from_bytes" if value is torch.storage._load_from_bytes else NotImplemented
-
-    def save_global(self, value, name=None):
-        if name != "_load_from_bytes":
-            super().save_global(value, name)
-            return
-        self.save("torch.storage")
-        self.save(name)
-        self.write(pickle.STACK_GLOBAL)
-        self.memoize(value)
+def in_buckets(tensors: Tensors, size: int) -> Iterator[tuple[list[tuple[str, Tensor]], bool]]:
+    """Copies of the tensors, about `size` bytes at a time, and whether they are the last."""
+    bucket, held = [], 0
+    for name, tensor in tensors:
+        if bucket and held + tensor.nbytes > size:
+            yield bucket, False
+            bucket, held = [], 0
+        bucket.append((name, tensor.detach().clone()))  # exports may hand out one buffer again and again
+        held += tensor.nbytes
+    if bucket:
+        yield bucket, True

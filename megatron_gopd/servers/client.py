@@ -52,6 +52,11 @@ class SGLangClient:
         except LostRequestError:
             return False
 
+    async def flush(self) -> str | None:
+        """Empty its cache, which only an idle server does; what it says otherwise. Raises LostRequestError."""
+        status, said = await self._request("POST", "/flush_cache", HEALTH_TIMEOUT_S)
+        return None if status == 200 else f"{status} {_message(said)}"
+
     async def get(self, path: str, timeout: float = HEALTH_TIMEOUT_S) -> dict:
         return await self._ask("GET", path, timeout)
 

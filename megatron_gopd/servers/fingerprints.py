@@ -63,11 +63,15 @@ class Fingerprints:
             self._whole[held] = _hash(_joined(self._parts.pop(held)))
 
 
-async def checksums_of(client: SGLangClient, timeout: float) -> dict[str, str] | None:
-    """By parameter; None where they are of shards, of quantized weights, or made on a GPU, which hashes otherwise."""
-    about = await client.get("/server_info")
-    if about["device"] != "cpu" or about["tp_size"] * about["pp_size"] > 1 or about["quantization"]:
-        return None
+def comparable(about: dict) -> bool:
+    """Whether the checksums of a server that says this of itself can be compared with these: not where they are of
+    shards, of quantized weights, or made on a GPU, which hashes otherwise."""
+    sizes = about.get("tp_size"), about.get("pp_size")
+    return about.get("device") == "cpu" and sizes == (1, 1) and not about.get("quantization")
+
+
+async def checksums_of(client: SGLangClient, timeout: float) -> dict[str, str]:
+    """By parameter, of a server whose checksums are comparable."""
     (rank,) = (await client.post("/weights_checker", {"action": "checksum"}, timeout))["ranks"]
     return rank["checksums"]
 

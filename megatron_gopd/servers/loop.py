@@ -44,6 +44,20 @@ class Background:
         self._loop.close()
 
 
+def in_a_thread(function: Callable[[], Result]) -> Future[Result]:
+    """Begin `function`, which may block for ever: this process ends without it."""
+    begun: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            begun.set_result(function())
+        except BaseException as error:
+            begun.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return begun
+
+
 async def _cancel_all() -> None:
     others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     for task in others:

@@ -16,12 +16,12 @@ from megatron_gopd.errors import UserError
 from megatron_gopd.servers.client import LostRequestError, RefusedError, SGLangClient
 from megatron_gopd.servers.command import command, environment
 from megatron_gopd.servers.loop import Background
+from megatron_gopd.servers.memory import Memory
 from megatron_gopd.servers.server import Server, State
 from megatron_gopd.servers.supervisor import Supervisor
 
 LOGGER = logging.getLogger(__name__)
 RETRY_S, LOOK_S, ANSWERING_S = 0.1, 0.25, 1.0
-TAGS = ["kv_cache", "weights"]
 Result = TypeVar("Result")
 
 
@@ -54,7 +54,7 @@ class ServerPool:
             UserError: a server does not start, or does not answer.
         """
         self.settings, self.model, self.dtype = settings, model, dtype
-        self.options = (options or {}) | settings.options
+        self.options = (options or {}) | settings.flags
         self.most_requests = most_requests
         token = os.environ.get(settings.token_variable)
         if settings.urls:
@@ -63,7 +63,7 @@ class ServerPool:
             self.servers = [Server(f"{name}-{i}", logs / f"{name}-{i}.log") for i in range(settings.count)]
         self.background = Background()
         self._supervisor = Supervisor(settings, self.servers, self._launch, needs_weights=needs_weights)
-        self._away: set[str] = set()  # URLs of servers without their memory
+        self._memory = Memory(self._supervisor)
         try:
             self.background.run(self._supervisor.bring_all_up())
         except BaseException:
@@ -152,15 +152,14 @@ class ServerPool:
         self._raise_if_lost()
 
     def release(self) -> None:
-        """Have every server give its GPU memory away, the weights kept on the host."""
-        self.background.run(self._to_all(self.servers, "/release_memory_occupation", {"tags": TAGS}))
-        self._away = {server.url for server in self.servers}
+        """See Memory.release."""
+        self.background.run(self._memory.release())
+        self._raise_if_lost()
 
     def occupy(self) -> None:
-        """Have the servers that gave memory away take it back."""
-        away = [server for server in self.servers if server.url in self._away]
-        self.background.run(self._to_all(away, "/resume_memory_occupation", {"tags": TAGS}))
-        self._away = set()
+        """See Memory.occupy."""
+        self.background.run(self._memory.occupy())
+        self._raise_if_lost()
 
     async def _hang_up(self) -> None:
         for server in self.servers:

@@ -67,6 +67,8 @@ class Supervisor:
 
     async def lost(self, server: Server, why: str) -> None:
         """Bring a server back, or end the run where that is not possible."""
+        if server.state is State.DOWN:  # whoever saw it first is at it
+            return await self.up(server)
         LOGGER.warning("server %s: %s; %s", server, why, "started anew" if server.managed else "waiting for it")
         server.drop_requests()
         await self.notify()
@@ -75,6 +77,13 @@ class Supervisor:
         except UserError as error:
             self.fatal = error
             await self.notify()
+
+    async def up(self, server: Server) -> None:
+        """Wait until the server answers. Raises UserError: it will not."""
+        while server.state is State.DOWN:
+            if self.fatal:
+                raise self.fatal
+            await self.change(WATCH_S)
 
     async def notify(self) -> None:
         """A server may have become free, or is lost."""

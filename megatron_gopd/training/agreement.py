@@ -8,17 +8,13 @@ from megatron_gopd.config.schema import Rollout
 from megatron_gopd.data.trajectory import Trajectory
 from megatron_gopd.errors import UserError
 from megatron_gopd.policies.update import Update
-
-# nats a token, on average: far above what precision does to one model (0.01 to 0.1), far below what lies between a
-# model and one of which a tensor was never filled
-OTHER_WEIGHTS = 0.5
+from megatron_gopd.rollout.probes import OTHER_WEIGHTS
 
 
 def refuse_disagreement(batch: list[Trajectory], update: Update, rollout: Rollout, tokenizer) -> None:
     """Raises UserError, with the worst token, where the log-probs of one differ by more than the ceiling.
 
-    Servers whose checksums cannot be compared (servers/fingerprints.py) are proven here to hold the student's weights:
-    every token of a batch is a probe.
+    Beside the proofs of updates (rollout/server_weights.py), every token of a batch is a probe of the servers' weights.
     """
     gaps = [np.abs(ours - each.behaviour_logprobs) for ours, each in zip(update.logprobs, batch, strict=True)]
     row = int(np.argmax([gap.max() for gap in gaps]))

@@ -50,7 +50,20 @@ def make_engine(plain, sglang_server, chat_models, tmp_path, one_rank):
 
 
 def exports(model) -> SimpleNamespace:
-    return SimpleNamespace(export=lambda: ((name, tensor.detach()) for name, tensor in model.named_parameters()))
+    return SimpleNamespace(
+        export=lambda: ((name, tensor.detach()) for name, tensor in model.named_parameters()),
+        score=lambda rows, temperature: [
+            logprobs_of(model, row.prompt_tokens, row.response_tokens, temperature) for row in rows
+        ],
+    )
+
+
+def without_checksums(url: str, fault=lambda path, count: None) -> Proxy:
+    """A server that, as one on a GPU, makes checksums of its own kind."""
+    from starlette.responses import JSONResponse
+
+    about = {"device": "cuda", "tp_size": 1, "pp_size": 1}
+    return Proxy(url, lambda path, n: JSONResponse(about) if path == "/server_info" else fault(path, n))
 
 
 def assert_sampled_by(model, trajectories) -> None:
@@ -136,6 +149,16 @@ def test_every_tensor_parallel_rank_of_any_server_is_given_the_tensors(make_engi
     of_two_ranks.close()
 
 
+@pytest.mark.parametrize("way", ["distributed", "tensor"])
+def test_pipeline_stages_of_a_server_are_out_of_reach(make_engine, sglang_server, way):
+    from starlette.responses import JSONResponse
+
+    of_two_stages = Proxy(sglang_server, lambda path, count: JSONResponse({"tp_size": 1, "pp_size": 2}))
+    with pytest.raises(UserError, match=f"sync: {way} does not reach servers of pp-size 2: use sync: disk"):
+        make_engine(url=of_two_stages.url, sync=way)
+    of_two_stages.close()
+
+
 def test_a_server_that_was_started_anew_under_its_address_joins_a_new_group(make_engine, sglang_server, plain):
     from starlette.responses import JSONResponse
 
@@ -175,6 +198,50 @@ def test_a_server_that_cannot_prove_its_weights_is_told_of(make_engine, sglang_s
     with pytest.raises(UserError, match="weights_checker answered 404.* rollout.sglang.verify_every: 0"):
         make_engine(url=proxy.url)
     proxy.close()
+
+
+def test_checksums_are_not_made_where_they_cannot_be_compared(make_engine, sglang_server, monkeypatch):
+    from megatron_gopd.servers.fingerprints import Fingerprints
+
+    monkeypatch.setattr(Fingerprints, "of_passing", lambda *_: pytest.fail("they were made"))
+    proxy = without_checksums(sglang_server)
+    make_engine(url=proxy.url)
+    assert "/weights_checker" not in proxy.paths
+    proxy.close()
+
+
+def test_log_probs_prove_the_weights_where_checksums_cannot_be_compared(make_engine, sglang_server, plain):
+    proxy = without_checksums(sglang_server)
+    engine = make_engine(url=proxy.url, verify_every=2)
+    once = proxy.paths.count("/generate")
+    for _ in range(2):
+        engine.sync(exports(plain["other"]))
+    assert proxy.paths.count("/generate") == 2 * once > 0
+    proxy.close()
+
+
+def test_an_update_that_a_server_lost_is_seen_by_its_log_probs(make_engine, sglang_server, plain):
+    from starlette.responses import JSONResponse
+
+    taken = "/update_weights_from_disk"  # it says so
+    proxy = without_checksums(
+        sglang_server, lambda path, n: JSONResponse({"success": True}) if path == taken and n > 1 else None
+    )
+    engine = make_engine(url=proxy.url, verify_every=1)
+    with pytest.raises(UserError, match=f"{proxy.url}.* not hold the student's weights: its log-probs are .* nats"):
+        engine.sync(exports(plain["other"]))
+    proxy.close()
+
+
+def test_every_server_is_asked_for_its_log_probs(make_engine, sglang_server):
+    from starlette.responses import JSONResponse
+
+    first = without_checksums(sglang_server)
+    second = without_checksums(sglang_server, lambda path, n: None if path == "/generate" else JSONResponse({}))
+    make_engine(urls=[first.url, second.url])
+    assert first.paths.count("/generate") == second.paths.count("/generate") > 0
+    first.close()
+    second.close()
 
 
 def test_nothing_is_left_in_the_folder_of_updates(make_engine, tmp_path):
@@ -278,6 +345,30 @@ def test_memory_is_given_away_and_taken_back(make_engine, plain):
         assert_sampled_by(plain["student"], sample(engine, prompts(2)))
     engine.sync(exports(plain["other"]))
     assert_sampled_by(plain["other"], sample(engine, prompts(2)))
+
+
+def test_colocated_servers_have_given_their_memory_away_before_anything_is_scored(make_engine, sglang_server):
+    proxy = Proxy(sglang_server)
+    engine = make_engine(url=proxy.url, colocated=True)
+    chunks = engine.generate(prompts(4), 1)
+    first = next(chunks)
+    assert proxy.paths[-1] == "/release_memory_occupation"
+    assert len(first) == 8 and not list(chunks)
+    proxy.close()
+
+
+def test_colocated_servers_on_gpus_leave_the_trainer_some_memory(make_engine, monkeypatch):
+    engine = make_engine(colocated=True, options={"mem_fraction_static": 0.4})
+    engine._pool.close()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    engine._start(engine._pool.servers[0].log)
+    words, _ = engine._pool._launch(engine._pool.servers[0], 1234)
+    assert words[words.index("--mem-fraction-static") + 1] == "0.4"
+    engine._servers.options.clear()
+    engine._pool.close()
+    engine._start(engine._pool.servers[0].log)
+    words, _ = engine._pool._launch(engine._pool.servers[0], 1234)
+    assert words[words.index("--mem-fraction-static") + 1] == "0.7"
 
 
 def test_colocated_servers_on_gpus_can_give_memory_away(make_engine, monkeypatch):

@@ -48,3 +48,11 @@ def test_options_are_handed_on_and_replace_ours():
     assert words[words.index("--max-running-requests") + 1] == "8"
     assert words.count("--max-running-requests") == 1
     assert "--disable-cuda-graph" not in words
+
+
+def test_a_server_of_a_gpu_is_sglang_s_own(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    words = commands.command("DIR", 1234, "bfloat16", {})
+    assert not {"--device", "--attention-backend", "--disable-cuda-graph", "--mem-fraction-static"} & set(words)
+    told = commands.environment([1])
+    assert "SGLANG_USE_CPU_ENGINE" not in told and str(commands.STUBS) not in told.get("PYTHONPATH", "")
