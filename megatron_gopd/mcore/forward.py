@@ -54,7 +54,7 @@ def run(
         return output, finish
 
     schedule = get_forward_backward_func(pp_size=model.layout.pp, vp_size=None)
-    pipeline = {"p2p_communicator": P2PCommunicator(model.groups.pp, model.config)} if model.layout.pp > 1 else {}
+    pipeline = {"p2p_communicator": _Neighbours(model, micro_batches)} if model.layout.pp > 1 else {}
     with torch.set_grad_enabled(train):
         schedule(
             forward_step_func=forward_step,
@@ -69,6 +69,23 @@ def run(
             **pipeline,
         )
     return results
+
+
+class _Neighbours(P2PCommunicator):
+    """What a pipeline stage exchanges with those before and after it.
+
+    Every stage has all micro-batches, so none asks a neighbour how long the next one is, which waits for the GPU.
+    """
+
+    def __init__(self, model: Model, micro_batches: Sequence[MicroBatch]):
+        super().__init__(model.groups.pp, model.config)
+        ranks = model.layout.tp if model.config.sequence_parallel else 1
+        shapes = [[len(each.tokens) // ranks, 1, model.architecture.hidden_size] for each in micro_batches]
+        self._inputs, self._gradients = iter(shapes), iter(shapes)  # both come in the order of the micro-batches
+
+    def _communicate_shapes(self, tensor_send_next, tensor_send_prev, recv_prev, recv_next):
+        nothing = [0, 0, 0]
+        return next(self._inputs) if recv_prev else nothing, next(self._gradients) if recv_next else nothing
 
 
 def _hidden_states(*, hidden_states: Tensor, **_) -> Tensor:

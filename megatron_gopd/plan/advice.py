@@ -13,7 +13,7 @@ from megatron_gopd.plan.placement import Placement
 def advice(config: Config, phase: Phase, on: OnRank, where: Placement, machine: Machine) -> list[str]:
     """Changes that lower the peak of `phase`, the largest gain first."""
     excess = phase.bytes - machine.usable_bytes
-    gains = _changes(config, phase, on, where)
+    gains = _changes(config, phase, on, where, machine)
     if where.shares_gpus and phase.parts.get("KV cache"):
         gains = sorted([*gains, _less_cache(config, phase, where, machine, excess)], key=lambda change: -change[1])
     told = [
@@ -24,7 +24,7 @@ def advice(config: Config, phase: Phase, on: OnRank, where: Placement, machine: 
     return told or [f"more GPUs, or GPUs with {excess / GIB:.1f} GiB more"]
 
 
-def _changes(config: Config, phase: Phase, on: OnRank, where: Placement) -> list[tuple[str, float]]:
+def _changes(config: Config, phase: Phase, on: OnRank, where: Placement, machine: Machine) -> list[tuple[str, float]]:
     parts, student, layout = phase.parts, config.student, config.student.layout
     found = []
     tokens = config.training.max_tokens_per_micro_batch
@@ -38,9 +38,10 @@ def _changes(config: Config, phase: Phase, on: OnRank, where: Placement) -> list
             found.append((f"student.layout.cp={2 * layout.cp} (rows of {longest} tokens are cut)", active / 2))
         if student.recompute != "full" and phase.name == "update":
             found.append(("student.recompute=full", 0.8 * active))
-    if not student.offload and phase.name != "update" and on.held["student"]:
-        # the rest lies there before the first step all the same
-        found.append(("student.offload=true", on.held["student"].moments))
+    if not student.offload and phase.name != "update" and (held := on.held["student"]):
+        at_start = held.gradients + held.masters  # of which servers that share the GPU take their fraction
+        taken = at_start * _fraction(where, machine) if where.shares_gpus and "KV cache" in parts else 0.0
+        found.append(("student.offload=true", at_start + held.moments - taken))
     sharded = parts["student weights"] + parts.get("gradients", 0.0)
     found.append((f"student.layout.tp={2 * layout.tp}", sharded / 2))
     for name, held in on.held.items():
@@ -58,10 +59,15 @@ def _changes(config: Config, phase: Phase, on: OnRank, where: Placement) -> list
 def _less_cache(config: Config, phase: Phase, where: Placement, machine: Machine, excess: float) -> tuple[str, float]:
     """A smaller share for servers on the same GPUs, down to a cache of one sequence."""
     key = next((f"teachers.{name}.server" for name in config.teachers), "") if where.kind == "resident" else ""
-    cache, fraction = phase.parts["KV cache"], where.fraction or machine.memory.static_fraction
+    cache, fraction = phase.parts["KV cache"], _fraction(where, machine)
     static = cache + where.engine.weight_bytes
     longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
     least = where.engine.weight_bytes + longest * where.engine.kv_bytes
     wanted = math.floor(100 * fraction * max(static - excess, least) / static) / 100
     change = f"{key or 'rollout.sglang'}.options.mem-fraction-static={wanted:g}"
     return change, static * (1 - wanted / fraction)
+
+
+def _fraction(where: Placement, machine: Machine) -> float:
+    """Of what is free when a server starts, its share."""
+    return where.fraction or machine.memory.static_fraction

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_gopd.config import Config, Layout
+from megatron_gopd.config import Config
 from megatron_gopd.data.packing import Row
 from megatron_gopd.data.trajectory import Prompt, Trajectory
-from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.frozen import frozen_model
 from megatron_gopd.mcore.model import Model
 from megatron_gopd.mcore.optimizer import _parts, optimizer_tensors
@@ -129,16 +128,9 @@ def step(config: Config, role: Role, world: int, tokens: int, rank: int) -> Stag
     tokens = -(-tokens // unit) * unit
     training = plain.training.model_copy(update={"max_tokens_per_micro_batch": tokens})
     plain = plain.model_copy(update={"training": training})
-    shape = stage_input(role.architecture, layout, tokens)
-    with as_rank(rank, world) as ledger, seams.stages_receive(shape):
+    with as_rank(rank, world) as ledger:
         run = _update if role.trained else _score
         return run(plain, role, tokens, ledger)
-
-
-def stage_input(architecture: Architecture, layout: Layout, tokens: int) -> list[int]:
-    """Shape of what a pipeline stage receives of a micro-batch of `tokens` tokens: [tokens of this rank, 1, hidden]."""
-    cut = layout.cp * (layout.tp if architecture.uses_sequence_parallel(layout) else 1)
-    return [tokens // cut, 1, architecture.hidden_size]
 
 
 def _update(config: Config, role: Role, tokens: int, ledger: Ledger) -> Stage:

@@ -40,9 +40,9 @@ def phases(
 ) -> list[Phase]:
     """rollout, score, update and sync of one rank.
 
-    Offloaded optimizer state still lies on the GPU before the first step, its moments not; gradients too. That is when
-    servers start, and take their share of what is free. Colocated ones give it away when a batch is sampled, before its
-    first row is scored, and take it back before the weights are.
+    Under `offload` gradients and the optimizer's state are away but in an update. Servers start before the first, when
+    there are no moments yet, and take their share of what is free. Colocated ones give it away when a batch is sampled,
+    before its first row is scored, and take it back before the weights are.
     """
     student, offloads = on.held["student"] or Held(0, 0), bool(config.student.offload)
     stage = on.stages["student"]
@@ -50,10 +50,11 @@ def phases(
     base = {"student weights": student.weights} | _resident(roles, on)
     if where.kind == "embedded":
         base["engine weights"] = where.copies * where.engine.weight_bytes
-    idle = {"gradients": student.gradients, "optimizer": student.masters + (0 if offloads else student.moments)}
+    gradients, optimizer = {"gradients": student.gradients}, {"optimizer": student.masters + student.moments}
+    idle = {} if offloads else gradients | optimizer
     served = {}
     if where.shares_gpus:
-        at_start = _sum(base) + student.gradients + student.masters
+        at_start = _sum(base) + (0 if offloads else student.gradients + student.masters)
         kv = max(0.0, cache_bytes(machine, where, at_start))
         served = {"engine weights": where.engine.weight_bytes, "KV cache": kv}
     if where.kind == "resident":
@@ -64,17 +65,14 @@ def phases(
         found.append(Phase("rollout", base | idle | cache))
     if len(roles) > 1:
         found.append(Phase("score", base | idle | _scoring(roles, on)))
-    optimizer = student.masters + student.moments
-    stepping = {"gradients": student.gradients, "optimizer": optimizer}
-    learning = idle | {"activations": activations}
+    learning = idle | gradients | {"activations": activations}
     work_space = stage.step.peak_bytes - stage.step.kept_bytes if stage else 0.0  # it keeps the moments
-    update = max((base | learning, base | stepping | {"work space": work_space}), key=_sum)
+    update = max((base | learning, base | gradients | optimizer | {"work space": work_space}), key=_sum)
     found.append(Phase("update", update))
     if where.kind != "none" and config.algorithm.type != "sft":
         a = where.engine.architecture
         whole = 2 * a.vocab_size * a.hidden_size * ITEM[config.student.dtype]  # gathered, and as it is sent
-        left = {} if offloads and where.kind == "embedded" else idle  # servers get weights before the first step, too
-        found.append(Phase("sync", base | left | served | {"whole tensors": whole}))
+        found.append(Phase("sync", base | idle | served | {"whole tensors": whole}))
     return found
 
 
@@ -131,11 +129,14 @@ def cache_bytes(machine: Machine, where: Placement, others: float = 0.0) -> floa
 def host_bytes(
     config: Config, roles: list[Role], on: OnRank, where: Placement, ranks_per_node: int
 ) -> dict[str, float]:
-    """Of one node: what its ranks offload, and weights on their way to servers."""
+    """Of one node: what its ranks offload, weights on their way to servers, and a checkpoint on its way to the disk:
+    the optimizer's state of a rank's part of the model, in float32, on every data-parallel rank."""
     student = on.held["student"] or Held(0, 0)
     moved = {"optimizer": (student.masters + student.moments) * ranks_per_node if config.student.offload else 0.0}
     frozen = [on.held[role.name] for role in roles[1:] if role.settings.offload]
     moved["scorers"] = sum(held.weights for held in frozen if held) * ranks_per_node
     if config.rollout.engine == "sglang" and config.rollout.sglang.sync == "disk":
         moved[config.rollout.sglang.sync_folder] = where.engine.weight_bytes * where.engine.tp
+    if config.checkpoint.every and config.optimizer.type == "adam":
+        moved["a checkpoint"] = 12 * student.parameters * ranks_per_node
     return {what: size for what, size in moved.items() if size}

@@ -116,6 +116,12 @@ def _verdict(plan: Plan) -> str:
         short = (phase.bytes - plan.machine.usable_bytes) / GIB
         lines.append(f"{phase.name} is {short:.1f} GiB short on rank {plan.fullest[phase.name]}:")
         lines += [f"- {change}" for change in plan.changes(phase)]
+    short = sum(plan.host.values()) / GIB - plan.machine.chip.host_memory_gib
+    if short > 0:
+        lines.append(
+            f"The host memory of a node is {short:.0f} GiB short: offload less, cut the student over more ranks (tp, "
+            f"pp), or write no checkpoints (checkpoint.every: 0)."
+        )
     if plan.cache_tokens is not None and plan.cache_tokens < plan.longest:
         lines.append(
             f"A server cannot hold one sequence of {plan.longest:,} tokens: raise rollout.sglang.options.tp-size, or "

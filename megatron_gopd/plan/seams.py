@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core.optimizer import clip_grads
-from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 from megatron.core.transformer.moe import token_dispatcher
 from torch import Tensor
 
@@ -47,19 +46,6 @@ def values_answered(ledger: Ledger) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for patch in patches:
             stack.enter_context(patch)
-        yield
-
-
-@contextlib.contextmanager
-def stages_receive(shape: list[int]) -> Iterator[None]:
-    """Pipeline stages know what they receive of their neighbours: [tokens of this rank, 1, hidden]."""
-    exchange = P2PCommunicator._communicate_shapes
-
-    def known(self, tensor_send_next, tensor_send_prev, recv_prev, recv_next):
-        exchange(self, tensor_send_next, tensor_send_prev, recv_prev, recv_next)
-        return (shape if recv_prev else [0, 0, 0]), (shape if recv_next else [0, 0, 0])
-
-    with mock.patch.object(P2PCommunicator, "_communicate_shapes", known):
         yield
 
 

@@ -13,10 +13,9 @@ import torch.distributed as dist
 from megatron_gopd.config import Config, Layout
 from megatron_gopd.data.packing import Row
 from megatron_gopd.data.trajectory import Prompt, Trajectory
-from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.objective import gopd_loss
 from megatron_gopd.plan import seams
-from megatron_gopd.plan.dry_run import held_by, stage_input
+from megatron_gopd.plan.dry_run import held_by
 from megatron_gopd.plan.fake_ranks import as_rank
 from megatron_gopd.plan.ledger import Ledger
 from megatron_gopd.policies import scoring
@@ -81,6 +80,6 @@ def observe_real(cases: list[tuple[Path, str, str]]) -> dict:
 
 
 def observe_fake(case: tuple[Path, str, str], rank: int, world: int) -> dict:
-    config, architecture = settings(*case), Architecture.read(case[0])
-    with as_rank(rank, world) as ledger, seams.stages_receive(stage_input(architecture, config.student.layout, TOKENS)):
+    config = settings(*case)
+    with as_rank(rank, world) as ledger:
         return observe(config, ledger)
