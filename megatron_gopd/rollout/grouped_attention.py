@@ -1,7 +1,7 @@
 """Attention of one new token a row for transformers models, without copying keys and values to every query head.
 
-transformers repeats keys and values for grouped queries and calls the flash kernel, which on a CPU is made for long
-queries: this is 1.5 to 1.8 times faster a decoding step for SmolLM2-135M at 16 to 32 rows (make bench).
+transformers repeats keys and values for grouped queries before it calls the kernel: without, a decoding step of
+SmolLM2-135M at 16 to 32 rows is 1.5 to 1.8 times faster in float32, and 1.3 times in bfloat16 (make bench).
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from megatron_gopd.config import Config
 from megatron_gopd.config.models import RolloutServers
 from megatron_gopd.errors import UserError
 from megatron_gopd.machine import visible_gpus
+from megatron_gopd.ranks import on_first
 from megatron_gopd.srun import this_node
 
 Gpu = tuple[str, str]  # a node, and what CUDA_VISIBLE_DEVICES calls it there
@@ -50,9 +51,7 @@ def gpus_of_servers(settings: RolloutServers) -> list[list[Gpu]]:
 
     Collective.
     """
-    found = [(this_node(), visible_gpus())]
-    dist.broadcast_object_list(found, src=0)
-    ((node, visible),) = found
+    node, visible = on_first(lambda: (this_node(), visible_gpus()))
     seen = [list(map(str, gpus)) for gpus in settings.gpus] if settings.gpus else [visible] * settings.count
     return [[(node, gpu) for gpu in gpus[: settings.tp]] for gpus in seen]
 
