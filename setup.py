@@ -1,7 +1,7 @@
 """Package metadata. Versions are pinned in constraints-cpu.txt and constraints-gpu.txt, not here.
 
-megatron-core is installed by scripts/install/base.sh in a step of its own: its newest wheels declare Python >= 3.12 but run
-on 3.11, and its declared dependencies are for a GPU.
+megatron-core is installed by scripts/install/base.sh in a step of its own: its newest wheels declare Python >= 3.12 but
+run on 3.11, and its declared dependencies are for a GPU.
 """
 
 import re
