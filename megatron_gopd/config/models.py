@@ -58,8 +58,11 @@ class Servers(Section):
     token_variable: str = Field(
         "MEGATRON_GOPD_TOKEN", description="environment variable with the token that external servers ask for"
     )
-    count: int = Field(1, ge=1, description="servers the run starts")
-    gpus: list[list[int]] | None = Field(None, description="the GPUs of each server the run starts; default: all")
+    count: int = Field(1, ge=1, description="servers the run starts on each node")
+    gpus: list[list[int]] | None = Field(None, description="the GPUs of each server of a node; default: all")
+    nodes: Literal["all"] | Annotated[int, Field(ge=1)] = Field(
+        "all", description="of the job's nodes, how many have servers, rank 0's first"
+    )
     options: dict[str, bool | int | float | str] = Field(
         default_factory=dict, description="of sglang.launch_server, such as {tp-size: 2, quantization: fp8}"
     )
@@ -99,7 +102,15 @@ class Servers(Section):
     @model_validator(mode="after")
     def _gpus_of_every_server(self):
         if self.gpus is not None and (self.urls or len(self.gpus) != self.count):
-            raise ValueError(f"gpus lists the GPUs of each of the {self.count} server(s) the run starts; see count")
+            raise ValueError(
+                f"gpus lists the GPUs of each of the {self.count} server(s) the run starts on a node; see count"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _who_starts_them(self):
+        if self.urls and (self.count != 1 or self.nodes != "all"):
+            raise ValueError("urls are of servers that others run, count and nodes of those the run starts: give one")
         return self
 
 

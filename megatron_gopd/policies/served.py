@@ -20,6 +20,7 @@ from megatron_gopd.policies.serve import describe
 from megatron_gopd.ranks import on_first
 from megatron_gopd.servers.client import LostRequestError, RefusedError, SGLangClient
 from megatron_gopd.servers.fingerprints import Fingerprints, checksums_of, comparable, told
+from megatron_gopd.servers.homes import Homes
 from megatron_gopd.servers.pool import ServerPool
 
 REQUESTS = 64  # in flight at a server
@@ -32,6 +33,7 @@ class ServedScorer:
         """`who` it is in messages; `temperature` of the softmax."""
         self.settings, self.who, self.temperature = settings, who, temperature
         self._pool: ServerPool | None = None
+        self._homes: Homes | None = None
 
     def start(self, logs: Path) -> None:
         """Start or find the servers; their logs go to the folder `logs`.
@@ -39,6 +41,7 @@ class ServedScorer:
         Raises:
             UserError: a server does not start, or holds another model than `settings.model`.
         """
+        self._homes = Homes(self.settings.server, logs)
         on_first(lambda: self._start(logs))
 
     def score(self, rows: list[Row]) -> list[np.ndarray]:
@@ -53,12 +56,20 @@ class ServedScorer:
     def close(self) -> None:
         if self._pool:
             self._pool.close()
+        if self._homes:
+            self._homes.close()
 
     def _start(self, logs: Path) -> None:
         settings = self.settings
         name = "-".join(self.who.replace(".", " ").split()[-2:])
         self._pool = ServerPool(
-            settings.server, name=name, model=settings.model, dtype=settings.dtype, logs=logs, most_requests=REQUESTS
+            settings.server,
+            name=name,
+            model=settings.model,
+            dtype=settings.dtype,
+            logs=logs,
+            most_requests=REQUESTS,
+            homes=self._homes.each,
         )
         try:
             for server in self._pool.servers if settings.server.urls else ():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from megatron_gopd.config import Config
 from megatron_gopd.errors import UserError
+from megatron_gopd.nodes import address_towards
 from megatron_gopd.rollout.updates import InBuckets, UpdateError
 from megatron_gopd.servers.loop import in_a_thread
 from megatron_gopd.servers.pool import ServerPool
@@ -132,12 +132,9 @@ class Distributed(InBuckets):
 
 
 def _address_towards(url: str) -> str:
-    """This host's address on the network that leads to `url`: where a server there can reach it."""
+    """Where a server at `url` can reach this host."""
     there = urlsplit(url)
-    family, kind, protocol, _, address = socket.getaddrinfo(there.hostname, there.port or 80, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind, protocol) as probe:
-        probe.connect(address)  # of a datagram socket: chooses the route, sends nothing
-        return probe.getsockname()[0]
+    return address_towards(there.hostname, there.port or 80)
 
 
 def _join(store: dist.TCPStore, backend: str, size: int, name: str, limit: timedelta) -> dist.ProcessGroup:

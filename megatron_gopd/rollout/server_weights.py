@@ -21,6 +21,7 @@ from megatron_gopd.rollout.proofs import Lost, Proofs
 from megatron_gopd.rollout.protocol import Exports
 from megatron_gopd.rollout.shared_gpus import homes_of
 from megatron_gopd.rollout.updates import FromDisk, Told, Update, UpdateError
+from megatron_gopd.rollout.weights_folder import WeightsFolder
 from megatron_gopd.servers.fingerprints import Fingerprints
 from megatron_gopd.servers.pool import ServerPool
 from megatron_gopd.servers.server import Server, State
@@ -41,12 +42,18 @@ class Chosen(NamedTuple):
 class ServerWeights:
     """Updates the servers of a pool; `pool` is None on every rank but the first."""
 
-    def __init__(self, config: Config, pool: ServerPool | None, rows: Sequence[Row]):
-        """Collective. `rows` are scored by servers and policy where checksums cannot be compared."""
+    def __init__(self, config: Config, pool: ServerPool | None, rows: Sequence[Row], writers: list[int]):
+        """Collective.
+
+        Args:
+            rows: scored by servers and policy where checksums cannot be compared.
+            writers: the first rank of each node with servers; rank 0 where others run them.
+        """
         self.settings, self.pool, self._rows = config.rollout.sglang, pool, rows
         self._way: Update | None = WAYS[self.settings.sync](pool, config) if pool else None
         self._proofs = Proofs(config, pool, rows) if pool else None
         self._homes = homes_of(self.settings) if self.settings.sync == "tensor" and torch.cuda.is_available() else None
+        self._folder = WeightsFolder(config, writers) if self.settings.sync == "disk" else None
         self._updates = 0
 
     def update(self, policy: Exports, version: int, *, only_stale: bool = False) -> None:
@@ -87,15 +94,21 @@ class ServerWeights:
         probed = [each for each in chosen if verify and not each.told.comparable]
         fingerprints = Fingerprints() if compared and is_first() else None
         tensors = fingerprints.of_passing(policy.export()) if fingerprints else policy.export()
-        if self.settings.sync == "tensor":
-            tensors = pickled(tensors, self._homes_of(chosen), self.settings.bucket_bytes)
-        lost = on_first_with(tensors, lambda drawn: self._send(drawn, chosen, version))
+        lost = self._send_drawn(tensors, chosen, version)
         if not lost and compared:
             lost = on_first(lambda: self._recovered(self._proofs.by_checksums(self._servers(compared), fingerprints)))
         if not lost and probed:
             ours = policy.score(self._rows, probes.TEMPERATURE)
             lost = on_first(lambda: self._recovered(self._proofs.by_logprobs(self._servers(probed), ours)))
         return lost
+
+    def _send_drawn(self, tensors: Iterator[tuple[str, Tensor]], chosen: list[Chosen], version: int) -> str:
+        if self._folder:
+            with self._folder.filled(tensors) as folders:
+                return on_first(lambda: self._send(folders, chosen, version))
+        if self.settings.sync == "tensor":
+            tensors = pickled(tensors, self._homes_of(chosen), self.settings.bucket_bytes)
+        return on_first_with(tensors, lambda drawn: self._send(drawn, chosen, version))
 
     def _choose(self, only_stale: bool) -> tuple[list[Chosen], str]:
         """The servers to update, and what they say of themselves; or which of them were lost."""
@@ -111,11 +124,11 @@ class ServerWeights:
             return [[0] * each.told.ranks for each in chosen]
         return [self._homes[each.number] for each in chosen]
 
-    def _send(self, tensors: Iterator, chosen: list[Chosen], version: int) -> str:
+    def _send(self, weights: Iterator | dict[str, str], chosen: list[Chosen], version: int) -> str:
         servers = self._servers(chosen)
         with self.pool.quiet(servers):
             try:
-                self._way.send(tensors, servers, version)
+                self._way.send(weights, servers, version)
                 lost = {}
             except UpdateError as error:
                 lost = error.problems

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -25,8 +26,9 @@ from megatron_gopd.rollout.protocol import Exports
 from megatron_gopd.rollout.sampling import Response
 from megatron_gopd.rollout.server_weights import ServerWeights
 from megatron_gopd.rollout.trajectories import trajectory_of
-from megatron_gopd.servers.client import LostRequestError, RefusedError
-from megatron_gopd.servers.pool import ServerPool
+from megatron_gopd.servers.client import LostRequestError, RefusedError, SGLangClient
+from megatron_gopd.servers.homes import Homes
+from megatron_gopd.servers.pool import ServerPool, Together
 
 # everything that a server would otherwise take from the model's generation_config.json
 PLAIN = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "frequency_penalty": 0.0, "presence_penalty": 0.0} | {
@@ -57,12 +59,14 @@ class SGLangEngine:
         self._vocab_size = Architecture.read(self._folder).vocab_size
         self.weight_version = 0
         self._pool: ServerPool | None = None  # on rank 0
-        self._most_at_a_time = config.rollout.max_batch_size * (len(self._servers.urls) or self._servers.count)
+        self._weights: ServerWeights | None = None
+        self._homes: Homes | None = None
 
     def start(self, student: Exports, logs: Path) -> None:
         """See RolloutEngine.start."""
+        self._homes = Homes(self._servers, logs)
         on_first(lambda: self._start(logs))
-        self._weights = ServerWeights(self.config, self._pool, self._probes)
+        self._weights = ServerWeights(self.config, self._pool, self._probes, self._homes.first_ranks)
         self.sync(student, 0)
 
     def generate(
@@ -75,8 +79,13 @@ class SGLangEngine:
         self._occupy()
         batch = None
         if is_first():
-            requests = [partial(self._sample, prompt, sample, step, limit) for prompt, sample in wanted]
-            batch = Batch(self._pool, requests, self._most_at_a_time)
+            alike = defaultdict(Together)
+            shares = max(1, len(self._pool.servers) // max(1, len(prompts)))  # of a prompt's samples: no server idles
+            requests = [
+                partial(self._sample, prompt, sample, step, limit, alike[prompt.id, sample % shares])
+                for prompt, sample in wanted
+            ]
+            batch = self._batch(requests)
         return self._chunks(batch)
 
     def decode(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Response]:
@@ -85,7 +94,7 @@ class SGLangEngine:
         batch = None
         if is_first():
             requests = [partial(self._greedy, number, prompt, max_tokens) for number, prompt in enumerate(prompts)]
-            batch = Batch(self._pool, requests, self._most_at_a_time)
+            batch = self._batch(requests)
         numbered = [each for chunk in self._chunks(batch) for each in chunk]  # in the order in which they finished
         return [response for _, response in sorted(numbered, key=itemgetter(0))]
 
@@ -97,11 +106,14 @@ class SGLangEngine:
         self._weights.update(policy, self.weight_version)
 
     def close(self) -> None:
-        """End the servers that were started here."""
-        if self._pool:
+        """End the servers that the run started. Collective."""
+        if self._weights:
             self._weights.close()
+        if self._pool:
             self._pool.close()
             self._pool = None
+        if self._homes:
+            self._homes.close()
 
     def _chunks(self, batch: Batch[Result] | None) -> Iterator[list[Result]]:
         """Colocated servers give their memory away first: who scores a chunk needs it."""
@@ -123,25 +135,31 @@ class SGLangEngine:
             if batch:
                 batch.cancel()
 
-    async def _sample(self, prompt: Prompt, sample: int, step: int, limit: int) -> Trajectory:
+    def _batch(self, requests: Sequence[Callable[[], Awaitable[Result]]]) -> Batch[Result]:
+        return Batch(self._pool, requests, self.config.rollout.max_batch_size * len(self._pool.servers))
+
+    async def _sample(self, prompt: Prompt, sample: int, step: int, limit: int, alike: Together) -> Trajectory:
         key = [self.config.run.seed, step, zlib.crc32(prompt.id.encode()), sample]
         seed = int(np.random.SeedSequence(key).generate_state(1)[0]) >> 1  # 31 bits
         sampling = {"temperature": self.config.rollout.temperature, "sampling_seed": seed}
-        response, version = await self._respond(prompt.student_tokens, limit, sampling)
+        response, version = await self._respond(prompt.student_tokens, limit, sampling, alike)
         return trajectory_of(
             prompt, sample, response, weight_version=version, folder=self._folder, last_id=self._last_id
         )
 
     async def _greedy(self, number: int, prompt: Sequence[int], limit: int) -> tuple[int, Response]:
-        return number, (await self._respond(prompt, limit, {"temperature": 0.0}))[0]
+        return number, (await self._respond(prompt, limit, {"temperature": 0.0}, Together()))[0]
 
-    async def _respond(self, prompt: Sequence[int], limit: int, sampling: dict) -> tuple[Response, int]:
+    async def _respond(
+        self, prompt: Sequence[int], limit: int, sampling: dict, alike: Together
+    ) -> tuple[Response, int]:
         """A whole response, and the version of the weights that began it; what was cut short is continued."""
         response, version = Response(), None
         while len(response.tokens) < limit and not response.finished:
             left = {"max_new_tokens": limit - len(response.tokens), "stop_token_ids": self.stop_ids}
             tokens = [*prompt, *response.tokens]
-            answer = await self._pool.ask(lambda client: client.generate(tokens, PLAIN | sampling | left))  # noqa: B023
+            request = partial(SGLangClient.generate, tokens=tokens, sampling=PLAIN | sampling | left)
+            answer = await self._pool.ask(request, alike)
             version = version or answer.weight_version
             response.tokens += answer.tokens
             response.logprobs += answer.logprobs
@@ -176,7 +194,8 @@ class SGLangEngine:
     def _pool_of(self, name: str, logs: Path, **options) -> ServerPool:
         most = self.config.rollout.max_batch_size
         held = {"model": self._folder, "dtype": self._model.dtype}
-        return ServerPool(self._servers, name=name, logs=logs, most_requests=most, **held, **options)
+        homes = self._homes.each
+        return ServerPool(self._servers, name=name, logs=logs, most_requests=most, homes=homes, **held, **options)
 
 
 class FrozenSGLangEngine(SGLangEngine):
@@ -189,12 +208,8 @@ class FrozenSGLangEngine(SGLangEngine):
 
     def start(self, policy: Exports, logs: Path) -> None:
         """Start or find the servers. Raises UserError: one does not start, or holds another model."""
+        self._homes = Homes(self._servers, logs)
         on_first(lambda: self._start(logs))
-
-    def close(self) -> None:
-        if self._pool:
-            self._pool.close()
-            self._pool = None
 
     def _start(self, logs: Path) -> None:
         self._pool = self._pool_of(self._who.replace(".", "-"), logs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.distributed as dist
 
@@ -9,11 +11,19 @@ from megatron_gopd.config import Config
 from megatron_gopd.config.models import RolloutServers
 from megatron_gopd.errors import UserError
 from megatron_gopd.machine import visible_gpus
-from megatron_gopd.ranks import on_first
 from megatron_gopd.srun import this_node
 
 Gpu = tuple[str, str]  # a node, and what CUDA_VISIBLE_DEVICES calls it there
+
 OTHER_WAYS = "set rollout.sglang.sync to disk"
+
+
+class Seen(NamedTuple):
+    """By a rank."""
+
+    node: str
+    visible: list[str]  # GPUs, in its order
+    own: int  # of these
 
 
 def check_sync(config: Config) -> None:
@@ -32,7 +42,8 @@ def check_sync(config: Config) -> None:
                 f"rollout.sglang.urls need not be: {OTHER_WAYS} or distributed"
             )
         return
-    servers, homes = gpus_of_servers(settings), homes_of(settings)
+    found = _gather()
+    servers, homes = _of_servers(settings, found), _homes(settings, found)
     if settings.sync == "tensor":
         _refuse_away(servers, homes)
     else:
@@ -41,23 +52,36 @@ def check_sync(config: Config) -> None:
 
 def homes_of(settings: RolloutServers) -> list[list[int | None]]:
     """[server][tensor-parallel rank] -> the rank on the same GPU; None: no rank is. Collective."""
-    ranks: list[Gpu | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(ranks, _own())
-    return [[ranks.index(gpu) if gpu in ranks else None for gpu in gpus] for gpus in gpus_of_servers(settings)]
+    return _homes(settings, _gather())
 
 
-def gpus_of_servers(settings: RolloutServers) -> list[list[Gpu]]:
-    """Of every server the run starts, those it uses, the first it sees. As rank 0 sees them, which starts it.
+def _gather() -> list[Seen]:
+    """Of every rank. Collective."""
+    found: list[Seen] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, Seen(this_node(), visible_gpus(), torch.cuda.current_device()))
+    return found
 
-    Collective.
+
+def _homes(settings: RolloutServers, found: list[Seen]) -> list[list[int | None]]:
+    ranks = [(seen.node, seen.visible[seen.own]) for seen in found]
+    return [[ranks.index(gpu) if gpu in ranks else None for gpu in gpus] for gpus in _of_servers(settings, found)]
+
+
+def _of_servers(settings: RolloutServers, found: list[Seen]) -> list[list[Gpu]]:
+    """Of every server the run starts, those it uses, the first it sees; in the order of a pool, node after node.
+
+    As the first rank of its node sees them, which starts it.
     """
-    node, visible = on_first(lambda: (this_node(), visible_gpus()))
-    seen = [list(map(str, gpus)) for gpus in settings.gpus] if settings.gpus else [visible] * settings.count
-    return [[(node, gpu) for gpu in gpus[: settings.tp]] for gpus in seen]
-
-
-def _own() -> Gpu:
-    return this_node(), visible_gpus()[torch.cuda.current_device()]
+    firsts: dict[str, list[str]] = {}
+    for seen in found:
+        firsts.setdefault(seen.node, seen.visible)
+    chosen = list(firsts)[: None if settings.nodes == "all" else settings.nodes]
+    given = settings.gpus and [list(map(str, gpus)) for gpus in settings.gpus]
+    return [
+        [(node, gpu) for gpu in gpus[: settings.tp]]
+        for node in chosen
+        for gpus in given or [firsts[node]] * settings.count
+    ]
 
 
 def _refuse_away(servers: list[list[Gpu]], homes: list[list[int | None]]) -> None:

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import glob
-import os
 import secrets
-import shutil
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future
-from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
@@ -18,12 +13,11 @@ from torch import Tensor
 from megatron_gopd.config import Config
 from megatron_gopd.config.models import refusal_of_ranks
 from megatron_gopd.errors import UserError
-from megatron_gopd.mcore.save import SHARD_BYTES, copy_side_files, write_weights
-from megatron_gopd.runs import atomic_folder
 from megatron_gopd.servers.client import LostRequestError, RefusedError
 from megatron_gopd.servers.fingerprints import comparable
 from megatron_gopd.servers.pool import ServerPool
 from megatron_gopd.servers.server import Server
+from megatron_gopd.srun import this_node
 
 Tensors = Iterator[tuple[str, Tensor]]
 
@@ -123,30 +117,14 @@ class Update:
 
 
 class FromDisk(Update):
-    """A folder that both sides see: in shared memory, or on a disk of the cluster."""
+    """A folder that both sides see (weights_folder.py)."""
 
-    def __init__(self, pool: ServerPool, config: Config):
-        super().__init__(pool, config)
-        run = Path(config.run.folder, config.run.name).absolute()
-        self._name = f"megatron-gopd-{run.name}-{zlib.crc32(os.fsencode(run)):08x}-"
-        for left in Path(self.settings.sync_folder).glob(f"*{glob.escape(self._name)}*"):
-            shutil.rmtree(left, ignore_errors=True)  # of an attempt that was killed: a run has one process at a time
-
-    def send(self, tensors: Tensors, servers: list[Server], version: int) -> None:
-        folder = Path(self.settings.sync_folder, self._name + secrets.token_hex(4))
-        try:
-            with atomic_folder(folder) as filling:
-                copy_side_files(self.config.student.model, filling)
-                write_weights(tensors, filling, self.config.student.dtype, SHARD_BYTES)
-            about = {"model_path": str(folder), "load_format": "auto", "weight_version": self.name_of(version)}
-            self.post(servers, "/update_weights_from_disk", about | {"flush_cache": True})
-        except OSError as error:
-            raise UserError(
-                f"the weights could not be written to {self.settings.sync_folder}: {error}; "
-                f"set rollout.sglang.sync_folder to a folder with room that the servers can read"
-            ) from None
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    def send(self, folders: dict[str, str], servers: list[Server], version: int) -> None:
+        """`folders`: by the name of the node they are on."""
+        about = {"load_format": "auto", "weight_version": self.name_of(version), "flush_cache": True}
+        paths = [folders[server.home.node if server.home else this_node()] for server in servers]
+        bodies = [about | {"model_path": path} for path in paths]
+        self.wait(self.begin_post(servers, "/update_weights_from_disk", bodies))
 
 
 class InBuckets(Update):

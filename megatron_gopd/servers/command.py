@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from megatron_gopd.errors import UserError
+from megatron_gopd.servers import keyed
 from megatron_gopd.servers.environment import of_no_rank
 
 STUBS = Path(__file__).parent / "stubs"
@@ -28,8 +29,18 @@ ON_CPU = {
 }
 
 
-def command(model: str | Path, port: int, dtype: str, options: Mapping[str, object]) -> list[str]:
-    """`python -m sglang.launch_server ...` on the loopback; `options` are its own, and replace those given here.
+def command(
+    model: str | Path,
+    port: int,
+    dtype: str,
+    options: Mapping[str, object],
+    *,
+    host: str = "127.0.0.1",
+    key: Path | None = None,
+) -> list[str]:
+    """`python -m sglang.launch_server ...`; `options` are its own, and replace those given here.
+
+    `key`: a file with what those who ask must know; without one, whoever reaches `host` may ask.
 
     Raises:
         UserError: SGLang is not installed.
@@ -39,7 +50,7 @@ def command(model: str | Path, port: int, dtype: str, options: Mapping[str, obje
     chosen = {
         "model-path": str(model),
         "dtype": dtype,
-        "host": "127.0.0.1",
+        "host": host,
         "port": port,
         "skip-tokenizer-init": True,  # token ids in, token ids out
         "log-level": "info",
@@ -50,7 +61,7 @@ def command(model: str | Path, port: int, dtype: str, options: Mapping[str, obje
     for name, value in chosen.items():
         if value is not False:
             words += [f"--{name}", *([] if value is True else [str(value)])]
-    return [sys.executable, "-m", "sglang.launch_server", *words]
+    return [sys.executable, *(["-m", "sglang.launch_server"] if key is None else [keyed.__file__, str(key)]), *words]
 
 
 def environment(gpus: list[int] | None = None) -> dict[str, str]:

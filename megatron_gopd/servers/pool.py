@@ -7,14 +7,17 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from megatron_gopd.config.schema import Servers
 from megatron_gopd.errors import UserError
 from megatron_gopd.servers.client import LostRequestError, RefusedError, SGLangClient
-from megatron_gopd.servers.command import command, environment
+from megatron_gopd.servers.homes import Here, There
+from megatron_gopd.servers.launch import Launch
 from megatron_gopd.servers.loop import Background
 from megatron_gopd.servers.memory import Memory
 from megatron_gopd.servers.server import Server, State
@@ -23,6 +26,14 @@ from megatron_gopd.servers.supervisor import Supervisor
 LOGGER = logging.getLogger(__name__)
 RETRY_S, LOOK_S, ANSWERING_S = 0.1, 0.25, 1.0
 Result = TypeVar("Result")
+
+
+@dataclass
+class Together:
+    """Requests that begin alike, and so are asked of one server, as long as it is there and has room: it keeps what it
+    computed of the first."""
+
+    server: Server | None = None
 
 
 class ServerPool:
@@ -42,6 +53,7 @@ class ServerPool:
         most_requests: int,
         needs_weights: bool = False,
         options: dict | None = None,
+        homes: Sequence[Here | There] = (),
     ):
         """Start or find every server, and wait until it answers.
 
@@ -49,18 +61,23 @@ class ServerPool:
             name: of the servers in messages and log files.
             most_requests: in flight at a server.
             options: of sglang.launch_server, behind those of `settings`.
+            homes: the nodes on which `settings.count` servers each are started; default: this one.
 
         Raises:
             UserError: a server does not start, or does not answer.
         """
-        self.settings, self.model, self.dtype = settings, model, dtype
+        self.settings, self.model, self.dtype, self.logs = settings, model, dtype, logs
         self.options = (options or {}) | settings.flags
         self.most_requests = most_requests
         token = os.environ.get(settings.token_variable)
         if settings.urls:
-            self.servers = [Server(name, logs, url, token) for url in settings.urls]
+            self.servers = [Server(name, url, token) for url in settings.urls]
         else:
-            self.servers = [Server(f"{name}-{i}", logs / f"{name}-{i}.log") for i in range(settings.count)]
+            self.servers = [
+                Server("-".join(filter(None, (name, home.label, str(number)))), home=home)
+                for home in homes or (Here(),)
+                for number in range(settings.count)
+            ]
         self.background = Background()
         self._supervisor = Supervisor(settings, self.servers, self._launch, needs_weights=needs_weights)
         self._memory = Memory(self._supervisor)
@@ -75,17 +92,21 @@ class ServerPool:
     def close(self) -> None:
         """End every server that was started here, and forget the others."""
         self.background.close(self._hang_up)
-        for server in self.servers:
-            server.stop()
+        with ThreadPoolExecutor(len(self.servers)) as threads:  # each takes seconds to end
+            list(threads.map(Server.stop, self.servers))
 
-    async def ask(self, request: Callable[[SGLangClient], Awaitable[Result]]) -> Result:
+    async def ask(
+        self, request: Callable[[SGLangClient], Awaitable[Result]], together: Together | None = None
+    ) -> Result:
         """The result of `request`, asked of the least loaded server, and again where an answer is lost.
+
+        `together`: those it goes with, to one server.
 
         Raises:
             UserError: a server refuses it, or none is left.
         """
         while True:
-            server = await self._least_loaded()
+            server = await self._least_loaded(together or Together())
             task = asyncio.ensure_future(request(server.client))
             server.requests.add(task)
             try:
@@ -173,18 +194,21 @@ class ServerPool:
             if isinstance(reply, Exception):
                 LOGGER.info("%s: %s", server, reply)
 
-    def _launch(self, server: Server, port: int) -> tuple[list[str], dict[str, str]]:
-        gpus = self.settings.gpus[self.servers.index(server)] if self.settings.gpus else None
-        return command(self.model, port, self.dtype, self.options), environment(gpus)
+    def _launch(self, server: Server) -> Launch:
+        number = self.servers.index(server) % self.settings.count  # on its node
+        gpus = self.settings.gpus[number] if self.settings.gpus else None
+        return Launch(str(self.model), self.dtype, self.options, gpus, str(self.logs / f"{server.name}.log"))
 
-    async def _least_loaded(self) -> Server:
+    async def _least_loaded(self, together: Together) -> Server:
         while True:
             self._raise_if_lost()
             now = time.monotonic()
             free = [s for s in self.servers if s.state is State.READY and s.rests_until <= now]
             free = [s for s in free if len(s.requests) < self.most_requests]
             if free:
-                return min(free, key=lambda server: len(server.requests))
+                if together.server not in free:
+                    together.server = min(free, key=lambda server: len(server.requests))
+                return together.server
             await self._supervisor.change(LOOK_S)
 
     def _raise_if_lost(self) -> None:

@@ -48,14 +48,19 @@ class ServerProcess:
         self._guard.stdin.close()
 
     def last_words(self) -> str:
-        """The end of its log, for a message."""
-        text = self.log.read_text(errors="replace") if self.log.exists() else ""
-        lines = [line[:300] for line in text.splitlines() if line.strip()]
-        return "\n  ".join([f"the end of {self.log}:", *lines[-SHOWN_LINES:]])
+        return end_of(self.log)
 
 
-def free_port() -> int:
-    """A port of the loopback that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+def end_of(log: Path) -> str:
+    """The end of a log, for a message."""
+    text = log.read_text(errors="replace") if log.exists() else ""
+    lines = [line[:300] for line in text.splitlines() if line.strip()]
+    return "\n  ".join([f"the end of {log}:", *lines[-SHOWN_LINES:]])
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port of an address of this machine that nothing listens on now."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.bind(address)
         return probe.getsockname()[1]

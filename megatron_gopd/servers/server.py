@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from enum import Enum
-from pathlib import Path
 
 from megatron_gopd.errors import UserError
 from megatron_gopd.servers.client import SGLangClient
-from megatron_gopd.servers.process import ServerProcess, free_port
+from megatron_gopd.servers.homes import Here, There
+from megatron_gopd.servers.keeper import KeptProcess
+from megatron_gopd.servers.launch import Launch
+from megatron_gopd.servers.process import ServerProcess
 
 POLL_S = 0.5
 STARTS = 3  # in a row, without a good answer in between
@@ -25,12 +26,13 @@ class State(Enum):
 class Server:
     """Its client, and its process where the run starts it."""
 
-    def __init__(self, name: str, log: Path, url: str | None = None, token: str | None = None):
-        """`url`: of an external server; without one, start() makes a process."""
-        self.name, self.log, self.url, self.token = name, log, url, token
-        self.managed = url is None
+    def __init__(self, name: str, url: str | None = None, token: str | None = None, home: Here | There | None = None):
+        """`url`: of an external server; without one, start() makes a process at its `home`."""
+        self.name, self.url, self.token = name, url, home.token if home else token
+        self.home = home
+        self.managed = home is not None
         self.state = State.DOWN
-        self.process: ServerProcess | None = None
+        self.process: ServerProcess | KeptProcess | None = None
         self.client = SGLangClient(url, token) if url else None
         self.requests: set[asyncio.Task] = set()
         self.failing_since: float | None = None  # requests
@@ -62,7 +64,7 @@ class Server:
         for task in self.requests:
             task.cancel()
 
-    async def start(self, launch: Callable[[int], tuple[list[str], dict[str, str]]], timeout: float) -> None:
+    async def start(self, launch: Launch, timeout: float) -> None:
         """Start the process, whatever ran before, and wait until it answers.
 
         Raises:
@@ -71,11 +73,9 @@ class Server:
         self.stop()
         if self.client:
             await self.client.close()
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        self.client = SGLangClient(self.url)
-        self.process = ServerProcess(*launch(port), self.log)
         self.starts += 1
+        self.process, self.url = await self.home.start(launch)
+        self.client = SGLangClient(self.url, self.token)
         deadline = time.monotonic() + timeout
         while not await self.client.healthy():
             code = self.process.exit_code

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from megatron_gopd.config.schema import Servers
 from megatron_gopd.errors import UserError
 from megatron_gopd.servers.client import LostRequestError, RefusedError
+from megatron_gopd.servers.launch import Launch
 from megatron_gopd.servers.server import STARTS, Server, State
 
 LOGGER = logging.getLogger(__name__)
@@ -32,11 +33,11 @@ class Supervisor:
         self,
         settings: Servers,
         servers: list[Server],
-        launch: Callable[[Server, int], tuple[list[str], dict[str, str]]],
+        launch: Callable[[Server], Launch],
         *,
         needs_weights: bool,
     ):
-        """`launch`: the command and the environment of a server at a port."""
+        """`launch`: what starts a server."""
         self.settings, self.servers, self.needs_weights = settings, servers, needs_weights
         self.fatal: UserError | None = None  # why no server will come back
         self.updating = False  # while weights are taken over, a server need not answer anything else
@@ -107,12 +108,12 @@ class Supervisor:
                 raise
             except UserError as error:  # it may need what the last one has not given back yet
                 LOGGER.warning("%s", error)
-        words = server.process.last_words()
+        words = server.process.last_words() if server.process else "it was not even begun"
         raise LostServersError(f"the server {server} failed {STARTS} times in a row; {words}")
 
     async def _bring_up(self, server: Server) -> None:
         if server.managed:
-            await server.start(lambda port: self._launch(server, port), self.settings.start_timeout_s)
+            await server.start(self._launch(server), self.settings.start_timeout_s)
         else:
             await self._wait_for(server)
         server.failing_since = server.mute_since = None

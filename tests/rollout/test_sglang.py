@@ -121,7 +121,7 @@ def test_each_way_of_updating_brings_the_policy_s_weights(make_engine, plain, wa
 def test_what_a_killed_update_left_is_removed(make_engine, monkeypatch, tmp_path):
     folder = tmp_path / "shared"
     with monkeypatch.context() as patch:
-        patch.setattr("megatron_gopd.rollout.updates.shutil.rmtree", lambda *_, **__: None)  # killed before it
+        patch.setattr("megatron_gopd.rollout.weights_folder.shutil.rmtree", lambda *_, **__: None)  # killed before it
         make_engine(sync="disk", sync_folder=str(folder))
     (left,) = folder.iterdir()
     (folder / f".{left.name}-0123abcd").mkdir()  # killed while it was written
@@ -255,15 +255,14 @@ def test_another_model_than_the_server_s_is_refused(make_engine):
 
 
 def test_a_tensor_that_is_not_the_policy_s_is_named(make_engine, plain, monkeypatch):
-    from megatron_gopd.rollout.updates import FromDisk
+    from megatron_gopd.rollout.weights_folder import WeightsFolder
 
-    original = FromDisk.send
+    original = WeightsFolder.filled
 
-    def damaged(self, tensors, servers, version):
-        spoilt = ((n, t + 1e-7 if n == "model.layers.1.mlp.up_proj.weight" else t) for n, t in tensors)
-        original(self, spoilt, servers, version)
+    def damaged(self, tensors):
+        return original(self, ((n, t + 1e-7 if n == "model.layers.1.mlp.up_proj.weight" else t) for n, t in tensors))
 
-    monkeypatch.setattr(FromDisk, "send", damaged)
+    monkeypatch.setattr(WeightsFolder, "filled", damaged)
     with pytest.raises(UserError, match="student's weights: model.layers.1.mlp.gate_up_proj.weight differ"):
         make_engine()
 
@@ -357,24 +356,24 @@ def test_colocated_servers_have_given_their_memory_away_before_anything_is_score
     proxy.close()
 
 
-def test_colocated_servers_on_gpus_leave_the_trainer_some_memory(make_engine, monkeypatch):
+def test_colocated_servers_on_gpus_leave_the_trainer_some_memory(make_engine, monkeypatch, tmp_path):
     engine = make_engine(colocated=True, options={"mem_fraction_static": 0.4})
     engine._pool.close()
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    engine._start(engine._pool.servers[0].log)
-    words, _ = engine._pool._launch(engine._pool.servers[0], 1234)
-    assert words[words.index("--mem-fraction-static") + 1] == "0.4"
+    engine._start(tmp_path)
+    options = engine._pool._launch(engine._pool.servers[0]).options
+    assert options["mem-fraction-static"] == 0.4
     engine._servers.options.clear()
     engine._pool.close()
-    engine._start(engine._pool.servers[0].log)
-    words, _ = engine._pool._launch(engine._pool.servers[0], 1234)
-    assert words[words.index("--mem-fraction-static") + 1] == "0.7"
+    engine._start(tmp_path)
+    options = engine._pool._launch(engine._pool.servers[0]).options
+    assert options["mem-fraction-static"] == 0.7
 
 
-def test_colocated_servers_on_gpus_can_give_memory_away(make_engine, monkeypatch):
+def test_colocated_servers_on_gpus_can_give_memory_away(make_engine, monkeypatch, tmp_path):
     engine = make_engine(colocated=True)
     engine._pool.close()
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    engine._start(engine._pool.servers[0].log)
-    words, _ = engine._pool._launch(engine._pool.servers[0], 1234)
-    assert {"--enable-memory-saver", "--enable-weights-cpu-backup"} <= set(words)
+    engine._start(tmp_path)
+    options = engine._pool._launch(engine._pool.servers[0]).options
+    assert {"enable-memory-saver", "enable-weights-cpu-backup"} <= set(options)

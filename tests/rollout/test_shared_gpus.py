@@ -20,13 +20,13 @@ def on_gpus(monkeypatch):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         if visible is not None:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        taken = [("here", str(gpu)) for gpu in ranks]
+        names = visible.split(",") if visible else [str(gpu) for gpu in range(count)]
+        taken = [shared_gpus.Seen("here", names, names.index(str(gpu))) for gpu in ranks]
         monkeypatch.setattr(shared_gpus, "this_node", lambda: "here")
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
         monkeypatch.setattr(dist, "get_world_size", lambda: len(taken))
-        monkeypatch.setattr(shared_gpus, "on_first", lambda function: function())
         monkeypatch.setattr(dist, "all_gather_object", lambda found, mine: found.__setitem__(slice(None), taken))
 
     return call

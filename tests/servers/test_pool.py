@@ -8,8 +8,7 @@ import time
 import pytest
 
 from megatron_gopd.config.schema import Servers
-from megatron_gopd.servers import pool as pools
-from megatron_gopd.servers import supervisor
+from megatron_gopd.servers import launch, supervisor
 from megatron_gopd.servers.pool import ServerPool
 from megatron_gopd.servers.supervisor import LostServersError
 
@@ -44,7 +43,9 @@ def make_pool(monkeypatch, tmp_path):
     def make(fault, begin="", *, needs_weights=False, **settings):
         program = STAND_IN.replace("FAULT", fault).replace("BEGIN", begin)
         words = [sys.executable, "-c", program]
-        monkeypatch.setattr(pools, "command", lambda model, port, *_: [*words, str(port), str(tmp_path / "starts")])
+        monkeypatch.setattr(
+            launch, "command", lambda model, port, *_, **__: [*words, str(port), str(tmp_path / "starts")]
+        )
         kind = {"name": "one", "model": "", "dtype": "", "logs": tmp_path, "most_requests": 8}
         made.append(ServerPool(Servers(**settings), needs_weights=needs_weights, **kind))
         return made[-1]

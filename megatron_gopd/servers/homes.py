@@ -1,0 +1,114 @@
+"""Where the servers of one pool stand: on this node, and on the others of the job."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch.distributed as dist
+
+from megatron_gopd.config.schema import Servers
+from megatron_gopd.errors import UserError
+from megatron_gopd.nodes import Node, nodes
+from megatron_gopd.ranks import is_first, on_first
+from megatron_gopd.servers.keeper import Keeper, KeptProcess, Orders
+from megatron_gopd.servers.launch import Launch, start
+from megatron_gopd.servers.process import ServerProcess
+from megatron_gopd.srun import this_node
+
+
+class Here:
+    """This node: its servers listen on the loopback."""
+
+    token = None
+
+    def __init__(self, label: str = ""):
+        """`label`: the node's name in those of servers; "": it is the only one."""
+        self.node, self.label = this_node(), label
+
+    async def start(self, launch: Launch) -> tuple[ServerProcess, str]:
+        """See launch.start."""
+        return start(launch)
+
+
+class There:
+    """Another node: its servers listen on its network, and want the token."""
+
+    def __init__(self, node: str, orders: Orders, token: str):
+        self.node = self.label = node
+        self._orders, self.token = orders, token
+
+    async def start(self, launch: Launch) -> tuple[KeptProcess, str]:
+        return await self._orders.start(launch)
+
+
+class Homes:
+    """The nodes on which a pool's servers stand; collective, close() too.
+
+    `each` are they for rank 0, where the pool is; the other nodes' first ranks keep the servers of theirs.
+    """
+
+    def __init__(self, settings: Servers, logs: Path):
+        """Raises UserError: `settings.nodes` are more than the job's."""
+        self.nodes = nodes_of_servers(settings)
+        self.each: list[Here | There] = [Here()]
+        self._keeper: Keeper | None = None
+        self._key: Path | None = None
+        if len(self.nodes) > 1:
+            self._spread(logs)
+
+    @property
+    def first_ranks(self) -> list[int]:
+        """One for each node with servers; rank 0 where others run them."""
+        return [node.first_rank for node in self.nodes] or [0]
+
+    def close(self) -> None:
+        """End the servers of this node that are kept for rank 0."""
+        if self._keeper:
+            self._keeper.close()
+        if self._key and is_first():
+            self._key.unlink(missing_ok=True)
+
+    def _spread(self, logs: Path) -> None:
+        store = dist.distributed_c10d._get_default_store()
+        prefix, self._key = on_first(lambda: (f"servers-{secrets.token_hex(4)}", _new_key(logs)))
+
+        def own_client(node: Node) -> dist.Store:
+            return dist.PrefixStore(f"{prefix}/{node.name}", store.clone())  # that waits for nobody else's answers
+
+        if is_first():
+            here, *others = self.nodes
+            token = self._key.read_text()
+            self.each = [Here(here.name), *(There(n.name, Orders(own_client(n), n.name), token) for n in others)]
+        elif mine := [node for node in self.nodes if node.first_rank == dist.get_rank()]:
+            self._keeper = Keeper(own_client(mine[0]), mine[0].address, self._key)
+
+
+def nodes_of_servers(settings: Servers) -> Sequence[Node]:
+    """Those of the job on which `settings` has servers started; at urls, none. Collective.
+
+    Raises:
+        UserError: it asks for more than there are.
+    """
+    if settings.urls:
+        return []
+    found = nodes()
+    if settings.nodes == "all":
+        return found
+    if settings.nodes > len(found):
+        raise UserError(
+            f"servers on {settings.nodes} nodes are asked for (nodes), and the job has {len(found)}: "
+            f"{', '.join(node.name for node in found)}; ask for fewer, or for all"
+        )
+    return found[: settings.nodes]
+
+
+def _new_key(logs: Path) -> Path:
+    """A file that nobody else can read."""
+    path = logs / f".key-{secrets.token_hex(4)}"
+    logs.mkdir(parents=True, exist_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_urlsafe(32))
+    return path

@@ -1,0 +1,34 @@
+"""What a node must know to start a server, and the start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_gopd.servers.command import command, environment
+from megatron_gopd.servers.process import ServerProcess, free_port
+
+
+@dataclass(frozen=True)
+class Launch:
+    """JSON's types only: it travels to the node."""
+
+    model: str
+    dtype: str
+    options: dict[str, bool | int | float | str]  # of sglang.launch_server
+    gpus: list[int] | None  # None: all
+    log: str
+
+
+def start(launch: Launch, host: str = "127.0.0.1", key: Path | None = None) -> tuple[ServerProcess, str]:
+    """The server that listens at the address `host` of this machine, and its URL; whether it answers is to be seen.
+
+    `key`: a file with what those who ask must know.
+
+    Raises:
+        UserError: SGLang is not installed.
+        OSError: the log cannot be written, or there is no such address here.
+    """
+    port = free_port(host)
+    words = command(launch.model, port, launch.dtype, launch.options, host=host, key=key)
+    return ServerProcess(words, environment(launch.gpus), Path(launch.log)), f"http://{host}:{port}"
