@@ -132,10 +132,11 @@ def _kill_all(process: subprocess.Popen | multiprocessing.Process) -> None:
     launched = isinstance(process, subprocess.Popen)
     if not (process.poll() is None if launched else process.is_alive()):
         return
-    first = psutil.Process(process.pid)
-    for one in [first, *first.children(recursive=True)]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
+    with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+        first = psutil.Process(process.pid)
+        for one in [*first.children(recursive=True), first]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
     process.wait() if launched else process.join()
 
 

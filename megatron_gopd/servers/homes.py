@@ -32,6 +32,9 @@ class Here:
         """See launch.start."""
         return start(launch)
 
+    def leave(self) -> None:
+        """Nothing to do: the pool has stopped them."""
+
 
 class There:
     """Another node: its servers listen on its network, and want the token."""
@@ -42,6 +45,9 @@ class There:
 
     async def start(self, launch: Launch) -> tuple[KeptProcess, str]:
         return await self._orders.start(launch)
+
+    def leave(self) -> None:
+        self._orders.give({"end": True})
 
 
 class Homes:
@@ -65,7 +71,9 @@ class Homes:
         return [node.first_rank for node in self.nodes] or [0]
 
     def close(self) -> None:
-        """End the servers of this node that are kept for rank 0."""
+        """End the servers of this node that are kept for rank 0; its pool is closed before."""
+        for home in self.each:
+            home.leave()
         if self._keeper:
             self._keeper.close()
         if self._key and is_first():

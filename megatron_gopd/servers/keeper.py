@@ -1,7 +1,7 @@
 """The server processes of another node: its first rank owns them, and rank 0 says what is to be done with them.
 
 They talk through the job's store. Rank 0 writes order/0, order/1, ...: to start a server, whose number is the order's
-then, or to stop one by its number. The node answers in began/N, ended/N and stopped/N.
+then, or to stop one by its number, or to end. The node answers in began/N, ended/N and stopped/N.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from megatron_gopd.servers.process import STOP_S, ServerProcess, end_of
 
 POLL_S = 0.1
 ANSWER_S = 60.0  # that a node may take to begin what it is told
+LAST_ORDER_S = 10.0  # that a rank which is through waits for rank 0's
 GONE = "gone"  # a key: the node takes no more orders
 
 
@@ -40,7 +41,8 @@ class Keeper:
         self._thread.start()
 
     def close(self) -> None:
-        """End every server of this node."""
+        """End every server of this node, when rank 0 says so: before, it would miss them. Or when it does not."""
+        self._thread.join(LAST_ORDER_S)
         self._closing.set()
         self._thread.join()
 
@@ -57,6 +59,9 @@ class Keeper:
         self._end_all()
 
     def _follow(self, number: int, order: dict) -> None:
+        if "end" in order:
+            self._closing.set()
+            return
         if "stop" in order:
             self._stop(order["stop"])
             return

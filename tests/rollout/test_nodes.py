@@ -1,0 +1,87 @@
+"""Servers on every node of a job; two nodes are one machine here, and SGLang is stood in for."""
+
+from __future__ import annotations
+
+import stat
+
+import psutil
+import pytest
+
+from tests.ranks import on_ranks
+from tests.rollout import nodes_on_ranks as plays
+
+EVERY = sorted((f"p{n}", s) for n in range(8) for s in range(2))
+
+
+@pytest.fixture(scope="module")
+def sampled(chat_models, tmp_path_factory):
+    """Trajectories, what servers said of themselves, and the folder of it all."""
+    folder = tmp_path_factory.mktemp("nodes")
+    found = on_ranks(4, plays.sample_on_two_nodes, model=chat_models["student"], folder=folder, servers={"count": 2})
+    return *found, folder
+
+
+@pytest.fixture(scope="module")
+def refusals(chat_models, tmp_path_factory):
+    return on_ranks(4, plays.refusals, model=chat_models["student"], folder=tmp_path_factory.mktemp("refused"))
+
+
+def test_every_node_has_its_servers_and_every_sample_comes_once(sampled):
+    answers, servers, _ = sampled
+    assert [each["name"] for each in servers] == [f"rollout-{node}-{number}" for node in "ab" for number in (0, 1)]
+    assert sorted((prompt, sample) for prompt, sample, _ in answers) == EVERY
+    assert {version for *_, version in answers} == {1}
+
+
+def test_the_servers_of_a_node_read_what_was_written_there(sampled):
+    _, servers, folder = sampled
+    read = [[path for path, _ in each["read"]] for each in servers]  # in two updates
+    assert read[0] == read[1] and read[2] == read[3] and not set(read[0]) & set(read[2])
+    assert all("model.safetensors" in files for each in servers for _, files in each["read"])
+    assert not list((folder / "shared").iterdir())
+
+
+def test_the_samples_of_a_prompt_are_asked_of_one_server(sampled):
+    _, servers, _ = sampled
+    assert all(not n % 2 for n in (each["sampled"] for each in servers))
+    assert sum(each["sampled"] for each in servers) == len(EVERY)
+
+
+def test_only_servers_of_other_nodes_want_a_key(sampled):
+    _, servers, folder = sampled
+    assert [each["token"] is None for each in servers] == [True, True, False, False]
+    assert not list((folder / "logs").glob(".*"))  # the file is gone
+
+
+def test_no_server_outlives_the_engine(sampled):
+    assert not [each["pid"] for each in sampled[1] if psutil.pid_exists(each["pid"])]
+
+
+def test_a_server_of_another_node_that_dies_is_started_anew_there(chat_models, tmp_path):
+    before, after, samples = on_ranks(
+        4, plays.kill_one_of_the_other_node, model=chat_models["student"], folder=tmp_path
+    )
+    assert samples == EVERY
+    assert [new["pid"] == old["pid"] for old, new in zip(before, after, strict=True)] == [True, True, True, False]
+    assert {each["weight_version"] for each in after} == {after[0]["weight_version"]}
+    assert (tmp_path / "logs" / "rollout-b-1.log").read_text().count("listens") == 2
+
+
+def test_a_node_whose_server_does_not_start_is_named_with_the_end_of_its_log(refusals):
+    said = refusals["cannot start"]
+    assert "the server rollout-b-0" in said and "ended with exit code 3" in said and said.endswith("no such GPU")
+
+
+def test_more_nodes_than_the_job_has_are_refused(refusals):
+    assert "servers on 3 nodes are asked for (nodes), and the job has 2: a, b" in refusals["too many"]
+
+
+def test_a_node_that_cannot_write_the_weights_is_named(refusals):
+    assert "the weights could not be written to /proc/none of a: " in refusals["cannot write"]
+
+
+def test_the_key_is_a_file_of_one_s_own(tmp_path):
+    from megatron_gopd.servers.homes import _new_key
+
+    path = _new_key(tmp_path / "logs")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600 and len(path.read_text()) > 30
