@@ -45,9 +45,9 @@ def check_sync(config: Config) -> None:
     found = _gather()
     servers, homes = _of_servers(settings, found), _homes(settings, found)
     if settings.sync == "tensor":
-        _refuse_away(servers, homes)
+        _refuse_away(servers, homes, settings.count)
     else:
-        _refuse_shared(servers, homes)
+        _refuse_shared(servers, homes, settings.count)
 
 
 def homes_of(settings: RolloutServers) -> list[list[int | None]]:
@@ -84,25 +84,31 @@ def _of_servers(settings: RolloutServers, found: list[Seen]) -> list[list[Gpu]]:
     ]
 
 
-def _refuse_away(servers: list[list[Gpu]], homes: list[list[int | None]]) -> None:
+def _refuse_away(servers: list[list[Gpu]], homes: list[list[int | None]], count: int) -> None:
     for number, (gpus, ranks) in enumerate(zip(servers, homes, strict=True)):
         if None in ranks:
             raise UserError(
                 f"rollout.sglang.sync: tensor needs a rank on each GPU of a server, and on GPU "
-                f"{gpus[ranks.index(None)][1]} of server {number} there is none: {OTHER_WAYS} or distributed, or name "
-                f"GPUs of ranks in rollout.sglang.gpus"
+                f"{gpus[ranks.index(None)][1]} of {_called(number, gpus, count)} there is none: "
+                f"{OTHER_WAYS} or distributed, or name GPUs of ranks in rollout.sglang.gpus"
             )
 
 
-def _refuse_shared(servers: list[list[Gpu]], homes: list[list[int | None]]) -> None:
+def _refuse_shared(servers: list[list[Gpu]], homes: list[list[int | None]], count: int) -> None:
     taken: set[Gpu] = set()
     for number, (gpus, ranks) in enumerate(zip(servers, homes, strict=True)):
         for gpu, rank in zip(gpus, ranks, strict=True):
             if rank is not None or gpu in taken:
                 who = "another server" if rank is None else f"rank {rank}"
                 raise UserError(
-                    f"rollout.sglang.sync: distributed needs servers on GPUs of their own, and server {number} shares "
-                    f"GPU {gpu[1]} with {who}: {OTHER_WAYS}, or to tensor where every server shares its GPUs with "
-                    f"ranks; or name GPUs that nobody else uses in rollout.sglang.gpus"
+                    f"rollout.sglang.sync: distributed needs servers on GPUs of their own, and "
+                    f"{_called(number, gpus, count)} shares GPU {gpu[1]} with {who}: {OTHER_WAYS}, or to tensor "
+                    f"where every server shares its GPUs with ranks; or name GPUs that nobody else uses in "
+                    f"rollout.sglang.gpus"
                 )
             taken.add(gpu)
+
+
+def _called(number: int, gpus: list[Gpu], count: int) -> str:
+    """A server of a pool, in a message: `count` stand on each node."""
+    return f"server {number % count} of {gpus[0][0]}"

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
 from megatron_gopd.config.schema import Servers
@@ -57,7 +58,7 @@ class Homes:
     """
 
     def __init__(self, settings: Servers, logs: Path):
-        """Raises UserError: `settings.nodes` are more than the job's."""
+        """Raises UserError: `settings.nodes` are more than the job's, or nodes differ in their GPUs."""
         self.nodes = nodes_of_servers(settings)
         self.each: list[Here | There] = [Here()]
         self._keeper: Keeper | None = None
@@ -80,6 +81,7 @@ class Homes:
             self._key.unlink(missing_ok=True)
 
     def _spread(self, logs: Path) -> None:
+        _refuse_unlike(self.nodes)
         store = dist.distributed_c10d._get_default_store()
         prefix, self._key = on_first(lambda: (f"servers-{secrets.token_hex(4)}", _new_key(logs)))
 
@@ -111,6 +113,19 @@ def nodes_of_servers(settings: Servers) -> Sequence[Node]:
             f"{', '.join(node.name for node in found)}; ask for fewer, or for all"
         )
     return found[: settings.nodes]
+
+
+def _refuse_unlike(nodes: Sequence[Node]) -> None:
+    """Servers of nodes with different numbers of GPUs: count and gpus are every node's. Collective."""
+    seen: list[int] = [0] * dist.get_world_size()
+    dist.all_gather_object(seen, torch.cuda.device_count())
+    counts = {node.name: seen[node.first_rank] for node in nodes}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise UserError(
+            f"servers are to stand on nodes with different numbers of GPUs ({told}), and count and gpus are the same "
+            f"on each: ask for nodes that are alike, or for servers on fewer (nodes)"
+        )
 
 
 def _new_key(logs: Path) -> Path:

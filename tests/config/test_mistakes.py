@@ -58,6 +58,16 @@ UNKNOWN_BATCHSIZE = (
             "FILE:4: rollout.sglang: sync: distributed does not reach servers of pp-size 2: use sync: disk, or tp-size",
         ),
         (
+            "steps: 10",
+            "steps: 10\nrollout: {sglang: {urls: ['http://a:1'], nodes: 2}}",
+            "FILE:4: rollout.sglang: urls are of servers that others run, count and nodes of those the run starts",
+        ),
+        (
+            "steps: 10",
+            "steps: 10\nrollout: {sglang: {nodes: 0}}",
+            "FILE:4: rollout.sglang.nodes",
+        ),
+        (
             "/teacher",
             "/t\n    prompt: {suffix: a, colum: b}",
             "FILE:8: unknown key 'teachers.math.prompt.colum'; did you mean 'column'? keys here: suffix, column",

@@ -14,7 +14,10 @@ import torch
 import torch.distributed as dist
 
 from megatron_gopd.config import Config
+from megatron_gopd.config.models import Scorer
+from megatron_gopd.data.packing import Row
 from megatron_gopd.errors import UserError
+from megatron_gopd.policies.served import ServedScorer
 from megatron_gopd.ranks import is_first, on_first
 from megatron_gopd.servers import keeper, launch, process, server, supervisor
 from megatron_gopd.servers.server import State
@@ -102,6 +105,19 @@ def kill_one_of_the_other_node(model: Path, folder: Path):
         return before, told(engine), sampled
     finally:
         engine.close()
+
+
+def score_on_two_nodes(model: Path, folder: Path):
+    """The log-probs that every rank gets of eight rows, and the names of the teacher's servers."""
+    in_nodes()
+    settings = Scorer(engine="sglang", model=str(model), dtype="float32")
+    teacher = ServedScorer(settings, "teachers.one", 1.0)
+    try:
+        teacher.start(folder / "logs")
+        logprobs = teacher.score([Row([1, 2], [3, 4, 5])] * 8)
+        return [each.tolist() for each in logprobs], on_first(lambda: [one.name for one in teacher._pool.servers])
+    finally:
+        teacher.close()
 
 
 def refusals(model: Path, folder: Path) -> dict[str, str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import stat
-
 import psutil
 import pytest
 
@@ -80,8 +78,7 @@ def test_a_node_that_cannot_write_the_weights_is_named(refusals):
     assert "the weights could not be written to /proc/none of a: " in refusals["cannot write"]
 
 
-def test_the_key_is_a_file_of_one_s_own(tmp_path):
-    from megatron_gopd.servers.homes import _new_key
-
-    path = _new_key(tmp_path / "logs")
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600 and len(path.read_text()) > 30
+def test_a_teacher_s_servers_stand_on_every_node_too(chat_models, tmp_path):
+    logprobs, names = on_ranks(4, plays.score_on_two_nodes, model=chat_models["student"], folder=tmp_path)
+    assert names == ["teachers-one-a-0", "teachers-one-b-0"]
+    assert logprobs == [[-1.0] * 3] * 8

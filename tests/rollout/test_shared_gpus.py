@@ -14,14 +14,18 @@ from megatron_gopd.rollout.shared_gpus import check_sync, homes_of
 
 @pytest.fixture
 def on_gpus(monkeypatch):
-    """on_gpus(GPU of each rank, count of the node's) -> None: this process is rank 0 on a node of so many GPUs."""
+    """on_gpus(GPU of each rank, count of a node's) -> None: this process is rank 0 on a node of so many GPUs.
 
-    def call(ranks: list[int], count: int = 8, visible: str | None = None) -> None:
+    `nodes`: of each rank.
+    """
+
+    def call(ranks: list[int], count: int = 8, visible: str | None = None, nodes: str = "") -> None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         if visible is not None:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         names = visible.split(",") if visible else [str(gpu) for gpu in range(count)]
-        taken = [shared_gpus.Seen("here", names, names.index(str(gpu))) for gpu in ranks]
+        where = nodes or ["here"] * len(ranks)
+        taken = [shared_gpus.Seen(node, names, names.index(str(gpu))) for node, gpu in zip(where, ranks, strict=True)]
         monkeypatch.setattr(shared_gpus, "this_node", lambda: "here")
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
@@ -55,24 +59,24 @@ def test_a_broadcast_needs_servers_on_gpus_of_their_own(on_gpus):
     on_gpus([0, 1, 2, 3])
     assert refusal("distributed", count=2, gpus=[[4, 5], [6, 7]], options={"tp-size": 2}) is None
     said = refusal("distributed", count=2, gpus=[[4, 5], [3, 6]], options={"tp-size": 2})
-    assert "server 1 shares GPU 3 with rank 3: set rollout.sglang.sync to disk" in said
+    assert "server 1 of here shares GPU 3 with rank 3: set rollout.sglang.sync to disk" in said
 
 
 def test_no_two_servers_of_a_broadcast_share_one(on_gpus):
     on_gpus([0])
-    assert "server 1 shares GPU 5 with another server" in refusal("distributed", count=2, gpus=[[5], [5]])
+    assert "server 1 of here shares GPU 5 with another server" in refusal("distributed", count=2, gpus=[[5], [5]])
 
 
 def test_a_server_without_gpus_of_its_own_takes_the_first(on_gpus):
     on_gpus([0, 1])
-    assert "server 0 shares GPU 0 with rank 0" in refusal("distributed")
+    assert "server 0 of here shares GPU 0 with rank 0" in refusal("distributed")
 
 
 def test_tensors_need_a_rank_on_every_gpu_of_a_server(on_gpus):
     on_gpus([0, 1])
     assert refusal("tensor", count=2, gpus=[[0], [1]]) is None
     said = refusal("tensor", gpus=[[1, 2]], options={"tp-size": 2})
-    assert "on GPU 2 of server 0 there is none: set rollout.sglang.sync to disk or distributed" in said
+    assert "on GPU 2 of server 0 of here there is none: set rollout.sglang.sync to disk or distributed" in said
 
 
 def test_tensors_do_not_reach_servers_that_others_run(on_gpus):
@@ -106,3 +110,16 @@ def test_gpus_are_told_apart_by_what_the_variable_calls_them(on_gpus):
     settings = configured("tensor", count=2, gpus=[[7], [6]]).rollout.sglang
     assert homes_of(settings) == [[1], [0]]
     assert homes_of(configured("tensor").rollout.sglang) == [[0]]
+
+
+def test_servers_of_every_node_are_met_by_the_ranks_there(on_gpus):
+    on_gpus([0, 1, 0, 1], nodes="aabb")
+    settings = {"count": 2, "gpus": [[1], [0]]}
+    assert homes_of(configured("tensor", **settings).rollout.sglang) == [[1], [0], [3], [2]]
+    assert homes_of(configured("tensor", nodes=1, **settings).rollout.sglang) == [[1], [0]]
+
+
+def test_a_server_of_another_node_is_named_by_it(on_gpus):
+    on_gpus([0, 1], nodes="ab")
+    said = refusal("tensor", gpus=[[0]])
+    assert "on GPU 0 of server 0 of b there is none" in said

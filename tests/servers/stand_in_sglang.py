@@ -30,7 +30,10 @@ class Answer(BaseHTTPRequestHandler):
             held["weight_version"] = body["weight_version"]
             held["read"].append([body["model_path"], sorted(os.listdir(body["model_path"]))])
         held["sampled"] += self.path == "/generate"
-        return self.reply(200, sampled() if self.path == "/generate" else {"success": True})
+        if self.path != "/generate":
+            return self.reply(200, {"success": True})
+        first = body["logprob_start_len"]  # -1: to sample, and not to score
+        return self.reply(200, sampled() if first < 0 else scored(body["input_ids"][first:]))
 
     def reply(self, status: int, body: dict) -> None:
         said = json.dumps(body).encode()
@@ -48,6 +51,12 @@ def sampled() -> dict:
     about = {"finish_reason": finish, "weight_version": held["weight_version"]}
     tokens = [5, 6, 7]
     return {"output_ids": tokens, "meta_info": about | {"output_token_logprobs": [[-1.0, t, None] for t in tokens]}}
+
+
+def scored(tokens: list[int]) -> dict:
+    return {
+        "meta_info": {"finish_reason": {"type": "length"}, "input_token_logprobs": [[-1.0, t, None] for t in tokens]}
+    }
 
 
 if __name__ == "__main__":

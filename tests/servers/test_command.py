@@ -56,3 +56,26 @@ def test_a_server_of_a_gpu_is_sglang_s_own(monkeypatch):
     assert not {"--device", "--attention-backend", "--disable-cuda-graph", "--mem-fraction-static"} & set(words)
     told = commands.environment([1])
     assert "SGLANG_USE_CPU_ENGINE" not in told and str(commands.STUBS) not in told.get("PYTHONPATH", "")
+
+
+def test_a_key_is_told_to_the_server_only(tmp_path):
+    """Not by the command line, nor by the log of all its arguments that SGLang writes."""
+    import subprocess
+
+    package, key = tmp_path / "sglang", tmp_path / "key"
+    package.mkdir()
+    package.joinpath("__init__.py").touch()
+    package.joinpath("launch_server.py").write_text(
+        "import logging, sys\n"
+        "given = sys.argv[sys.argv.index('--api-key') + 1]\n"
+        "logging.warning(f'server_args={sys.argv}')\n"
+        "logging.warning('%s and %d', given, 7)\n"
+        "print(len(given), sys.argv[1:3])\n"
+    )
+    key.write_text("a secret of the run")
+    words = commands.command("DIR", 1234, "bfloat16", {}, host="10.0.0.7", key=key)
+    assert words[words.index("--host") + 1] == "10.0.0.7" and "secret" not in " ".join(words)
+    told = {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(words, capture_output=True, text=True, env=commands.environment() | told, check=True)
+    assert done.stdout == "19 ['--model-path', 'DIR']\n"
+    assert "secret" not in done.stderr and "*** and 7" in done.stderr
