@@ -19,10 +19,11 @@ from megatron_gopd.runs.outcome import leave_the_last_word, write_outcome
 from megatron_gopd.srun import adopt_srun
 
 Result = TypeVar("Result")
+TIMEOUT_S = 1800.0  # after which a rank gives up waiting for the others, of the job or of a model
 
 
 @contextlib.contextmanager
-def ranks(timeout_s: float = 1800, *, compare_gpus: bool = True) -> Iterator[None]:
+def ranks(timeout_s: float = TIMEOUT_S, *, compare_gpus: bool = True) -> Iterator[None]:
     """The default process group, for the time of a command; alone, nothing to set up.
 
     Objects and what lies in host memory travel by gloo, what lies on a GPU by NCCL: a rank that waits for an object, as
@@ -37,8 +38,7 @@ def ranks(timeout_s: float = 1800, *, compare_gpus: bool = True) -> Iterator[Non
     """
     adopt_srun()
     take_gpu()
-    alone = {} if "WORLD_SIZE" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-    dist.init_process_group(_backends(), timeout=datetime.timedelta(seconds=timeout_s), **alone)
+    _join(timeout_s)
     try:
         with disk_errors():
             if compare_gpus:
@@ -59,6 +59,27 @@ def ranks(timeout_s: float = 1800, *, compare_gpus: bool = True) -> Iterator[Non
     if dist.get_rank() == 0:
         write_outcome(0, "finished")
     dist.destroy_process_group()
+
+
+def _join(timeout_s: float) -> None:
+    alone = {} if "WORLD_SIZE" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    try:
+        dist.init_process_group(_backends(), timeout=datetime.timedelta(seconds=timeout_s), **alone)
+    except RuntimeError as error:
+        said = str(error).strip().splitlines()[0]
+        print(
+            f"error: the ranks do not reach each other: {said}. Name the network between the nodes in "
+            f"GLOO_SOCKET_IFNAME (and NCCL_SOCKET_IFNAME on GPUs), as `ip -br address` lists it",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from None
+
+
+def give_back_memory() -> None:
+    """What torch keeps of freed GPU memory goes back, on all ranks before any goes on. Collective."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    dist.barrier()
 
 
 def _backends() -> str:

@@ -96,6 +96,9 @@ class EmbeddedEngine:
         _fill(self.model, policy.export())
         self.weight_version = self.weight_version + 1 if version is None else version
 
+    def release(self) -> None:
+        """The replica stays."""
+
     def close(self) -> None:
         """Nothing outlives this engine."""
 

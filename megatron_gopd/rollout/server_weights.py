@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -87,9 +87,12 @@ class ServerWeights:
         probed = [each for each in chosen if verify and not each.told.comparable]
         fingerprints = Fingerprints() if compared and is_first() else None
         tensors = fingerprints.of_passing(policy.export()) if fingerprints else policy.export()
+        broken: list[bool] = []
         if self.settings.sync == "tensor":
-            tensors = pickled(tensors, self._homes_of(chosen), self.settings.bucket_bytes)
-        lost = on_first_with(tensors, lambda drawn: self._send(drawn, chosen, version))
+            tensors = pickled(tensors, self._homes_of(chosen), self.settings.bucket_bytes, wanted=lambda: not broken)
+        lost = on_first_with(tensors, lambda drawn: self._send(drawn, chosen, version), lambda: broken.append(True))
+        if self._homes is not None:
+            torch.cuda.ipc_collect()  # what servers have closed
         if not lost and compared:
             lost = on_first(lambda: self._recovered(self._proofs.by_checksums(self._servers(compared), fingerprints)))
         if not lost and probed:
@@ -137,12 +140,16 @@ class ServerWeights:
         return "; ".join(lost.values())
 
 
-def on_first_with(tensors: Iterator[tuple[str, Tensor]], function) -> str:
-    """on_first(function of tensors), while the other ranks draw `tensors` along: an export is collective."""
+def on_first_with(tensors: Iterator[tuple[str, Tensor]], function, over: Callable[[], None] = lambda: None) -> str:
+    """on_first(function of tensors), while the other ranks draw `tensors` along: an export is collective.
+
+    `over` is called on the first rank when `function` has ended, before the rest is drawn.
+    """
 
     def consume():
         with contextlib.ExitStack() as rest:
             rest.callback(_drain, tensors)  # also after a failure: the others wait in the export
+            rest.callback(over)
             return function(tensors)
 
     if not is_first():

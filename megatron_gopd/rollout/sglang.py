@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from megatron_gopd.config import Config
 from megatron_gopd.config.models import COLOCATED_MEMORY, Model, RolloutServers, Scorer, Servers
@@ -18,7 +17,7 @@ from megatron_gopd.data import Prompt, Trajectory, load_tokenizer, stop_ids
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.policies.served import refuse_another_model
-from megatron_gopd.ranks import is_first, on_first
+from megatron_gopd.ranks import give_back_memory, is_first, on_first
 from megatron_gopd.rollout.batch import Batch, Result, Turn
 from megatron_gopd.rollout.probes import probe_rows
 from megatron_gopd.rollout.protocol import Exports
@@ -96,6 +95,11 @@ class SGLangEngine:
         self._occupy()
         self._weights.update(policy, self.weight_version)
 
+    def release(self) -> None:
+        """See RolloutEngine.release: colocated servers do."""
+        if self._colocated:
+            on_first(lambda: self._pool.release())
+
     def close(self) -> None:
         """End the servers that were started here."""
         if self._pool:
@@ -109,7 +113,7 @@ class SGLangEngine:
             yield from self._finished(batch)
             return
         whole = [each for chunk in self._finished(batch) for each in chunk]
-        on_first(lambda: self._pool.release())
+        self.release()
         yield whole
 
     def _finished(self, batch: Batch[Result] | None) -> Iterator[list[Result]]:
@@ -163,8 +167,7 @@ class SGLangEngine:
     def _occupy(self) -> None:
         """Colocated: the servers take back the memory they gave away. Collective."""
         if self._colocated:
-            torch.cuda.empty_cache()  # or torch keeps what the last step has freed
-            dist.barrier()
+            give_back_memory()
             on_first(lambda: self._pool.occupy())
 
     def _start(self, logs: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 import torch.distributed as dist
 
@@ -31,12 +33,20 @@ def check_sync(config: Config) -> None:
                 f"rollout.sglang.sync: tensor is for servers on the GPUs of the ranks, and those at "
                 f"rollout.sglang.urls need not be: {OTHER_WAYS} or distributed"
             )
+        _connect_as_sglang_does()
         return
     servers, homes = gpus_of_servers(settings), homes_of(settings)
     if settings.sync == "tensor":
         _refuse_away(servers, homes)
     else:
         _refuse_shared(servers, homes)
+        _connect_as_sglang_does()
+
+
+def _connect_as_sglang_does() -> None:
+    """SGLang turns this off, and NCCL need not connect those that have it with those that have not (it is read when the
+    first communicator is made; sglang/srt/entrypoints/engine.py)."""
+    os.environ.setdefault("NCCL_CUMEM_ENABLE", "0")
 
 
 def homes_of(settings: RolloutServers) -> list[list[int | None]]:

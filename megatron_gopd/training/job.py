@@ -16,7 +16,7 @@ from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.model import check_model
 from megatron_gopd.policies.scorers import Scorers
 from megatron_gopd.policies.student import Student
-from megatron_gopd.ranks import is_first, on_first
+from megatron_gopd.ranks import give_back_memory, is_first, on_first
 from megatron_gopd.rewards import check_gradable
 from megatron_gopd.rollout import (
     EmbeddedEngine,
@@ -50,6 +50,7 @@ class Job:
         """Servers that sample or score are up within the block, their logs in the folder `logs`. Collective."""
         engines = [self.rollout, self.source] if self.source is not self.rollout else [self.rollout]
         engines = [engine for engine in engines if engine]
+        give_back_memory()  # to servers, which count what is free when they start
         try:
             self.scorers.start(logs)
             for engine in engines:
