@@ -67,7 +67,7 @@ class GraderPool:
             self._grader = custom or GRADERS[kind]
             timeout_s = timeout_s or (CUSTOM_S if custom else None)
         self._missing = None if custom else Grade(0.0, "no tests" if kind == "code" else "no label")
-        self._workers = workers or 2
+        self.workers = workers or 2
         self._timeout_s = timeout_s or 5.0
         self._pool: ProcessPool | None = None
         self._closed = False
@@ -130,7 +130,7 @@ class GraderPool:
             if self._pool is None or not self._pool.active:
                 self._end_workers()
                 spawn = get_context("spawn")
-                self._pool = ProcessPool(self._workers, 0, _start_worker, (self._grader,), spawn)
+                self._pool = ProcessPool(self.workers, 0, _start_worker, (self._grader,), spawn)
             return self._pool
 
     def _end_workers(self) -> None:
