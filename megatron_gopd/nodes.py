@@ -8,6 +8,7 @@ from typing import Self, TypeVar
 
 import torch.distributed as dist
 
+from megatron_gopd.cores import usable_cores
 from megatron_gopd.errors import UserError
 from megatron_gopd.srun import this_node
 
@@ -19,13 +20,16 @@ class Nodes:
     """The machines of the job, each with its first rank, which acts for it; in the order of these ranks."""
 
     first: dict[str, int]
+    cores: frozenset[int]  # that the ranks of this node may run on, together
 
     @classmethod
     def of_job(cls) -> Self:
         """Collective over the ranks of the job, by gloo."""
-        names: list[str] = [""] * dist.get_world_size()
-        dist.all_gather_object(names, this_node())
-        return cls({name: names.index(name) for name in dict.fromkeys(names)})
+        told: list[tuple[str, frozenset[int]]] = [("", frozenset())] * dist.get_world_size()
+        dist.all_gather_object(told, (this_node(), usable_cores()))
+        names = [name for name, _ in told]
+        cores = (theirs for name, theirs in told if name == this_node())
+        return cls({name: names.index(name) for name in dict.fromkeys(names)}, frozenset().union(*cores))
 
     @property
     def mine(self) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from unittest import mock
 
 import pytest
 
@@ -22,7 +23,19 @@ def nodes():
 
 
 def everything() -> dict:
-    return {"first": nodes().first} | {name: asked(mine) for name, mine in ASKED.items()}
+    return {"first": nodes().first, "cores": cores()} | {name: asked(mine) for name, mine in ASKED.items()}
+
+
+def cores() -> list[set[int]]:
+    """That each rank finds on its node when every rank is bound to one, the first two ranks to the same."""
+    import torch.distributed as dist
+
+    mine = frozenset({dist.get_rank() // 2})
+    with mock.patch("megatron_gopd.nodes.usable_cores", return_value=mine):
+        found = nodes().cores
+    everyones = [None] * dist.get_world_size()
+    dist.all_gather_object(everyones, found)
+    return everyones
 
 
 def asked(function):
@@ -74,6 +87,10 @@ def found() -> dict:
 
 def test_a_node_is_known_by_its_first_rank(found):
     assert list(found["first"].items()) == [("b", 0), ("a", 1)]
+
+
+def test_a_node_has_the_cores_of_all_its_ranks(found):
+    assert found["cores"] == [{0, 1}, {0}, {0, 1}]
 
 
 @pytest.mark.parametrize("name", EXPECTED)

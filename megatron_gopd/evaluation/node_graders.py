@@ -29,7 +29,7 @@ class NodeGraders:
     def __init__(self, rewards: str, sandbox: Sandbox):
         """Collective. Workers start when they are needed."""
         self._nodes = Nodes.of_job()
-        self._graders = Graders(rewards, sandbox) if self._nodes.mine else None
+        self._graders = Graders(rewards, sandbox, self._nodes.cores) if self._nodes.mine else None
 
     def grade(self, batch: Sequence[Trajectory], tokenizer) -> list[Grade | None]:
         """One Grade a trajectory, in order, None where nothing grades its prompt. Collective; every rank holds `batch`.

@@ -62,10 +62,10 @@ def check_machine(kinds: Collection[str | None], sandbox: Sandbox) -> None:
 class Graders:
     """A pool for each grader that `rewards` may ask for; their workers start when they are needed."""
 
-    def __init__(self, rewards: str, sandbox: Sandbox):
+    def __init__(self, rewards: str, sandbox: Sandbox, cores: frozenset[int] | None = None):
         self._rewards = rewards
         kinds = {"none": [], "auto": ["math", "code"]}.get(rewards, [rewards])
-        self._pools = {kind: GraderPool(kind, sandbox=sandbox) for kind in kinds}
+        self._pools = {kind: GraderPool(kind, sandbox=sandbox, cores=cores) for kind in kinds}
 
     def grade(
         self, prompts: Sequence[Prompt], responses: Sequence[str], finish_reasons: Sequence[str]
