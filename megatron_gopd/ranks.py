@@ -116,9 +116,18 @@ def on_first(function: Callable[[], Result], group: dist.ProcessGroup | None = N
     return answer[0]
 
 
+def take_number(of: str) -> int:
+    """0, 1, 2, ...: each number goes to one caller in the whole job, the next that asks. Not collective; any thread
+    may call. `of`: what is numbered.
+
+    Raises RuntimeError: the rank that keeps count is gone, and the job with it.
+    """
+    return dist.distributed_c10d._get_default_store().add(f"megatron_gopd/{of}", 1) - 1
+
+
 def _is_first_to_report() -> bool:
     try:
-        first = dist.distributed_c10d._get_default_store().add("megatron_gopd/reported", 1) == 1
+        first = take_number("reported") == 0
     except RuntimeError:  # the store died with the rank that reported
         return False
     if not first:

@@ -48,3 +48,7 @@ class Trajectory:
 
     def __len__(self) -> int:
         return len(self.response_tokens)
+
+    def text(self, tokenizer) -> str:
+        """The response in words, without special tokens: what is graded."""
+        return tokenizer.decode(self.response_tokens, skip_special_tokens=True)

@@ -14,6 +14,7 @@ from megatron_gopd.data import PromptLoader, PromptSet, Tokenizers, build_prompt
 from megatron_gopd.mcore import weights
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.model import check_model
+from megatron_gopd.nodes import Nodes
 from megatron_gopd.policies.scorers import Scorers
 from megatron_gopd.policies.student import Student
 from megatron_gopd.ranks import give_back_memory, is_first, on_first
@@ -70,7 +71,8 @@ def build_job(config: Config) -> Job:
     tokenizers = load_tokenizers(config)
     prompts = build_prompts(config, tokenizers)
     if config.algorithm.type != "sft":  # which is not graded
-        on_first(lambda: check_gradable(config.rewards, prompts.prompts, config.sandbox, every=config.needs_rewards))
+        every = config.needs_rewards
+        Nodes.of_job().each(lambda: check_gradable(config.rewards, prompts.prompts, config.sandbox, every=every))
     check_suites(config, tokenizers)
     if is_first():
         _announce(prompts)
