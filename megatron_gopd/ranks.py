@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from megatron_gopd import machine
+from megatron_gopd import machine, objects
 from megatron_gopd.errors import UserError, disk_errors
 from megatron_gopd.gpu_of_rank import check_gpus, take_gpu
 from megatron_gopd.runs.outcome import leave_the_last_word, write_outcome
@@ -104,16 +104,16 @@ def on_first(function: Callable[[], Result], group: dist.ProcessGroup | None = N
     """Call `function` on the first rank of `group` (default: of the job); every rank of it gets its result, or the
     UserError it raised. Collective over the group; among all ranks of the job, those that wait sleep.
     """
-    answer: list = [None, None]
+    answer, mistake = None, None
     if dist.get_rank(group) == 0:
         try:
-            answer[0] = function()
+            answer = function()
         except UserError as error:
-            answer[1] = error
-    dist.broadcast_object_list(answer, group=group, group_src=0)
-    if answer[1] is not None:
-        raise answer[1]
-    return answer[0]
+            mistake = error
+    answer, mistake = objects.broadcast((answer, mistake), group=group)
+    if mistake is not None:
+        raise mistake
+    return answer
 
 
 def take_number(of: str) -> int:

@@ -35,7 +35,7 @@ class Trajectory:
 
     prompt: Prompt
     sample: int  # which of the prompt's samples
-    response_tokens: list[int]
+    response_tokens: np.ndarray  # [response] int32
     behaviour_logprobs: np.ndarray | None  # [response] by the engine that sampled; None: nobody did
     finish_reason: Literal["stop", "length"]
     weight_version: int = 0

@@ -18,10 +18,10 @@ from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.policies.served import refuse_another_model
 from megatron_gopd.ranks import give_back_memory, is_first, on_first
-from megatron_gopd.rollout.batch import Batch, Result, Turn
+from megatron_gopd.rollout.batch import Batch, Turn
 from megatron_gopd.rollout.probes import probe_rows
 from megatron_gopd.rollout.protocol import Exports
-from megatron_gopd.rollout.sampling import Response
+from megatron_gopd.rollout.sampling import Growing, Response
 from megatron_gopd.rollout.server_weights import ServerWeights
 from megatron_gopd.rollout.trajectories import trajectory_of
 from megatron_gopd.servers.client import LostRequestError, RefusedError
@@ -38,6 +38,8 @@ COLOCATED = {
     "enable-weights-cpu-backup": True,
     "mem-fraction-static": COLOCATED_MEMORY,
 }
+
+Sampled = tuple[int, tuple[Response, int]]  # number of the request; its response, version of the weights that began it
 
 
 class SGLangEngine:
@@ -76,17 +78,18 @@ class SGLangEngine:
         if is_first():
             requests = [partial(self._sample, prompt, sample, step, limit) for prompt, sample in wanted]
             batch = Batch(self._pool, requests, self._most_at_a_time)
-        return self._chunks(batch)
+        chunks = self._chunks(batch)
+        return ([self._trajectory(*wanted[number], *sampled) for number, sampled in chunk] for chunk in chunks)
 
     def decode(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Response]:
         """See RolloutEngine.decode."""
         self._occupy()
         batch = None
         if is_first():
-            requests = [partial(self._greedy, number, prompt, max_tokens) for number, prompt in enumerate(prompts)]
+            requests = [partial(self._respond, prompt, max_tokens, {"temperature": 0.0}) for prompt in prompts]
             batch = Batch(self._pool, requests, self._most_at_a_time)
         numbered = [each for chunk in self._chunks(batch) for each in chunk]  # in the order in which they finished
-        return [response for _, response in sorted(numbered, key=itemgetter(0))]
+        return [response for _, (response, _) in sorted(numbered, key=itemgetter(0))]
 
     def sync(self, policy: Exports, version: int | None = None) -> None:
         """See RolloutEngine.sync. Responses under way go on with the new weights, their cache computed anew."""
@@ -107,8 +110,8 @@ class SGLangEngine:
             self._pool.close()
             self._pool = None
 
-    def _chunks(self, batch: Batch[Result] | None) -> Iterator[list[Result]]:
-        """Colocated servers give their memory away first: who scores a chunk needs it."""
+    def _chunks(self, batch: Batch | None) -> Iterator[list[Sampled]]:
+        """On every rank, which has the prompts. Colocated servers give their memory away first: scorers need it."""
         if not self._colocated:
             yield from self._finished(batch)
             return
@@ -116,7 +119,7 @@ class SGLangEngine:
         self.release()
         yield whole
 
-    def _finished(self, batch: Batch[Result] | None) -> Iterator[list[Result]]:
+    def _finished(self, batch: Batch | None) -> Iterator[list[Sampled]]:
         try:
             while (turn := on_first(lambda: batch.take())) is not Turn.END:
                 if turn is Turn.UPDATE:
@@ -127,21 +130,15 @@ class SGLangEngine:
             if batch:
                 batch.cancel()
 
-    async def _sample(self, prompt: Prompt, sample: int, step: int, limit: int) -> Trajectory:
+    async def _sample(self, prompt: Prompt, sample: int, step: int, limit: int) -> tuple[Response, int]:
         key = [self.config.run.seed, step, zlib.crc32(prompt.id.encode()), sample]
         seed = int(np.random.SeedSequence(key).generate_state(1)[0]) >> 1  # 31 bits
         sampling = {"temperature": self.config.rollout.temperature, "sampling_seed": seed}
-        response, version = await self._respond(prompt.student_tokens, limit, sampling)
-        return trajectory_of(
-            prompt, sample, response, weight_version=version, folder=self._folder, last_id=self._last_id
-        )
-
-    async def _greedy(self, number: int, prompt: Sequence[int], limit: int) -> tuple[int, Response]:
-        return number, (await self._respond(prompt, limit, {"temperature": 0.0}))[0]
+        return await self._respond(prompt.student_tokens, limit, sampling)
 
     async def _respond(self, prompt: Sequence[int], limit: int, sampling: dict) -> tuple[Response, int]:
         """A whole response, and the version of the weights that began it; what was cut short is continued."""
-        response, version = Response(), None
+        response, version = Growing(), None
         while len(response.tokens) < limit and not response.finished:
             left = {"max_new_tokens": limit - len(response.tokens), "stop_token_ids": self.stop_ids}
             tokens = [*prompt, *response.tokens]
@@ -150,7 +147,11 @@ class SGLangEngine:
             response.tokens += answer.tokens
             response.logprobs += answer.logprobs
             response.finished = answer.finish == "stop"
-        return response, self._known(version)
+        return response.response(), self._known(version)
+
+    def _trajectory(self, prompt: Prompt, sample: int, response: Response, version: int) -> Trajectory:
+        held = {"weight_version": version, "folder": self._folder, "last_id": self._last_id}
+        return trajectory_of(prompt, sample, response, **held)
 
     def _known(self, version: str) -> int:
         return self._weights.version_of(version)
