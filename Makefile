@@ -1,6 +1,6 @@
 # The verbs of this repository. Each installs what it needs into .venv first.
 .PHONY: help install install-triton quickstart miniature quickstart-smollm2 heal-pruned assets test test-all lint bench bench-convert bench-kernel \
-    bench-sandbox bench-sglang bench-train parity chaos-resume chaos-sglang chaos-slurm slurm kernel-report clean check-gpu-constraints \
+    bench-objects bench-sandbox bench-sglang bench-train parity chaos-resume chaos-sglang chaos-slurm slurm kernel-report clean check-gpu-constraints \
     gpu-check
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
@@ -65,6 +65,9 @@ bench-convert: install  ## conversion both ways against safetensors alone: time 
 
 bench-sglang: install  ## the SGLang engine: agreement, weight updates, throughput, overlap
 	$(PY) scripts/bench/sglang_servers.py
+
+bench-objects: install  ## what rank 0 hands to all, on 8 ranks: as pickled lists and as arrays, seconds and bytes
+	$(PY) scripts/bench/objects.py
 
 bench-kernel: install  ## the LM-head kernel beside its peers, as ratios to one torch.mm (an hour; ARGS=--shapes=A)
 	@scripts/install/bench.sh

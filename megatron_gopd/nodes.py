@@ -1,41 +1,59 @@
-"""The nodes of this job, each with the rank that acts for it."""
+"""The machines of this job: which there are, and which rank acts for each."""
 
 from __future__ import annotations
 
-import os
-import socket
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self, TypeVar
 
 import torch.distributed as dist
 
+from megatron_gopd.cores import usable_cores
+from megatron_gopd.errors import UserError
 from megatron_gopd.srun import this_node
 
-
-class Node(NamedTuple):
-    name: str  # as SLURM writes it
-    first_rank: int  # of those on it: acts for the node
-    address: str  # at which the other nodes reach it; the loopback where there are none
+Result = TypeVar("Result")
 
 
-def nodes() -> list[Node]:
-    """Every node with its first rank, in order of these. Collective over all ranks, by gloo."""
-    everywhere: list[tuple[str, str]] = [("", "")] * dist.get_world_size()
-    dist.all_gather_object(everywhere, (this_node(), address_towards(os.environ.get("MASTER_ADDR", "127.0.0.1"))))
-    found: dict[str, Node] = {}
-    for rank, (name, address) in enumerate(everywhere):
-        found.setdefault(name, Node(name, rank, address))
-    first, *others = found.values()
-    if not others:
-        return [first._replace(address="127.0.0.1")]
-    # the way to itself may be one that no other node can take: 127.0.1.1, as Debian names a host to itself
-    own = [address_towards(others[0].address)]
-    dist.broadcast_object_list(own, src=0)
-    return [first._replace(address=own[0]), *others]
+@dataclass(frozen=True)
+class Nodes:
+    """The machines of the job, each with its first rank, which acts for it; in the order of these ranks."""
 
+    first: dict[str, int]
+    cores: frozenset[int]  # that the ranks of this node may run on, together
 
-def address_towards(host: str, port: int = 80) -> str:
-    """This host's address on the network that leads to `host`. Raises OSError: its name is not known."""
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind, protocol) as probe:
-        probe.connect(address)  # of a datagram socket: chooses the route, sends nothing
-        return probe.getsockname()[0]
+    @classmethod
+    def of_job(cls) -> Self:
+        """Collective over the ranks of the job, by gloo."""
+        told: list[tuple[str, frozenset[int]]] = [("", frozenset())] * dist.get_world_size()
+        dist.all_gather_object(told, (this_node(), usable_cores()))
+        names = [name for name, _ in told]
+        cores = (theirs for name, theirs in told if name == this_node())
+        return cls({name: names.index(name) for name in dict.fromkeys(names)}, frozenset().union(*cores))
+
+    @property
+    def mine(self) -> str | None:
+        """The node that this rank acts for; None where another does."""
+        return next((name for name, rank in self.first.items() if rank == dist.get_rank()), None)
+
+    def each(self, function: Callable[[], Result]) -> dict[str, Result]:
+        """Call `function` once on every node; every rank gets what it returned there. Collective.
+
+        Raises UserError on every rank: what the first of the nodes that failed raised, led by the names of all that
+        raised the same, unless all nodes did.
+        """
+        answer: tuple[Result | None, UserError | None] = (None, None)
+        if self.mine:
+            try:
+                answer = function(), None
+            except UserError as error:
+                answer = None, error
+        answers = [answer] * dist.get_world_size()
+        dist.all_gather_object(answers, answer)
+        errors = {name: answers[rank][1] for name, rank in self.first.items() if answers[rank][1]}
+        if errors:
+            error = next(iter(errors.values()))
+            alike = [name for name, other in errors.items() if str(other) == str(error)]
+            everywhere = len(alike) == len(self.first)
+            raise error if everywhere else type(error)(f"on {', '.join(alike)}: {error}")
+        return {name: answers[rank][0] for name, rank in self.first.items()}

@@ -12,17 +12,18 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from megatron_gopd import machine
+from megatron_gopd import machine, objects
 from megatron_gopd.errors import UserError, disk_errors
 from megatron_gopd.gpu_of_rank import check_gpus, take_gpu
 from megatron_gopd.runs.outcome import leave_the_last_word, write_outcome
 from megatron_gopd.srun import adopt_srun
 
 Result = TypeVar("Result")
+TIMEOUT_S = 1800.0  # after which a rank gives up waiting for the others, of the job or of a model
 
 
 @contextlib.contextmanager
-def ranks(timeout_s: float = 1800, *, compare_gpus: bool = True) -> Iterator[None]:
+def ranks(timeout_s: float = TIMEOUT_S, *, compare_gpus: bool = True) -> Iterator[None]:
     """The default process group, for the time of a command; alone, nothing to set up.
 
     Objects and what lies in host memory travel by gloo, what lies on a GPU by NCCL: a rank that waits for an object, as
@@ -37,8 +38,7 @@ def ranks(timeout_s: float = 1800, *, compare_gpus: bool = True) -> Iterator[Non
     """
     adopt_srun()
     take_gpu()
-    alone = {} if "WORLD_SIZE" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-    dist.init_process_group(_backends(), timeout=datetime.timedelta(seconds=timeout_s), **alone)
+    _join(timeout_s)
     try:
         with disk_errors():
             if compare_gpus:
@@ -59,6 +59,27 @@ def ranks(timeout_s: float = 1800, *, compare_gpus: bool = True) -> Iterator[Non
     if dist.get_rank() == 0:
         write_outcome(0, "finished")
     dist.destroy_process_group()
+
+
+def _join(timeout_s: float) -> None:
+    alone = {} if "WORLD_SIZE" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    try:
+        dist.init_process_group(_backends(), timeout=datetime.timedelta(seconds=timeout_s), **alone)
+    except RuntimeError as error:
+        said = str(error).strip().splitlines()[0]
+        print(
+            f"error: the ranks do not reach each other: {said}. Name the network between the nodes in "
+            f"GLOO_SOCKET_IFNAME (and NCCL_SOCKET_IFNAME on GPUs), as `ip -br address` lists it",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from None
+
+
+def give_back_memory() -> None:
+    """What torch keeps of freed GPU memory goes back, on all ranks before any goes on. Collective."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    dist.barrier()
 
 
 def _backends() -> str:
@@ -83,21 +104,30 @@ def on_first(function: Callable[[], Result], group: dist.ProcessGroup | None = N
     """Call `function` on the first rank of `group` (default: of the job); every rank of it gets its result, or the
     UserError it raised. Collective over the group; among all ranks of the job, those that wait sleep.
     """
-    answer: list = [None, None]
+    answer, mistake = None, None
     if dist.get_rank(group) == 0:
         try:
-            answer[0] = function()
+            answer = function()
         except UserError as error:
-            answer[1] = error
-    dist.broadcast_object_list(answer, group=group, group_src=0)
-    if answer[1] is not None:
-        raise answer[1]
-    return answer[0]
+            mistake = error
+    answer, mistake = objects.broadcast((answer, mistake), group=group)
+    if mistake is not None:
+        raise mistake
+    return answer
+
+
+def take_number(of: str) -> int:
+    """0, 1, 2, ...: each number goes to one caller in the whole job, the next that asks. Not collective; any thread
+    may call. `of`: what is numbered.
+
+    Raises RuntimeError: the rank that keeps count is gone, and the job with it.
+    """
+    return dist.distributed_c10d._get_default_store().add(f"megatron_gopd/{of}", 1) - 1
 
 
 def _is_first_to_report() -> bool:
     try:
-        first = dist.distributed_c10d._get_default_store().add("megatron_gopd/reported", 1) == 1
+        first = take_number("reported") == 0
     except RuntimeError:  # the store died with the rank that reported
         return False
     if not first:

@@ -14,8 +14,8 @@ from torch import Tensor
 class Row:
     """What one model reads of one trajectory: its own rendering of the prompt, then the response."""
 
-    prompt_tokens: Sequence[int]
-    response_tokens: Sequence[int]
+    prompt_tokens: Sequence[int] | np.ndarray
+    response_tokens: Sequence[int] | np.ndarray
 
     def __len__(self) -> int:
         """Positions a forward pass computes: the last token is only ever a target."""
@@ -110,7 +110,8 @@ class _Part:
 
 
 def _part(index: int, row: Row, cp: int, cp_rank: int) -> _Part:
-    tokens = np.array([*row.prompt_tokens, *row.response_tokens], dtype=np.int64)
+    tokens = np.empty(len(row) + 1, dtype=np.int64)
+    tokens[: len(row.prompt_tokens)], tokens[len(row.prompt_tokens) :] = row.prompt_tokens, row.response_tokens
     first = len(row.prompt_tokens) - 1  # this position predicts the first response token
     here = np.arange(len(row))
     inputs = tokens[:-1]

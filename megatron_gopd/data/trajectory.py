@@ -35,7 +35,7 @@ class Trajectory:
 
     prompt: Prompt
     sample: int  # which of the prompt's samples
-    response_tokens: list[int]
+    response_tokens: np.ndarray  # [response] int32
     behaviour_logprobs: np.ndarray | None  # [response] by the engine that sampled; None: nobody did
     finish_reason: Literal["stop", "length"]
     weight_version: int = 0
@@ -48,3 +48,7 @@ class Trajectory:
 
     def __len__(self) -> int:
         return len(self.response_tokens)
+
+    def text(self, tokenizer) -> str:
+        """The response in words, without special tokens: what is graded."""
+        return tokenizer.decode(self.response_tokens, skip_special_tokens=True)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from megatron_gopd.data import Trajectory, load_tokenizer
 from megatron_gopd.evaluation.labelled import Labelled
+from megatron_gopd.evaluation.node_graders import NodeGraders, check_machines
 from megatron_gopd.evaluation.options import check_options
 from megatron_gopd.evaluation.statistics import Estimate
-from megatron_gopd.ranks import is_first, on_first
-from megatron_gopd.rewards import Grade, Graders, check_sandbox, grader_of
+from megatron_gopd.ranks import is_first
+from megatron_gopd.rewards import Grade, grader_of
 from megatron_gopd.rollout import EmbeddedEngine
 from megatron_gopd.runs import write_text
 
@@ -37,8 +38,7 @@ def evaluate_model(
     check_options(dtype, temperature, output)
     tokenizer = load_tokenizer(model)
     prompts = labelled.prompts(tokenizer)
-    if any(grader_of(labelled.grader, prompt) == "code" for prompt in prompts):
-        on_first(lambda: check_sandbox(labelled.sandbox))
+    check_machines({grader_of(labelled.grader, prompt) for prompt in prompts}, labelled.sandbox)
     engine = EmbeddedEngine(
         model,
         dtype=dtype,
@@ -48,27 +48,21 @@ def evaluate_model(
         seed=seed,
     )
     answers = [trajectory for chunk in engine.generate(prompts, step=0) for trajectory in chunk]
-    texts = [tokenizer.decode(answer.response_tokens, skip_special_tokens=True) for answer in answers]
-
-    def graded() -> list[Grade]:
-        with Graders(labelled.grader, labelled.sandbox) as graders:
-            reasons = [answer.finish_reason for answer in answers]
-            return graders.grade([answer.prompt for answer in answers], texts, reasons)
-
-    grades = on_first(graded)
+    with NodeGraders(labelled.grader, labelled.sandbox) as graders:
+        grades = graders.grade(answers, tokenizer)
     scores = [grade.score for grade in grades]
     result = Estimate.of([sum(scores[i : i + samples]) / samples for i in range(0, len(scores), samples)])
     if is_first():
-        _report(result, answers, texts, grades, samples, output)
+        _report(result, answers, grades, samples, tokenizer, output)
     return result
 
 
 def _report(
     result: Estimate,
     answers: list[Trajectory],
-    texts: list[str],
     grades: list[Grade],
     samples: int,
+    tokenizer,
     output: Path | None,
 ) -> None:
     length = sum(map(len, answers)) / len(answers)
@@ -82,12 +76,12 @@ def _report(
             {
                 "id": answer.prompt.id,
                 "sample": answer.sample,
-                "response": text,
+                "response": answer.text(tokenizer),
                 "label": answer.prompt.label,
                 "score": grade.score,
                 "problem": grade.problem,
                 "finish_reason": answer.finish_reason,
             }
-            for answer, text, grade in zip(answers, texts, grades, strict=True)
+            for answer, grade in zip(answers, grades, strict=True)
         )
         write_text(output, "".join(json.dumps(row) + "\n" for row in rows))

@@ -28,11 +28,12 @@ class Labelled:
     chat_template_kwargs: Mapping = field(default_factory=lambda: NO_THINKING)
 
     def prompts(self, tokenizer) -> list[Prompt]:
-        """Raises UserError: an unknown grader or template, a row without what its grader needs, or that is not fit."""
+        """Raises UserError: an unknown grader or template, a row without what its grader needs, or that is not fit.
+
+        Whether a function of the user's own can be loaded is node_graders.check_machines to tell.
+        """
         custom = CustomReward.parse(self.grader)
-        if custom:
-            custom.load()
-        elif self.grader not in ("math", "exact", "code", "auto"):
+        if not custom and self.grader not in ("math", "exact", "code", "auto"):
             raise UserError(f"--grader {self.grader}: choose math, exact, code, auto or FILE.py:FUNCTION")
         if self.prompt_template not in PROMPT_TEMPLATES:
             raise UserError(f"--prompt-template {self.prompt_template}: choose {', '.join(PROMPT_TEMPLATES)}")

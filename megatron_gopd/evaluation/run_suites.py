@@ -16,11 +16,12 @@ from megatron_gopd.errors import UserError
 from megatron_gopd.evaluation.answers import Answer, Answers
 from megatron_gopd.evaluation.engine import engine_of
 from megatron_gopd.evaluation.labelled import NO_THINKING, Labelled
+from megatron_gopd.evaluation.node_graders import NodeGraders, check_machines
 from megatron_gopd.evaluation.options import check_options
 from megatron_gopd.evaluation.suite_report import SuiteResult, write_report
 from megatron_gopd.evaluation.suites import find_suite
 from megatron_gopd.ranks import is_first, on_first
-from megatron_gopd.rewards import Graders, check_sandbox, grader_of
+from megatron_gopd.rewards import Grade, grader_of
 from megatron_gopd.rollout import RolloutEngine
 from megatron_gopd.runs import write_text
 
@@ -55,8 +56,8 @@ class Problems:
     fingerprint: str | None = None  # of a file of the user's own, and of how it is graded
 
     @property
-    def run_programs(self) -> bool:
-        return any(grader_of(self.grader, prompt) == "code" for prompt in self.prompts)
+    def graders(self) -> set[str | None]:
+        return {grader_of(self.grader, prompt) for prompt in self.prompts}
 
 
 def evaluate_suites(
@@ -80,8 +81,7 @@ def evaluate_suites(
     check_options(dtype, settings.temperature, None)
     tokenizer = load_tokenizer(model)
     asked = problems_of(names, settings, tokenizer)
-    if any(problems.run_programs for problems in asked):
-        on_first(lambda: check_sandbox(settings.sandbox))
+    check_machines(set().union(*(problems.graders for problems in asked)), settings.sandbox)
     described = _describe(model, asked, settings, dtype, seed)
     on_first(lambda: _open(output, described))
     limits = {"max_response_tokens": settings.max_response_tokens, "temperature": settings.temperature}
@@ -129,16 +129,13 @@ def run_suite(problems: Problems, engine: RolloutEngine, tokenizer, folder: Path
     done = on_first(lambda: Answers(path, samples).done)
     left = [prompt for prompt in problems.prompts if prompt.id not in done]
     book = Answers(path, samples) if is_first() else None
-    graders = Graders(problems.grader, settings.sandbox) if is_first() else None
-    try:
+    with NodeGraders(problems.grader, settings.sandbox) as graders:
         chunks = engine.generate(left, 0, samples=samples, max_tokens=settings.max_response_tokens) if left else ()
         for chunk in chunks:
+            grades = graders.grade(chunk, tokenizer)
             if is_first():
-                book.add(_graded(chunk, tokenizer, graders))
+                book.add(_answers(chunk, grades, tokenizer))
                 print(f"{problems.name}: {len(book.rows)} of {len(problems.prompts) * samples} answers", flush=True)
-    finally:
-        if graders:
-            graders.close()
     return on_first(lambda: _summed_up(problems, book))
 
 
@@ -148,12 +145,18 @@ def _summed_up(problems: Problems, book: Answers) -> SuiteResult:
     return SuiteResult.of(problems.name, problems.published, problems.samples, rows)
 
 
-def _graded(chunk: list[Trajectory], tokenizer, graders: Graders) -> list[Answer]:
-    texts = [tokenizer.decode(each.response_tokens, skip_special_tokens=True) for each in chunk]
-    grades = graders.grade([each.prompt for each in chunk], texts, [each.finish_reason for each in chunk])
+def _answers(chunk: list[Trajectory], grades: list[Grade], tokenizer) -> list[Answer]:
     return [
-        Answer(each.prompt.id, each.sample, text, len(each), grade.score, grade.problem, each.finish_reason)
-        for each, text, grade in zip(chunk, texts, grades, strict=True)
+        Answer(
+            each.prompt.id,
+            each.sample,
+            each.text(tokenizer),
+            len(each),
+            grade.score,
+            grade.problem,
+            each.finish_reason,
+        )
+        for each, grade in zip(chunk, grades, strict=True)
     ]
 
 

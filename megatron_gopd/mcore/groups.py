@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.hyper_comm_grid import HyperCommGrid
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_gopd.config import Layout
-from megatron_gopd.ranks import device_backend
+from megatron_gopd.ranks import TIMEOUT_S, device_backend
 
 _DENSE = {
     "tp": ["tp"],
@@ -84,7 +86,7 @@ def _group(name: str, ranks: list[int], **options) -> dist.ProcessGroup:
         _MADE.clear()
     key = (world, name if len(ranks) > 1 or options else "", *ranks)
     if key not in _MADE:
-        _MADE[key] = dist.new_group(ranks, backend=device_backend(), **options)
+        _MADE[key] = dist.new_group(ranks, timeout=timedelta(seconds=TIMEOUT_S), backend=device_backend(), **options)
     return _MADE[key]
 
 

@@ -157,9 +157,9 @@ def _score(config: Config, role: Role, tokens: int, ledger: Ledger) -> Stage:
 def _batch(rows: int, tokens: int) -> list[Trajectory]:
     """Rows that are one token of a prompt and a response, `tokens` to compute."""
     prompt = Prompt("row", [], None, "", [0], [0], [0])
-    zeros = np.zeros(tokens, dtype=np.float32)
+    zeros, ids = np.zeros(tokens, dtype=np.float32), np.zeros(tokens, dtype=np.int32)
     scores = {"teacher_logprobs": zeros, "reference_logprobs": zeros}
-    return [Trajectory(prompt, 0, [0] * tokens, zeros, "stop", **scores) for _ in range(rows)]
+    return [Trajectory(prompt, 0, ids, zeros, "stop", **scores) for _ in range(rows)]
 
 
 def sample_ranks(roles: list[Role], world: int) -> list[int]:

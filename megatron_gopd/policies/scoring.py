@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from megatron_gopd import objects
 from megatron_gopd.data.packing import MicroBatch, Row
 from megatron_gopd.kernels import linear_log_softmax
 from megatron_gopd.mcore.forward import run
@@ -54,7 +55,7 @@ def distribution(model: Model | None, row: Row, *, temperature: float) -> torch.
     Returns:
         [response, vocab] log-probs, float32, on the CPU.
     """
-    pieces: list[tuple[torch.Tensor, torch.Tensor]] = []
+    pieces: list[tuple[np.ndarray, np.ndarray]] = []
 
     def head(hidden: torch.Tensor, micro_batch: MicroBatch) -> None:
         logprobs = linear_log_softmax(
@@ -65,12 +66,17 @@ def distribution(model: Model | None, row: Row, *, temperature: float) -> torch.
             group=model.groups.tp,
         )
         if reports(model) and model.groups.dp.rank() == 0:
-            pieces.append((micro_batch.offsets, logprobs.cpu()))
+            pieces.append((micro_batch.offsets.numpy(), logprobs.cpu().numpy()))
 
     if model is not None:
         run(model, [micro_batch_of(model, [0], [row])], head, train=False, gather=True)
-    everywhere: list = [None] * dist.get_world_size()
-    dist.all_gather_object(everywhere, pieces)
-    found = [piece for rank in everywhere for piece in rank]
-    order = torch.cat([offsets for offsets, _ in found]).argsort()
-    return torch.cat([logprobs for _, logprobs in found])[order]
+    found = from_holders(pieces)
+    order = np.concatenate([offsets for offsets, _ in found]).argsort()
+    return torch.from_numpy(np.concatenate([logprobs for _, logprobs in found])[order])
+
+
+def from_holders(pieces: list) -> list:
+    """The pieces of the few ranks that have some, on every rank: each travels once, though it may be a gigabyte."""
+    has_some: list[bool] = [None] * dist.get_world_size()
+    dist.all_gather_object(has_some, bool(pieces))
+    return [piece for rank in np.flatnonzero(has_some).tolist() for piece in objects.broadcast(pieces, source=rank)]

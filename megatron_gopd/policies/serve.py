@@ -10,6 +10,8 @@ from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+
 from megatron_gopd.config import Layout
 from megatron_gopd.data import load_tokenizer
 from megatron_gopd.data.packing import Row
@@ -19,7 +21,7 @@ from megatron_gopd.mcore.frozen import frozen_model
 from megatron_gopd.mcore.model import Model
 from megatron_gopd.policies import scoring
 from megatron_gopd.ranks import is_first, on_first
-from megatron_gopd.servers.scorer_service import ScorerService, Waiting
+from megatron_gopd.servers.scorer_service import Asked, ScorerService, Waiting
 
 TOKEN = "MEGATRON_GOPD_TOKEN"
 HEARTBEAT_S = 60.0  # the other ranks wait in a collective, which has a timeout of its own
@@ -66,16 +68,20 @@ def _listen(about: dict, host: str, port: int) -> ScorerService:
 def _answer(service: ScorerService | None, scorer: Model | None, max_tokens: int) -> None:
     """One pass: what has come in until now, by temperature."""
     taken: list[Waiting] = _take(service) if is_first() else []
-    asked = on_first(lambda: [waiting.asked.model_dump() for waiting in taken])
+    asked = on_first(lambda: [(waiting.asked.temperature, _row(waiting.asked)) for waiting in taken])
     by_temperature: dict[float, list[int]] = defaultdict(list)
-    for number, row in enumerate(asked):
-        by_temperature[row["temperature"]].append(number)
+    for number, (temperature, _) in enumerate(asked):
+        by_temperature[temperature].append(number)
     for temperature, numbers in by_temperature.items():
-        rows = [Row(asked[number]["prompt_tokens"], asked[number]["response_tokens"]) for number in numbers]
+        rows = [asked[number][1] for number in numbers]
         logprobs, _ = scoring.score(scorer, rows, temperature=temperature, max_tokens=max_tokens)
         for number, values in zip(numbers, logprobs, strict=True):
             if is_first():
                 taken[number].answer.set_result(values)
+
+
+def _row(asked: Asked) -> Row:
+    return Row(np.array(asked.prompt_tokens, dtype=np.int32), np.array(asked.response_tokens, dtype=np.int32))
 
 
 def _take(service: ScorerService) -> list[Waiting]:

@@ -144,7 +144,8 @@ async def _of_sglang(row: Row, temperature: float, client: SGLangClient) -> np.n
 
 
 async def _of_our_scorer(row: Row, temperature: float, client: SGLangClient) -> np.ndarray:
-    tokens = {"prompt_tokens": list(row.prompt_tokens), "response_tokens": list(row.response_tokens)}
+    tokens = {"prompt_tokens": row.prompt_tokens, "response_tokens": row.response_tokens}
+    tokens = {name: np.asarray(ids).tolist() for name, ids in tokens.items()}  # JSON knows no array
     logprobs = (await client.post("/score", tokens | {"temperature": temperature}))["logprobs"]
     if len(logprobs) != len(row.response_tokens):
         raise RefusedError(f"{client.url} gave {len(logprobs)} log-probs for {len(row.response_tokens)} tokens")

@@ -1,9 +1,9 @@
 """Graders of responses with a known answer or with tests, behind one bounded process pool. No torch here."""
 
-from megatron_gopd.rewards.code import check_sandbox, code
+from megatron_gopd.rewards.code import code
 from megatron_gopd.rewards.grade import Grade
 from megatron_gopd.rewards.graders import exact, math
-from megatron_gopd.rewards.grading import Graders, check_gradable, grader_of
+from megatron_gopd.rewards.grading import Graders, check_gradable, check_machine, grader_of
 from megatron_gopd.rewards.pool import GraderPool
 from megatron_gopd.rewards.tests import parse_tests
 
@@ -12,7 +12,7 @@ __all__ = [
     "GraderPool",
     "Graders",
     "check_gradable",
-    "check_sandbox",
+    "check_machine",
     "code",
     "exact",
     "grader_of",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Self
 
 from megatron_gopd.config.schema import Sandbox
@@ -34,10 +34,8 @@ def grader_of(rewards: str, prompt: Prompt) -> str | None:
 
 def check_gradable(rewards: str, prompts: Sequence[Prompt], sandbox: Sandbox, *, every: bool) -> None:
     """Raises UserError, before any work is done: a row that cannot be graded (any such, with `every`), tests that
-    cannot be read, a machine that cannot run programs safely, a function of the user's own that cannot be loaded.
+    cannot be read, and what check_machine refuses.
     """
-    if custom := CustomReward.parse(rewards):
-        custom.load()
     kinds = [grader_of(rewards, prompt) for prompt in prompts]
     for prompt, kind in zip(prompts, kinds, strict=True):
         with errors_at(prompt.source):
@@ -47,6 +45,16 @@ def check_gradable(rewards: str, prompts: Sequence[Prompt], sandbox: Sandbox, *,
                 )
             if kind == "code":
                 parse_tests(prompt.tests)
+    check_machine({rewards, *kinds}, sandbox)
+
+
+def check_machine(kinds: Collection[str | None], sandbox: Sandbox) -> None:
+    """Raises UserError: this machine cannot run programs safely, or cannot load a function of the user's own, where
+    `kinds`, of grader_of, ask for it.
+    """
+    for kind in kinds:
+        if kind and (custom := CustomReward.parse(kind)):
+            custom.load()
     if "code" in kinds:
         check_sandbox(sandbox)
 
@@ -54,10 +62,10 @@ def check_gradable(rewards: str, prompts: Sequence[Prompt], sandbox: Sandbox, *,
 class Graders:
     """A pool for each grader that `rewards` may ask for; their workers start when they are needed."""
 
-    def __init__(self, rewards: str, sandbox: Sandbox):
+    def __init__(self, rewards: str, sandbox: Sandbox, cores: frozenset[int] | None = None):
         self._rewards = rewards
         kinds = {"none": [], "auto": ["math", "code"]}.get(rewards, [rewards])
-        self._pools = {kind: GraderPool(kind, sandbox=sandbox) for kind in kinds}
+        self._pools = {kind: GraderPool(kind, sandbox=sandbox, cores=cores) for kind in kinds}
 
     def grade(
         self, prompts: Sequence[Prompt], responses: Sequence[str], finish_reasons: Sequence[str]
@@ -76,6 +84,11 @@ class Graders:
                     raise UserError(f"{prompts[i].source}: rewards: {kind} failed on a response to it: {grade.problem}")
                 grades[i] = grade
         return grades
+
+    @property
+    def workers(self) -> int:
+        """Answers graded at a time, by all pools together."""
+        return sum(pool.workers for pool in self._pools.values())
 
     def close(self) -> None:
         for pool in self._pools.values():

@@ -20,6 +20,7 @@ from typing import Self
 from pebble import ProcessExpired, ProcessPool
 
 from megatron_gopd.config.schema import Sandbox
+from megatron_gopd.cores import run_on, usable_cores
 from megatron_gopd.errors import STOP_SIGNALS
 from megatron_gopd.rewards.code import code
 from megatron_gopd.rewards.custom import CustomReward
@@ -51,23 +52,25 @@ class GraderPool:
         workers: int | None = None,
         timeout_s: float | None = None,
         sandbox: Sandbox | None = None,
+        cores: frozenset[int] | None = None,
     ):
         """`kind`: exact, math, code, or FILE.py:FUNCTION.
 
         Code is run in `sandbox`, which sets its time and by default takes every core; the others take 2 workers and
-        5 s, a function 30 s.
+        5 s, a function 30 s. `cores`: what workers may run on; default: what this process may.
         """
+        self._cores = cores or usable_cores()
         custom = CustomReward.parse(kind)
         if kind == "code":
             sandbox = sandbox or Sandbox()
             self._grader: Grader = partial(code, sandbox=sandbox)
-            workers = workers or sandbox.workers or _cores()
+            workers = workers or sandbox.workers or len(self._cores)
             timeout_s = timeout_s or sandbox.seconds + SANDBOX_GRACE_S
         else:
             self._grader = custom or GRADERS[kind]
             timeout_s = timeout_s or (CUSTOM_S if custom else None)
         self._missing = None if custom else Grade(0.0, "no tests" if kind == "code" else "no label")
-        self._workers = workers or 2
+        self.workers = workers or 2
         self._timeout_s = timeout_s or 5.0
         self._pool: ProcessPool | None = None
         self._closed = False
@@ -130,7 +133,7 @@ class GraderPool:
             if self._pool is None or not self._pool.active:
                 self._end_workers()
                 spawn = get_context("spawn")
-                self._pool = ProcessPool(self._workers, 0, _start_worker, (self._grader,), spawn)
+                self._pool = ProcessPool(self.workers, 0, _start_worker, (self._grader, self._cores), spawn)
             return self._pool
 
     def _end_workers(self) -> None:
@@ -166,12 +169,9 @@ def _held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _start_worker(grader: Grader) -> None:
+def _start_worker(grader: Grader, cores: frozenset[int]) -> None:
     """Runs in a new worker, before any answer's clock."""
+    run_on(cores)
     os.setpgid(0, 0)  # a signal meant for the run, from a terminal or a batch system, must not spoil a grade
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # forgets the one that was held back

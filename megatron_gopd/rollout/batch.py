@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 from megatron_gopd.servers.pool import ServerPool
 
-Result = TypeVar("Result")  # such as a trajectory
+Result = TypeVar("Result")  # such as a response
 CHUNKS = 4  # what scoring overlaps with generation: at least a quarter of the batch is handed out at a time
 HEARTBEAT_S = 60.0  # the other ranks wait in a collective meanwhile, which has a timeout of its own
 
@@ -29,12 +29,12 @@ class Batch(Generic[Result]):
 
     def __init__(self, pool: ServerPool, requests: Sequence[Callable[[], Awaitable[Result]]], most_at_a_time: int):
         self._pool, self._total, self._handed_out = pool, len(requests), 0
-        self._finished: queue.SimpleQueue[Result] = queue.SimpleQueue()
-        self._chunk: list[Result] = []  # that grows, until it is large enough
+        self._finished: queue.SimpleQueue[tuple[int, Result]] = queue.SimpleQueue()
+        self._chunk: list[tuple[int, Result]] = []  # that grows, until it is large enough
         self._task = pool.background.start(self._run(requests, most_at_a_time))
 
-    def take(self) -> list[Result] | Turn:
-        """What is finished, as soon as it is a quarter of the batch, or the rest.
+    def take(self) -> list[tuple[int, Result]] | Turn:
+        """What is finished, with its number among the requests, as soon as it is a quarter of the batch, or the rest.
 
         Raises:
             UserError: of the first request that cannot be answered.
@@ -64,13 +64,13 @@ class Batch(Generic[Result]):
     async def _run(self, requests: Sequence[Callable[[], Awaitable[Result]]], most_at_a_time: int) -> None:
         free = asyncio.Semaphore(most_at_a_time)
 
-        async def one(request: Callable[[], Awaitable[Result]]) -> None:
+        async def one(number: int, request: Callable[[], Awaitable[Result]]) -> None:
             async with free:
-                self._finished.put(await request())
+                self._finished.put((number, await request()))
 
         try:
             async with asyncio.TaskGroup() as group:  # the first failure ends the others
-                for request in requests:
-                    group.create_task(one(request))
+                for number, request in enumerate(requests):
+                    group.create_task(one(number, request))
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from megatron_gopd import machine
+from megatron_gopd import machine, objects
 from megatron_gopd.config import Config
 from megatron_gopd.config.models import Model
 from megatron_gopd.data import Prompt, Trajectory, load_tokenizer, stop_ids
@@ -96,6 +96,9 @@ class EmbeddedEngine:
         _fill(self.model, policy.export())
         self.weight_version = self.weight_version + 1 if version is None else version
 
+    def release(self) -> None:
+        """The replica stays."""
+
     def close(self) -> None:
         """Nothing outlives this engine."""
 
@@ -106,8 +109,7 @@ class EmbeddedEngine:
         if mine:
             uniforms = np.stack([self._uniforms(step, prompt, sample, max_tokens) for prompt, sample in mine])
             responses = self.decode([prompt.student_tokens for prompt, _ in mine], max_tokens, uniforms)
-        shares: list[list[Response]] = [None] * dist.get_world_size()
-        dist.all_gather_object(shares, responses)
+        shares = objects.all_gather(responses)
         return [
             self._trajectory(prompt, sample, shares[index % len(shares)][index // len(shares)])
             for index, (prompt, sample) in enumerate(wanted)

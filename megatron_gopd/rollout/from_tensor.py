@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.reduction import ForkingPickler
 
 import torch
@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.reductions import reduce_tensor
 
+from megatron_gopd.ranks import on_first
 from megatron_gopd.rollout.updates import InBuckets, Tensors, in_buckets
 from megatron_gopd.servers.server import Server
 
@@ -35,15 +36,20 @@ class FromTensor(InBuckets):
         self.wait(self.begin_post(servers, "/update_weights_from_tensor", bodies))
 
 
-def pickled(tensors: Tensors, homes: list[list[int]], size: int) -> Iterator[tuple[Texts, bool]]:
+def pickled(
+    tensors: Tensors, homes: list[list[int]], size: int, wanted: Callable[[], bool]
+) -> Iterator[tuple[Texts, bool]]:
     """Buckets as servers read them: [server][its tensor-parallel rank], complete on rank 0; and whether it is the last.
 
     Collective. `homes` are the ranks that make them, [server][tensor-parallel rank]. Each has a text of its own, since
-    torch counts who has opened a GPU's tensor, and keeps the memory for as long.
+    torch counts who has opened a GPU's tensor, and keeps the memory for as long; so once rank 0 finds that they are not
+    `wanted` any more, after a failure, none is made.
     """
     places = [[(server, place) for place in range(len(ranks))] for server, ranks in enumerate(homes)]
     makers = {each: homes[each[0]][each[1]] for of_server in places for each in of_server}
     for bucket, is_last in in_buckets(tensors, size):
+        if not on_first(wanted):
+            continue
         mine = {place: _text(bucket) for place, rank in makers.items() if rank == dist.get_rank()}
         texts = mine if set(makers.values()) == {0} else _on_first(mine)
         yield [[texts.get(each) for each in of_server] for of_server in places], is_last

@@ -65,5 +65,8 @@ class RolloutEngine(Protocol):
     def sync(self, policy: Exports, version: int | None = None) -> None:
         """Take over the policy's weights. `version` names them; default: one more than the last."""
 
+    def release(self) -> None:
+        """Give away GPU memory that is shared with the student, until weights or responses are asked for."""
+
     def close(self) -> None:
         """End whatever was started."""

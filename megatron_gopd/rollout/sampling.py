@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,11 +15,24 @@ from megatron_gopd.rollout.growing_cache import growing_cache
 SHRINK = 0.9  # finished rows leave the batch once this share, or less, is still being decoded
 
 
-@dataclass
+@dataclass(frozen=True)
 class Response:
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)  # nats, under the sampling temperature
-    finished: bool = False  # ended by a stop id, which is the last token
+    tokens: np.ndarray  # [response] int32
+    logprobs: np.ndarray  # [response] float32, nats, under the sampling temperature
+    finished: bool  # ended by a stop id, which is the last token
+
+
+class Growing:
+    """A response that is being sampled."""
+
+    def __init__(self):
+        self.tokens: list[int] = []
+        self.logprobs: list[float] = []
+        self.finished = False
+
+    def response(self) -> Response:
+        tokens, logprobs = np.array(self.tokens, dtype=np.int32), np.array(self.logprobs, dtype=np.float32)
+        return Response(tokens, logprobs, self.finished)
 
 
 @torch.inference_mode()
@@ -38,7 +51,7 @@ def decode(
         prompts: token ids of each prompt.
         uniforms: [prompts, max_tokens] numbers in [0, 1), one decides one token; None: the most likely token.
     """
-    responses = [Response() for _ in prompts]
+    responses = [Growing() for _ in prompts]
     rows = np.arange(len(prompts))  # which response each row of the batch belongs to
     tokens, mask = _left_padded(prompts, model.device)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
@@ -59,7 +72,7 @@ def decode(
             rows, chosen, mask, positions = rows[active], chosen[kept], mask[kept], positions[kept]
         tokens, positions = chosen[:, None], positions[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-    return responses
+    return [response.response() for response in responses]
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], device) -> tuple[Tensor, Tensor]:
@@ -80,7 +93,7 @@ def _choose(logprobs: Tensor, uniforms: np.ndarray | None) -> Tensor:
     return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=logprobs.shape[1] - 1)
 
 
-def _append(responses: list[Response], chosen: Tensor, logprobs: Tensor, stop_ids: Sequence[int]) -> None:
+def _append(responses: list[Growing], chosen: Tensor, logprobs: Tensor, stop_ids: Sequence[int]) -> None:
     of_chosen = logprobs.gather(1, chosen[:, None])[:, 0].tolist()
     for response, token, logprob in zip(responses, chosen.tolist(), of_chosen, strict=True):
         if not response.finished:

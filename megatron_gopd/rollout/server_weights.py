@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -106,9 +106,13 @@ class ServerWeights:
         if self._folder:
             with self._folder.filled(tensors) as folders:
                 return on_first(lambda: self._send(folders, chosen, version))
+        broken: list[bool] = []
         if self.settings.sync == "tensor":
-            tensors = pickled(tensors, self._homes_of(chosen), self.settings.bucket_bytes)
-        return on_first_with(tensors, lambda drawn: self._send(drawn, chosen, version))
+            tensors = pickled(tensors, self._homes_of(chosen), self.settings.bucket_bytes, wanted=lambda: not broken)
+        lost = on_first_with(tensors, lambda drawn: self._send(drawn, chosen, version), lambda: broken.append(True))
+        if self._homes is not None:
+            torch.cuda.ipc_collect()  # what servers have closed
+        return lost
 
     def _choose(self, only_stale: bool) -> tuple[list[Chosen], str]:
         """The servers to update, and what they say of themselves; or which of them were lost."""
@@ -150,12 +154,16 @@ class ServerWeights:
         return "; ".join(lost.values())
 
 
-def on_first_with(tensors: Iterator[tuple[str, Tensor]], function) -> str:
-    """on_first(function of tensors), while the other ranks draw `tensors` along: an export is collective."""
+def on_first_with(tensors: Iterator[tuple[str, Tensor]], function, over: Callable[[], None] = lambda: None) -> str:
+    """on_first(function of tensors), while the other ranks draw `tensors` along: an export is collective.
+
+    `over` is called on the first rank when `function` has ended, before the rest is drawn.
+    """
 
     def consume():
         with contextlib.ExitStack() as rest:
             rest.callback(_drain, tensors)  # also after a failure: the others wait in the export
+            rest.callback(over)
             return function(tensors)
 
     if not is_first():

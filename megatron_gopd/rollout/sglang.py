@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from megatron_gopd.config import Config
 from megatron_gopd.config.models import COLOCATED_MEMORY, Model, RolloutServers, Scorer, Servers
@@ -19,11 +18,11 @@ from megatron_gopd.data import Prompt, Trajectory, load_tokenizer, stop_ids
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.policies.served import refuse_another_model
-from megatron_gopd.ranks import is_first, on_first
-from megatron_gopd.rollout.batch import Batch, Result, Turn
+from megatron_gopd.ranks import give_back_memory, is_first, on_first
+from megatron_gopd.rollout.batch import Batch, Turn
 from megatron_gopd.rollout.probes import probe_rows
 from megatron_gopd.rollout.protocol import Exports
-from megatron_gopd.rollout.sampling import Response
+from megatron_gopd.rollout.sampling import Growing, Response
 from megatron_gopd.rollout.server_weights import ServerWeights
 from megatron_gopd.rollout.trajectories import trajectory_of
 from megatron_gopd.servers.client import LostRequestError, RefusedError, SGLangClient
@@ -41,6 +40,8 @@ COLOCATED = {
     "enable-weights-cpu-backup": True,
     "mem-fraction-static": COLOCATED_MEMORY,
 }
+
+Sampled = tuple[int, tuple[Response, int]]  # number of the request; its response, version of the weights that began it
 
 
 class SGLangEngine:
@@ -86,17 +87,18 @@ class SGLangEngine:
                 for prompt, sample in wanted
             ]
             batch = self._batch(requests)
-        return self._chunks(batch)
+        chunks = self._chunks(batch)
+        return ([self._trajectory(*wanted[number], *sampled) for number, sampled in chunk] for chunk in chunks)
 
     def decode(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Response]:
         """See RolloutEngine.decode."""
         self._occupy()
         batch = None
         if is_first():
-            requests = [partial(self._greedy, number, prompt, max_tokens) for number, prompt in enumerate(prompts)]
+            requests = [partial(self._respond, each, max_tokens, {"temperature": 0.0}, Together()) for each in prompts]
             batch = self._batch(requests)
         numbered = [each for chunk in self._chunks(batch) for each in chunk]  # in the order in which they finished
-        return [response for _, response in sorted(numbered, key=itemgetter(0))]
+        return [response for _, (response, _) in sorted(numbered, key=itemgetter(0))]
 
     def sync(self, policy: Exports, version: int | None = None) -> None:
         """See RolloutEngine.sync. Responses under way go on with the new weights, their cache computed anew."""
@@ -104,6 +106,11 @@ class SGLangEngine:
         self.weight_version = self.weight_version + 1 if version is None else version
         self._occupy()
         self._weights.update(policy, self.weight_version)
+
+    def release(self) -> None:
+        """See RolloutEngine.release: colocated servers do."""
+        if self._colocated:
+            on_first(lambda: self._pool.release())
 
     def close(self) -> None:
         """End the servers that the run started. Collective."""
@@ -115,16 +122,16 @@ class SGLangEngine:
         if self._homes:
             self._homes.close()
 
-    def _chunks(self, batch: Batch[Result] | None) -> Iterator[list[Result]]:
-        """Colocated servers give their memory away first: who scores a chunk needs it."""
+    def _chunks(self, batch: Batch | None) -> Iterator[list[Sampled]]:
+        """On every rank, which has the prompts. Colocated servers give their memory away first: scorers need it."""
         if not self._colocated:
             yield from self._finished(batch)
             return
         whole = [each for chunk in self._finished(batch) for each in chunk]
-        on_first(lambda: self._pool.release())
+        self.release()
         yield whole
 
-    def _finished(self, batch: Batch[Result] | None) -> Iterator[list[Result]]:
+    def _finished(self, batch: Batch | None) -> Iterator[list[Sampled]]:
         try:
             while (turn := on_first(lambda: batch.take())) is not Turn.END:
                 if turn is Turn.UPDATE:
@@ -135,26 +142,22 @@ class SGLangEngine:
             if batch:
                 batch.cancel()
 
-    def _batch(self, requests: Sequence[Callable[[], Awaitable[Result]]]) -> Batch[Result]:
+    def _batch(self, requests: Sequence[Callable[[], Awaitable[tuple[Response, int]]]]) -> Batch:
         return Batch(self._pool, requests, self.config.rollout.max_batch_size * len(self._pool.servers))
 
-    async def _sample(self, prompt: Prompt, sample: int, step: int, limit: int, alike: Together) -> Trajectory:
+    async def _sample(
+        self, prompt: Prompt, sample: int, step: int, limit: int, alike: Together
+    ) -> tuple[Response, int]:
         key = [self.config.run.seed, step, zlib.crc32(prompt.id.encode()), sample]
         seed = int(np.random.SeedSequence(key).generate_state(1)[0]) >> 1  # 31 bits
         sampling = {"temperature": self.config.rollout.temperature, "sampling_seed": seed}
-        response, version = await self._respond(prompt.student_tokens, limit, sampling, alike)
-        return trajectory_of(
-            prompt, sample, response, weight_version=version, folder=self._folder, last_id=self._last_id
-        )
-
-    async def _greedy(self, number: int, prompt: Sequence[int], limit: int) -> tuple[int, Response]:
-        return number, (await self._respond(prompt, limit, {"temperature": 0.0}, Together()))[0]
+        return await self._respond(prompt.student_tokens, limit, sampling, alike)
 
     async def _respond(
         self, prompt: Sequence[int], limit: int, sampling: dict, alike: Together
     ) -> tuple[Response, int]:
         """A whole response, and the version of the weights that began it; what was cut short is continued."""
-        response, version = Response(), None
+        response, version = Growing(), None
         while len(response.tokens) < limit and not response.finished:
             left = {"max_new_tokens": limit - len(response.tokens), "stop_token_ids": self.stop_ids}
             tokens = [*prompt, *response.tokens]
@@ -164,7 +167,11 @@ class SGLangEngine:
             response.tokens += answer.tokens
             response.logprobs += answer.logprobs
             response.finished = answer.finish == "stop"
-        return response, self._known(version)
+        return response.response(), self._known(version)
+
+    def _trajectory(self, prompt: Prompt, sample: int, response: Response, version: int) -> Trajectory:
+        held = {"weight_version": version, "folder": self._folder, "last_id": self._last_id}
+        return trajectory_of(prompt, sample, response, **held)
 
     def _known(self, version: str) -> int:
         return self._weights.version_of(version)
@@ -181,8 +188,7 @@ class SGLangEngine:
     def _occupy(self) -> None:
         """Colocated: the servers take back the memory they gave away. Collective."""
         if self._colocated:
-            torch.cuda.empty_cache()  # or torch keeps what the last step has freed
-            dist.barrier()
+            give_back_memory()
             on_first(lambda: self._pool.occupy())
 
     def _start(self, logs: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 import torch
@@ -41,6 +42,7 @@ def check_sync(config: Config) -> None:
                 f"rollout.sglang.sync: tensor is for servers on the GPUs of the ranks, and those at "
                 f"rollout.sglang.urls need not be: {OTHER_WAYS} or distributed"
             )
+        _connect_as_sglang_does()
         return
     found = _gather()
     servers, homes = _of_servers(settings, found), _homes(settings, found)
@@ -48,6 +50,13 @@ def check_sync(config: Config) -> None:
         _refuse_away(servers, homes, settings.count)
     else:
         _refuse_shared(servers, homes, settings.count)
+        _connect_as_sglang_does()
+
+
+def _connect_as_sglang_does() -> None:
+    """SGLang turns this off, and NCCL need not connect those that have it with those that have not (it is read when the
+    first communicator is made; sglang/srt/entrypoints/engine.py)."""
+    os.environ.setdefault("NCCL_CUMEM_ENABLE", "0")
 
 
 def homes_of(settings: RolloutServers) -> list[list[int | None]]:

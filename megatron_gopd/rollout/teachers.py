@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from megatron_gopd.config import Config
 from megatron_gopd.data import Prompt, Trajectory
 from megatron_gopd.rollout.embedded import EmbeddedEngine
@@ -48,7 +50,7 @@ class WrittenResponses:
 
     def generate(self, prompts: list[Prompt], step: int) -> Iterator[list[Trajectory]]:
         """All of them, in one chunk."""
-        yield [Trajectory(prompt, 0, prompt.response_tokens, None, "stop") for prompt in prompts]
+        yield [Trajectory(prompt, 0, np.array(prompt.response_tokens, np.int32), None, "stop") for prompt in prompts]
 
     def close(self) -> None:
         """Nothing to do."""

@@ -13,15 +13,15 @@ def trajectory_of(
     prompt: Prompt, sample: int, response: Response, *, weight_version: int, folder: str, last_id: int
 ) -> Trajectory:
     """Raises UserError: a log-prob that is not finite, a token id past `last_id`, the tokenizer's."""
-    logprobs = np.array(response.logprobs, dtype=np.float32)
+    logprobs = response.logprobs
     if not np.isfinite(logprobs).all():
         raise UserError(
             f"{folder}: a token sampled for prompt {prompt.id!r} has log-prob "
             f"{logprobs[~np.isfinite(logprobs)][0]}; the weights hold NaN, or have diverged: lower optimizer.lr"
         )
-    if max(response.tokens) > last_id:
+    if response.tokens.max() > last_id:
         raise UserError(
-            f"{folder}: sampled token id {max(response.tokens)}, past the tokenizer's last id "
+            f"{folder}: sampled token id {response.tokens.max()}, past the tokenizer's last id "
             f"({last_id}), for prompt {prompt.id!r}; the embedding's padding rows were never trained"
         )
     return Trajectory(

@@ -83,12 +83,12 @@ class SGLangClient:
         logprobs = [math.nan if row[0] is None else row[0] for row in rows]  # JSON has no NaN
         return Answer(ids, logprobs, finish["type"], str(versions[0]["version"]))
 
-    async def score(self, prompt: Sequence[int], response: Sequence[int]) -> np.ndarray:
+    async def score(self, prompt: Sequence[int], response: Sequence[int] | np.ndarray) -> np.ndarray:
         """Log-prob of every response token at temperature 1: [response] float32, nats.
 
         A long response is asked for in pieces, each of which finds what comes before it in the server's cache.
         """
-        pieces = []
+        response, pieces = np.asarray(response).tolist(), []  # JSON knows no array
         for first in range(0, len(response), SCORED_AT_A_TIME):
             piece = response[first : first + SCORED_AT_A_TIME]
             pieces.append(await self._score_piece([*prompt, *response[:first]], piece))

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from megatron_gopd.config.schema import Servers
 from megatron_gopd.errors import UserError
-from megatron_gopd.nodes import Node, nodes
+from megatron_gopd.node_addresses import Node, nodes
 from megatron_gopd.ranks import is_first, on_first
 from megatron_gopd.servers.keeper import Keeper, KeptProcess, Orders
 from megatron_gopd.servers.launch import Launch, start

@@ -22,18 +22,22 @@ class Memory:
         self._away: dict[Server, int] = {}  # the servers without it, each in which of its lives
 
     async def release(self) -> None:
-        """Have every server give its memory away, the weights kept on the host; also one that has yet to come back.
+        """Have every server give its memory away, the weights kept on the host; also one that has yet to come back, but
+        not where the run ends for want of servers.
 
         Raises:
             UserError: a server refuses, or does not become idle, or is lost again and again.
         """
-        await asyncio.gather(*map(self._release, self._supervisor.servers))
+        if not self._supervisor.fatal:
+            await asyncio.gather(*map(self._release, self._supervisor.servers))
 
     async def occupy(self) -> None:
         """Have the servers that gave memory away take it back. Raises UserError: one refuses."""
         await asyncio.gather(*map(self._occupy, self._supervisor.servers))
 
     async def _release(self, server: Server) -> None:
+        if self._away.get(server) == server.lives:
+            return
         for _ in range(STARTS):
             await self._supervisor.up(server)
             life = server.lives

@@ -37,7 +37,7 @@ def refuse_disagreement(batch: list[Trajectory], update: Update, rollout: Rollou
 
 
 def _shown(trajectory: Trajectory, token: int, logprobs: np.ndarray, tokenizer) -> str:
-    number = trajectory.response_tokens[token]
+    number = int(trajectory.response_tokens[token])
     return (
         f"response token {token} ({tokenizer.decode([number])!r}, id {number}) of prompt {trajectory.prompt.id!r}: "
         f"{trajectory.behaviour_logprobs[token]:.4f} by the engine with weights {trajectory.weight_version}, "

@@ -45,6 +45,8 @@ class Checkpoints:
         _refuse_another_model(checkpoint, Architecture.read(job.config.student.model))
         job.loader.load_state_dict(saved["data"])
         same_ranks = saved["ranks"] == dist.get_world_size()
+        if job.rollout:
+            job.rollout.release()
         with job.student.state(loading=True) as state:
             loaded = read(state | (random_state() if same_ranks else {}), checkpoint.path / STATE)
             job.student.load_state(loaded, saved["step"])
@@ -96,6 +98,8 @@ class Checkpoints:
         self._step = step
         folder = on_first(self._make_room)
         saved = self._about(step)
+        if self.job.rollout:
+            self.job.rollout.release()
         with self._errors(), self.job.student.state() as state:
             self._writer.start(state | random_state(), folder / STATE, then=lambda: self._publish(folder, saved))
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from megatron_gopd.config import Config
 from megatron_gopd.data.tokenizer import Tokenizers
+from megatron_gopd.evaluation.node_graders import check_machines
 from megatron_gopd.evaluation.probe import Probe
 from megatron_gopd.evaluation.run_suites import Settings, problems_of, run_suite
 from megatron_gopd.evaluation.standings import print_standings
 from megatron_gopd.evaluation.statistics import Estimate
 from megatron_gopd.evaluation.suite_report import SuiteResult, write_summary
-from megatron_gopd.ranks import is_first, on_first
-from megatron_gopd.rewards import check_sandbox
+from megatron_gopd.ranks import is_first
 from megatron_gopd.rollout import EmbeddedEngine, RolloutEngine
 from megatron_gopd.runs import Spans, print_table
 
@@ -26,8 +26,7 @@ def check_suites(config: Config, tokenizers: Tokenizers) -> None:
     """Raises UserError, before any weight is loaded: an unknown suite, a missing file, no safe place for programs."""
     if config.evaluation:
         asked = problems_of(config.evaluation.suites, _settings(config), tokenizers.student)
-        if any(problems.run_programs for problems in asked):
-            on_first(lambda: check_sandbox(config.sandbox))
+        check_machines(set().union(*(problems.graders for problems in asked)), config.sandbox)
 
 
 class Exams:

@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-from megatron_gopd.config import Config
 from megatron_gopd.data.trajectory import Trajectory
 from megatron_gopd.objective import group_advantages
-from megatron_gopd.ranks import is_first, on_first
-from megatron_gopd.rewards import Graders
+from megatron_gopd.rewards import Grade
 
 
-class Grader:
-    """Fills in `reward` of every trajectory whose prompt has what its grader needs."""
-
-    def __init__(self, config: Config):
-        self._graders = Graders(config.rewards, config.sandbox) if is_first() else None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self._graders:
-            self._graders.close()
-
-    def grade(self, batch: list[Trajectory], tokenizer) -> None:
-        """Graded on rank 0. Collective."""
-
-        def scores() -> list[float | None]:
-            texts = [tokenizer.decode(each.response_tokens, skip_special_tokens=True) for each in batch]
-            reasons = [each.finish_reason for each in batch]
-            grades = self._graders.grade([each.prompt for each in batch], texts, reasons)
-            return [grade and grade.score for grade in grades]
-
-        for trajectory, reward in zip(batch, on_first(scores), strict=True):
-            trajectory.reward = reward
+def set_rewards(batch: list[Trajectory], grades: list[Grade | None]) -> None:
+    """Fill in `reward`; it stays None where nothing grades the prompt."""
+    for trajectory, grade in zip(batch, grades, strict=True):
+        trajectory.reward = grade and grade.score
 
 
 def set_outcomes(batch: list[Trajectory], *, normalize_std: bool) -> None:

@@ -14,9 +14,10 @@ from megatron_gopd.data import PromptLoader, PromptSet, Tokenizers, build_prompt
 from megatron_gopd.mcore import weights
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.model import check_model
+from megatron_gopd.nodes import Nodes
 from megatron_gopd.policies.scorers import Scorers
 from megatron_gopd.policies.student import Student
-from megatron_gopd.ranks import is_first, on_first
+from megatron_gopd.ranks import give_back_memory, is_first, on_first
 from megatron_gopd.rewards import check_gradable
 from megatron_gopd.rollout import (
     EmbeddedEngine,
@@ -50,6 +51,7 @@ class Job:
         """Servers that sample or score are up within the block, their logs in the folder `logs`. Collective."""
         engines = [self.rollout, self.source] if self.source is not self.rollout else [self.rollout]
         engines = [engine for engine in engines if engine]
+        give_back_memory()  # to servers, which count what is free when they start
         try:
             self.scorers.start(logs)
             for engine in engines:
@@ -69,7 +71,8 @@ def build_job(config: Config) -> Job:
     tokenizers = load_tokenizers(config)
     prompts = build_prompts(config, tokenizers)
     if config.algorithm.type != "sft":  # which is not graded
-        on_first(lambda: check_gradable(config.rewards, prompts.prompts, config.sandbox, every=config.needs_rewards))
+        every = config.needs_rewards
+        Nodes.of_job().each(lambda: check_gradable(config.rewards, prompts.prompts, config.sandbox, every=every))
     check_suites(config, tokenizers)
     if is_first():
         _announce(prompts)

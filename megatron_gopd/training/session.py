@@ -12,13 +12,14 @@ import torch.distributed as dist
 from megatron_gopd.config import Config
 from megatron_gopd.data.trajectory import Trajectory
 from megatron_gopd.errors import StoppedError
+from megatron_gopd.evaluation.node_graders import NodeGraders
 from megatron_gopd.mcore.save import save
 from megatron_gopd.policies.update import Update
 from megatron_gopd.runs import Spans, log_to
 from megatron_gopd.servers.supervisor import LostServersError
 from megatron_gopd.training.checkpoints import Checkpoints
 from megatron_gopd.training.exams import Exams
-from megatron_gopd.training.grading import Grader
+from megatron_gopd.training.grading import set_rewards
 from megatron_gopd.training.job import Job, build_job
 from megatron_gopd.training.recorder import Recorder
 from megatron_gopd.training.stop import StopRequest
@@ -32,7 +33,7 @@ class Session:
     recorder: Recorder
     checkpoints: Checkpoints
     exams: Exams
-    grader: Grader
+    graders: NodeGraders
     stop: StopRequest
     spans: Spans
     _trained: tuple[int, list[Trajectory], Update] | None = field(default=None, init=False)  # not recorded yet
@@ -51,8 +52,9 @@ class Session:
         recorder = Recorder(config, job.tokenizers.student)
         checkpoints = Checkpoints(job, recorder.checkpoints)
         logs = log_to(recorder.logs, dist.get_rank())
-        with recorder, logs, StopRequest() as stop, Grader(config) as grader, job.serving(recorder.logs):
-            session = cls(job, recorder, checkpoints, exams, grader, stop, Spans(on_enter=recorder.phase))
+        graders = NodeGraders(config.rewards, config.sandbox)
+        with recorder, logs, StopRequest() as stop, graders, job.serving(recorder.logs):
+            session = cls(job, recorder, checkpoints, exams, graders, stop, Spans(on_enter=recorder.phase))
             try:
                 yield session
             except LostServersError as error:
@@ -87,7 +89,7 @@ class Session:
         """Fill in the rewards of trajectories, where the run has any."""
         if self.job.config.rewards != "none":
             with self.spans("grade"):
-                self.grader.grade(chunk, self.job.tokenizers.student)
+                set_rewards(chunk, self.graders.grade(chunk, self.job.tokenizers.student))
 
     def trained(self, batch: list[Trajectory], update: Update) -> None:
         """What the step under way has learned from: its metrics are recorded when it is over, or broken off."""

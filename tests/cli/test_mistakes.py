@@ -121,7 +121,7 @@ def test_a_tp_that_does_not_divide_the_heads(refusal):
 def test_fp8_without_transformer_engine(refusal):
     message = refusal("student.fp8.recipe=delayed", "student.dtype=bfloat16")
     assert "fp8 needs a GPU and Transformer Engine" in message
-    assert "pip install 'megatron-gopd[gpu]'" in message
+    assert "on a machine with a GPU make install brings it" in message
 
 
 def test_the_folder_of_another_run(chat_models, tmp_path, questions, capfd):

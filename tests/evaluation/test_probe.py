@@ -63,7 +63,7 @@ def measured(build, chat_models):
 def continuations(job, probe) -> list[list[int]]:
     """What the engine samples for the held-out prompts: the same at every call, so the probe's too."""
     chunks = job.rollout.generate(probe.prompts, 0, samples=1, max_tokens=TOKENS)
-    return [trajectory.response_tokens for chunk in chunks for trajectory in chunk]
+    return [trajectory.response_tokens.tolist() for chunk in chunks for trajectory in chunk]
 
 
 def law(folder, prompt: list[int], response: list[int]) -> np.ndarray:

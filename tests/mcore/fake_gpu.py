@@ -150,7 +150,7 @@ def main(folder: str, layout: str, dtype: str) -> dict:
         batch = []
         for length in (12, 48):
             scores = np.zeros(length, dtype=np.float32)
-            batch.append(Trajectory(prompt, 0, [4] * length, scores, "stop", teacher_logprobs=scores))
+            batch.append(Trajectory(prompt, 0, np.full(length, 4, np.int32), scores, "stop", teacher_logprobs=scores))
         scorers.score(batch)
         student.update(batch, gopd_loss(1.0, 5.0))
         with scorers.teacher("t") as teacher:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from megatron_gopd.mcore import offload
 from megatron_gopd.mcore.offload import Offloader
 
 
@@ -81,3 +85,21 @@ def test_frozen_tensors_are_copied_to_the_host_once(tensors):
         tensors[0].add_(1)  # nobody does; it shows that the second release copies nothing
     offloader.restore()
     assert torch.equal(tensors[0], before)
+
+
+def test_pinned_memory_is_registered_while_it_is_held(monkeypatch):
+    registered = {}
+    runtime = SimpleNamespace(
+        cudaHostRegister=lambda address, size, flags: registered.update({address: size}),
+        cudaHostUnregister=registered.pop,
+    )
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(torch.cuda, "check_error", lambda error: None)
+    first, second = offload._host_memory([10, 20], pinned=True)
+    first.fill_(1)
+    assert registered == {first.data_ptr(): 30}
+    del first
+    assert second.sum() == 0 and len(registered) == 1
+    del second
+    gc.collect()
+    assert not registered

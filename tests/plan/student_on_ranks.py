@@ -42,7 +42,7 @@ def batch(replicas: int, micro_batches: int) -> list[Trajectory]:
     zeros = np.zeros(TOKENS - 2, dtype=np.float32)
     scores = {"teacher_logprobs": zeros, "reference_logprobs": zeros}
     rows = range(replicas * micro_batches)
-    return [Trajectory(prompt, 0, [4] * (TOKENS - 2), zeros, "stop", **scores) for _ in rows]
+    return [Trajectory(prompt, 0, np.full(TOKENS - 2, 4, np.int32), zeros, "stop", **scores) for _ in rows]
 
 
 def observe(config: Config, ledger: Ledger) -> dict:

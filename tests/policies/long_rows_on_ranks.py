@@ -43,7 +43,7 @@ def learn_long(folder: Path, layout: str, share: int = 1) -> tuple[float, int]:
     prompt = Prompt("p", [], None, "teacher", *([long.prompt_tokens] * 3), "train.jsonl:1")
     flat = np.full(RESPONSE // share, -np.log(VOCABULARY), dtype=np.float32)
     scores = {"teacher_logprobs": flat * 0.9, "reference_logprobs": flat}
-    trajectory = Trajectory(prompt, 0, long.response_tokens, flat, "length", **scores)
+    trajectory = Trajectory(prompt, 0, np.array(long.response_tokens, np.int32), flat, "length", **scores)
     before = psutil.Process().memory_info().rss
     update = student.update([trajectory], gopd_loss(1.25, 5.0))
     return update.grad_norm, _highest_rss() - before

@@ -28,7 +28,7 @@ def batch(lengths=LENGTHS) -> list[Trajectory]:
         tokens, answer = (random.integers(0, VOCABULARY, length).tolist() for length in (prompt, response))
         asked = Prompt(f"p{number}", [], None, "teacher", tokens, tokens, tokens, f"train.jsonl:{number + 1}")
         scores = {"teacher_logprobs": logprobs(response), "reference_logprobs": logprobs(response)}
-        trajectories.append(Trajectory(asked, 0, answer, logprobs(response), "stop", **scores))
+        trajectories.append(Trajectory(asked, 0, np.array(answer, np.int32), logprobs(response), "stop", **scores))
     return trajectories
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from megatron_gopd.config.schema import Sandbox
 from megatron_gopd.errors import UserError
-from megatron_gopd.rewards import Grade, GraderPool, check_sandbox
-from megatron_gopd.rewards.code import code, last_code_block
+from megatron_gopd.rewards import Grade, GraderPool
+from megatron_gopd.rewards.code import check_sandbox, code, last_code_block
 
 CALM = Sandbox(seconds_per_test=60, seconds=120, workers=2)  # a busy machine is no reason to fail
 SQUARE = {"inputs": ["7\n", "12\n"], "outputs": ["49\n", "144\n"]}

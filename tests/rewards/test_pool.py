@@ -126,6 +126,19 @@ def test_no_worker_runs_before_the_first_answer_or_after_close():
     assert not any(alive(pid) for pid in started)
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to cores")
+def test_workers_run_on_the_cores_they_are_given_whatever_this_process_is_bound_to():
+    others, cores = set(workers()), os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        with GraderPool("exact", workers=1, cores=frozenset(cores)) as pool:
+            pool.grade(["1"], ["1"])
+            (worker,) = set(workers()) - others
+            assert os.sched_getaffinity(worker) == cores
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
 def test_a_closed_pool_refuses():
     pool = GraderPool("exact")
     pool.close()

@@ -30,6 +30,6 @@ def sample(engine, asked: list[Prompt], step: int = 1, **keys) -> list[Trajector
 def sample_tokens(folder: Path, questions: int, **settings) -> list[tuple]:
     """(prompt id, sample, tokens) of every trajectory, in order."""
     return [
-        (trajectory.prompt.id, trajectory.sample, trajectory.response_tokens)
+        (trajectory.prompt.id, trajectory.sample, trajectory.response_tokens.tolist())
         for trajectory in sample(build_engine(folder, **settings), prompts(questions))
     ]

@@ -38,4 +38,4 @@ def test_who_waits_for_a_quarter_of_the_batch_hears_that_it_goes_on(background, 
     handed_out = []
     while (turn := batch.take()) is not Turn.END:
         handed_out += turn if turn is not Turn.WAIT else []
-    assert sorted(handed_out) == list(range(8))
+    assert sorted(handed_out) == [(number, number) for number in range(8)]

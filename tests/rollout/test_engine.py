@@ -42,7 +42,7 @@ def sevens(bigrams, engine):
 
 
 def tokens(trajectories) -> list[list[int]]:
-    return [trajectory.response_tokens for trajectory in trajectories]
+    return [trajectory.response_tokens.tolist() for trajectory in trajectories]
 
 
 def test_every_prompt_gets_its_samples_in_order(engine):
@@ -52,7 +52,7 @@ def test_every_prompt_gets_its_samples_in_order(engine):
 
 def test_samples_of_a_prompt_differ(engine):
     first, second = sample(engine, prompts(1), samples=2)
-    assert first.response_tokens != second.response_tokens
+    assert first.response_tokens.tolist() != second.response_tokens.tolist()
 
 
 def test_a_chunk_has_at_most_max_batch_size_responses(chat_models, engine):

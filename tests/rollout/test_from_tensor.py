@@ -47,3 +47,21 @@ def test_by_value_it_is_the_tensors():
 
     ((name, tensor),) = pickle.loads(base64.b64decode(_text([("weight", torch.arange(3))])))
     assert name == "weight" and tensor.tolist() == [0, 1, 2]
+
+
+def test_after_a_failure_the_rest_of_an_export_is_drawn_and_not_shared(one_rank):
+    """torch keeps a GPU's tensor for as long as somebody might still open it."""
+    from megatron_gopd.rollout.from_tensor import pickled
+
+    drawn, broken = [], []
+
+    def tensors():
+        for number in range(4):
+            drawn.append(number)
+            yield f"weight{number}", torch.zeros(2)
+
+    buckets = pickled(tensors(), [[0]], 8, wanted=lambda: not broken)
+    next(buckets)
+    broken.append(True)
+    assert list(buckets) == []
+    assert drawn == [0, 1, 2, 3]

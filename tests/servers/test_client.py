@@ -42,7 +42,7 @@ def logprobs_of(plain, prompt: list[int], response: list[int], temperature: floa
     import torch
 
     with torch.no_grad():
-        logits = plain(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+        logits = plain(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
     return (logits / temperature).log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0].numpy()
 
 

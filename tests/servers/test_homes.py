@@ -9,7 +9,7 @@ import pytest
 
 from megatron_gopd.config.models import Servers
 from megatron_gopd.errors import UserError
-from megatron_gopd.nodes import Node
+from megatron_gopd.node_addresses import Node
 from megatron_gopd.servers import homes
 from tests.ranks import on_ranks
 
@@ -20,7 +20,7 @@ def nodes_of_ranks() -> list[Node]:
     """Of five ranks, each third on another node."""
     import torch.distributed as dist
 
-    from megatron_gopd.nodes import nodes
+    from megatron_gopd.node_addresses import nodes
 
     os.environ["SLURMD_NODENAME"] = f"node{dist.get_rank() % 3}"
     return nodes()

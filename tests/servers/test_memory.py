@@ -47,7 +47,7 @@ def memory_of(*servers: StandIn, patience_s: float = 5) -> Memory:
         server.lives += 1
 
     settings = Servers(patience_s=patience_s)
-    return Memory(SimpleNamespace(settings=settings, servers=servers, up=up, lost=lost))
+    return Memory(SimpleNamespace(settings=settings, servers=servers, up=up, lost=lost, fatal=None))
 
 
 def do(memory: Memory, *words: str) -> None:
@@ -101,4 +101,18 @@ def test_one_that_was_started_anew_meanwhile_has_its_memory():
 def test_memory_that_nobody_gave_away_is_not_asked_for():
     server = StandIn()
     do(memory_of(server), "occupy")
+    assert server.asked == []
+
+
+def test_what_is_given_away_is_not_given_away_again():
+    server = StandIn()
+    do(memory_of(server), "release", "release", "occupy")
+    assert server.asked == [RELEASE, RESUME]
+
+
+def test_a_run_that_ends_for_want_of_servers_asks_none():
+    server = StandIn()
+    memory = memory_of(server)
+    memory._supervisor.fatal = LostServersError("gone")
+    do(memory, "release")
     assert server.asked == []

@@ -13,7 +13,9 @@ SECONDS = {"step": 4.0, "rollout": 1.5}
 def trajectory(teacher: str, behaviour, scores, reason: str = "stop", reward: float | None = None) -> Trajectory:
     prompt = Prompt("p", [], None, teacher, [1], [1], [1])
     arrays = [np.array(values, dtype=np.float32) for values in (behaviour, scores)]
-    return Trajectory(prompt, 0, [1] * len(behaviour), arrays[0], reason, teacher_logprobs=arrays[1], reward=reward)
+    return Trajectory(
+        prompt, 0, np.ones(len(behaviour), np.int32), arrays[0], reason, teacher_logprobs=arrays[1], reward=reward
+    )
 
 
 def update_of(logprobs: list[list[float]]):
