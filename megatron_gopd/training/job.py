@@ -26,6 +26,7 @@ from megatron_gopd.rollout import (
     TeacherResponses,
     WrittenResponses,
 )
+from megatron_gopd.rollout.nodes import check_nodes
 from megatron_gopd.rollout.shared_gpus import check_sync
 from megatron_gopd.runs import RunFolder
 from megatron_gopd.training.batches import Batches
@@ -65,6 +66,7 @@ def build_job(config: Config) -> Job:
     """Load data, tokenizers and models. Collective. Raises UserError for what the user can mend, cheapest first."""
     on_first(lambda: RunFolder.check(config))
     check_models(config, dist.get_world_size())
+    idle = check_nodes(config)
     check_sync(config)
     tokenizers = load_tokenizers(config)
     prompts = build_prompts(config, tokenizers)
@@ -72,7 +74,7 @@ def build_job(config: Config) -> Job:
         on_first(lambda: check_gradable(config.rewards, prompts.prompts, config.sandbox, every=config.needs_rewards))
     check_suites(config, tokenizers)
     if is_first():
-        _announce(prompts)
+        _announce(prompts, idle)
     loader = PromptLoader(prompts.prompts, config.data.batch_size, config.run.seed)
     student = Student(config)
     scorers = Scorers(config)
@@ -104,8 +106,8 @@ def check_models(config: Config, world: int) -> None:
         weights.check(settings.model)
 
 
-def _announce(prompts: PromptSet) -> None:
+def _announce(prompts: PromptSet, idle: list[str]) -> None:
     for setting, count in prompts.left_out.items():
         print(f"left out {count} prompt(s) longer than {setting}")
-    for warning in prompts.warnings:
+    for warning in [*prompts.warnings, *idle]:
         print(f"warning: {warning}")
