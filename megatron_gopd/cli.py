@@ -58,11 +58,21 @@ def train(
     config: Annotated[Path, typer.Argument(help="YAML file")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the resolved configuration and exit")] = False,
+    gpus: Annotated[int | None, typer.Option(min=1, help="of --dry-run: that the run must fit")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="that --gpus are in; default: of eight")] = None,
 ) -> None:
     """Train a student: G-OPD on its own rollouts, GRPO, or SFT."""
     from megatron_gopd.config import load_config, to_yaml
 
     settings = load_config(config, overrides or [])
+    if (gpus or nodes) and not (dry_run and gpus):
+        raise UserError("--gpus, and --nodes with it, are of --dry-run: a run counts those that it has")
+    if gpus:
+        from megatron_gopd.config.placement import asked, idle
+        from megatron_gopd.plan.hardware import hardware
+
+        for told in idle(settings, asked(settings, gpus, nodes, hardware().gpus_per_node)).told:
+            print(f"warning: {told}", file=sys.stderr)
     if dry_run:
         print(to_yaml(settings), end="")
         return

@@ -58,11 +58,11 @@ class Servers(Section):
     token_variable: str = Field(
         "MEGATRON_GOPD_TOKEN", description="environment variable with the token that external servers ask for"
     )
-    count: int = Field(1, ge=1, description="servers the run starts on each node")
-    gpus: list[list[int]] | None = Field(None, description="the GPUs of each server of a node; default: all")
-    nodes: Literal["all"] | Annotated[int, Field(ge=1)] = Field(
-        "all", description="of the job's nodes, how many have servers, rank 0's first"
+    nodes: Literal["all"] | int = Field(
+        "all", description="of the job, on which the run starts servers: all, or how many"
     )
+    count: int = Field(1, ge=1, description="servers the run starts on each of those nodes")
+    gpus: list[list[int]] | None = Field(None, description="on a node, the GPUs of each; default: some of its own")
     options: dict[str, bool | int | float | str] = Field(
         default_factory=dict, description="of sglang.launch_server, such as {tp-size: 2, quantization: fp8}"
     )
@@ -82,6 +82,12 @@ class Servers(Section):
         """Tensor-parallel ranks of a server."""
         return int(self.flags.get("tp-size", 1))
 
+    @property
+    def gpus_each(self) -> int:
+        """GPUs of a server, of all its replicas and pipeline stages; 0: it computes on CPUs."""
+        replicas = 1 if self.flags.get("enable-dp-attention") else int(self.flags.get("dp-size", 1))
+        return 0 if self.flags.get("device") == "cpu" else self.tp * int(self.flags.get("pp-size", 1)) * replicas
+
     @field_validator("urls")
     @classmethod
     def _addresses(cls, urls: list[str]) -> list[str]:
@@ -92,6 +98,13 @@ class Servers(Section):
                 raise ValueError(f"{url!r} is named twice")
         return urls
 
+    @field_validator("nodes", mode="before")
+    @classmethod
+    def _all_or_some(cls, nodes):
+        if nodes != "all" and not re.fullmatch(r"[1-9]\d*", str(nodes)):
+            raise ValueError("write all, or how many: 1 or more")
+        return nodes
+
     @model_validator(mode="after")
     def _sizes_are_numbers(self):
         for flag in OTHER_NAMES.values():
@@ -100,17 +113,22 @@ class Servers(Section):
         return self
 
     @model_validator(mode="after")
-    def _gpus_of_every_server(self):
-        if self.gpus is not None and (self.urls or len(self.gpus) != self.count):
-            raise ValueError(
-                f"gpus lists the GPUs of each of the {self.count} server(s) the run starts on a node; see count"
-            )
+    def _others_place_servers_at_urls(self):
+        usual = Servers.model_fields
+        given = [key for key in ("nodes", "count", "gpus") if getattr(self, key) != usual[key].default]
+        if self.urls and given:
+            raise ValueError(f"urls are of servers that others run, so leave out {', '.join(given)}, or urls")
         return self
 
     @model_validator(mode="after")
-    def _who_starts_them(self):
-        if self.urls and (self.count != 1 or self.nodes != "all"):
-            raise ValueError("urls are of servers that others run, count and nodes of those the run starts: give one")
+    def _gpus_of_every_server(self):
+        if self.gpus is None:
+            return self
+        if len(self.gpus) != self.count:
+            raise ValueError(f"gpus lists the GPUs of each of the {self.count} server(s) of a node; see count")
+        for number, gpus in enumerate(self.gpus):
+            if len(gpus) < self.gpus_each:
+                raise ValueError(f"gpus: server {number} has {len(gpus)} of the {self.gpus_each} that options ask for")
         return self
 
 
@@ -129,6 +147,11 @@ class RolloutServers(Servers):
         10, ge=0, description="prove the engine's weights the student's at the first update and every so many; 0: never"
     )
     colocated: bool = Field(False, description="release the servers' memory while others score and the student trains")
+
+    @property
+    def shares_gpus(self) -> bool:
+        """Whether they are on the trainer's GPUs, or on others of the same nodes."""
+        return self.colocated or self.sync == "tensor"
 
     @model_validator(mode="after")
     def _one_group_of_ranks_a_server(self):

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_gopd.config import Config
+from megatron_gopd.config.placement import Node, check_placement, idle, own_servers
 from megatron_gopd.errors import UserError
 from megatron_gopd.gpu_of_rank import check_sharing
 from megatron_gopd.launch import probes
@@ -40,6 +41,7 @@ def examine(config: Config | None, *, gpus_per_node: int | None, ranks: int | No
     if config:
         here += [
             _verdict("folder", lambda: probes.canary(Path(config.run.folder))),
+            _verdict("placement", lambda: _placement(config, len(visible), ranks)),
             _verdict("models", lambda: _models(config, ranks)),
         ]
         if here[-1].verdict == "ok":
@@ -81,6 +83,18 @@ def _ranks(ranks: int, gpus: int) -> probes.Verdict:
     if gpus and ranks > gpus:
         check_sharing(f"{ranks} ranks have {gpus} GPU(s)")
     return "ok", f"{ranks} rank(s), on {gpus} GPU(s)" if gpus else f"{ranks} rank(s), on CPUs", ""
+
+
+def _placement(config: Config, nodes: int, ranks: int) -> probes.Verdict:
+    """Raises UserError: this node has no room for the servers."""
+    from megatron_gopd.rollout.nodes import gpus_here
+
+    here = [Node(gpus_here(config), -(-ranks // nodes))] * nodes
+    check_placement(config, here)
+    if told := idle(config, here).told:
+        return "warning", "; ".join(told), "count, gpus and nodes of the servers"
+    started = [f"{servers.count} server(s) of {key}" for key, servers in own_servers(config).items()]
+    return "ok", f"room for {', '.join(started) or 'no servers of the run'}", ""
 
 
 def _models(config: Config, ranks: int) -> probes.Verdict:

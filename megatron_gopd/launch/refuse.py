@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 from megatron_gopd.config import Config, Layout
+from megatron_gopd.config.placement import idle, lay_out
 from megatron_gopd.errors import UserError
 from megatron_gopd.launch import slurm
 from megatron_gopd.launch.request import Request
@@ -17,8 +18,8 @@ from megatron_gopd.launch.request import Request
 OF_ONE_MACHINE = {"ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "ramfs", "overlay", "zfs", "f2fs"}
 
 
-def check_request(request: Request, configs: list[Config]) -> None:
-    """Raises UserError for what can be told from the request alone."""
+def check_request(request: Request, configs: list[Config]) -> list[str]:
+    """What to warn of. Raises UserError for what can be told from the request alone."""
     _check_counts(request)
     _check_times(request)
     _check_container(request)
@@ -26,10 +27,13 @@ def check_request(request: Request, configs: list[Config]) -> None:
     for name in request.export:
         if "=" in name:
             raise UserError(f"--export {name.partition('=')[0]}=...: name the variable only; its value comes from here")
+    ranks = request.ranks_per_node
     for config in configs:
         _check_goes_on(request, config)
         for role, layout in _layouts(config):
-            _check_fills(request, role, layout)
+            _check_fills(request.nodes, ranks, role, layout)
+    laid_out = [(config, lay_out(config, request.nodes, request.trainer_gpus_per_node)) for config in configs]
+    return list(dict.fromkeys(told for config, nodes in laid_out for told in idle(config, nodes).told))
 
 
 def check_cluster(request: Request, script: Path, folder: Path, *, shared: bool) -> None:
@@ -175,9 +179,8 @@ def _layouts(config: Config) -> list[tuple[str, Layout]]:
     return [(role, model.layout) for role, model in roles.items()]
 
 
-def _check_fills(request: Request, role: str, layout: Layout) -> None:
-    world = request.nodes * request.ranks_per_node
-    ranks = f"{request.nodes} nodes of {request.ranks_per_node} rank(s)"
+def _check_fills(nodes: int, ranks_per_node: int, role: str, layout: Layout) -> None:
+    world, ranks = nodes * ranks_per_node, f"{nodes} nodes of {ranks_per_node} rank(s)"
     try:
         layout.span(world, role)
     except UserError as error:

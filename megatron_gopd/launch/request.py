@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_gopd.config import Config, load_config
+from megatron_gopd.config.placement import lay_out
 from megatron_gopd.errors import UserError
 
 # names, never values: SLURM carries the values itself, so no secret stands in a script
@@ -71,9 +72,21 @@ class Request:
         return "heterogeneous" if other_gpus or self.serve_partition else "disjoint"
 
     @property
-    def ranks_per_node(self) -> int:
-        """A rank a GPU; in a split, of those that the servers leave."""
+    def trainer_gpus_per_node(self) -> int:
+        """In a split, those that the servers of --serve leave."""
         return self.gpus_per_node - (self.serve_gpus_per_node or 0 if self.placement == "split" else 0)
+
+    @property
+    def ranks_per_node(self) -> int:
+        """A rank a GPU, of those that servers leave. Raises UserError: they leave none, or not as many in each run."""
+        laid_out = [lay_out(config, self.nodes, self.trainer_gpus_per_node) for _, config in self.settings()]
+        ranks = {nodes[0].ranks for nodes in laid_out}
+        if len(ranks) > 1:
+            raise UserError(
+                f"--sweep: servers leave {' or '.join(map(str, sorted(ranks)))} GPUs of a node to train, and the jobs "
+                f"of an array have as many ranks each: submit each point by itself"
+            )
+        return ranks.pop()
 
     @property
     def servers(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -21,7 +22,8 @@ def submit(request: Request, *, dry_run: bool, shared: bool) -> str:
         UserError: whatever the cluster would refuse, as far as it can be told from here.
     """
     configs = [config for _, config in request.settings()]
-    check_request(request, configs)
+    for told in check_request(request, configs):
+        print(f"warning: {told}", file=sys.stderr)
     script = render(request)
     check_bash(script)
     folder = Path(configs[0].run.folder)

@@ -58,13 +58,14 @@ def _changes(config: Config, phase: Phase, on: OnRank, where: Placement, machine
 
 def _less_cache(config: Config, phase: Phase, where: Placement, machine: Machine, excess: float) -> tuple[str, float]:
     """A smaller share for servers on the same GPUs, down to a cache of one sequence."""
-    key = next((f"teachers.{name}.server" for name in config.teachers), "") if where.kind == "resident" else ""
+    writers = config.teachers if config.algorithm.type == "sft" else ()
+    key = next((f"teachers.{name}.server" for name in writers), "rollout.sglang")
     cache, fraction = phase.parts["KV cache"], _fraction(where, machine)
     static = cache + where.engine.weight_bytes
     longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
     least = where.engine.weight_bytes + longest * where.engine.kv_bytes
     wanted = math.floor(100 * fraction * max(static - excess, least) / static) / 100
-    change = f"{key or 'rollout.sglang'}.options.mem-fraction-static={wanted:g}"
+    change = f"{key}.options.mem-fraction-static={wanted:g}"
     return change, static * (1 - wanted / fraction)
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from megatron_gopd.config import Config
 from megatron_gopd.config.models import COLOCATED_MEMORY, Model, Servers
+from megatron_gopd.config.placement import ROLLOUT, Idle, Node, gpus_of_servers, idle, lay_out, serving, share_out
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.plan.decode import Engine
@@ -17,8 +18,8 @@ ITEM = {"float32": 4, "bfloat16": 2}
 @dataclass(frozen=True)
 class Placement:
     """embedded: an engine in every rank; colocated: servers on the trainer's GPUs, which they leave meanwhile;
-    resident: which they do not leave; split: servers on some of the GPUs; disjoint: servers that others run, on GPUs
-    of their own; none: nothing is sampled."""
+    resident: which they do not leave; split: servers on some GPUs of a node; disjoint: servers that others run, on
+    GPUs of their own; none: nothing is sampled."""
 
     kind: Literal["embedded", "colocated", "resident", "split", "disjoint", "none"]
     world: int  # ranks that train
@@ -27,10 +28,10 @@ class Placement:
     a_server: int = 1  # engines of one server: its dp-size
     fraction: float | None = None  # mem-fraction-static, where it is set
     copies: int = 1  # models that an embedded engine holds
-
-    @property
-    def server_gpus(self) -> int:
-        return self.engines * self.engine.tp if self.kind in ("split", "disjoint") else 0
+    server_gpus: int = 0  # of their own
+    ranks_per_node: int = 0
+    idle: Idle = Idle()
+    most_engines: int = 0  # with a server wherever ranks have GPUs for one; 0: those that sample are elsewhere
 
     @property
     def shares_gpus(self) -> bool:
@@ -40,53 +41,54 @@ class Placement:
 
 def place(config: Config, gpus: int, gpus_per_node: int) -> Placement:
     """Raises UserError: GPUs that the servers and the trainer's layouts do not share out."""
-    if gpus > gpus_per_node and gpus % gpus_per_node:
-        raise UserError(f"{gpus} GPUs do not fill nodes of {gpus_per_node}; give another --gpus, or --nodes")
-    if config.algorithm.type == "sft":
-        return _writers(config, gpus, gpus_per_node)
+    nodes = lay_out(config, *share_out(gpus, gpus_per_node))
+    world, of_node = sum(node.ranks for node in nodes), nodes[0].ranks
+    found = _writers(config, world, nodes) if config.algorithm.type == "sft" else _samplers(config, world, nodes)
+    return replace(found, world=world, ranks_per_node=of_node, idle=idle(config, nodes))
+
+
+def _samplers(config: Config, world: int, nodes: list[Node]) -> Placement:
     student, servers = config.student, config.rollout.sglang
     if config.rollout.engine == "transformers":
-        return Placement("embedded", gpus, gpus, _engine(student, eager=True))
-    if servers.urls:
-        return _served("disjoint", gpus, student, servers, "rollout.sglang")
-    found = _served("colocated" if servers.colocated else "split", gpus, student, servers, "rollout.sglang")
-    of_servers = found.engines * found.engine.tp
-    _own_servers_fit(servers, of_servers, gpus, gpus_per_node, "rollout.sglang")
-    if servers.colocated:
-        return found
-    if of_servers >= gpus:
-        raise UserError(
-            f"rollout.sglang: {servers.count} server(s) of {of_servers // servers.count} GPU(s) leave none of {gpus} "
-            f"GPUs to train; set rollout.sglang.count, or colocated: true"
-        )
-    return replace(found, world=gpus - of_servers)
+        return Placement("embedded", world, world, _engine(student, eager=True))
+    own = "colocated" if servers.colocated else "resident" if servers.shares_gpus else "split"
+    return _served("disjoint" if servers.urls else own, world, student, servers, ROLLOUT, nodes)
 
 
-def _writers(config: Config, gpus: int, gpus_per_node: int) -> Placement:
-    """Of what SFT imitates: teachers, all as large as the largest, in every rank or behind servers that stay."""
+def _writers(config: Config, world: int, nodes: list[Node]) -> Placement:
+    """Of what SFT imitates: teachers, all as large as the largest, in every rank or behind servers that stay.
+
+    Raises:
+        UserError: servers of two teachers on one GPU.
+    """
     if not config.teachers:
-        return Placement("none", gpus, 0, _engine(config.student))
-    found, of_servers = [], 0
+        return Placement("none", world, 0, _engine(config.student))
+    found, taken = [], set()
     for name, teacher in config.teachers.items():
         if teacher.engine == "megatron":
-            found.append(Placement("embedded", gpus, gpus, _engine(teacher, eager=True)))
+            found.append(Placement("embedded", world, world, _engine(teacher, eager=True)))
             continue
         kind, key = "disjoint" if teacher.server.urls else "resident", f"teachers.{name}.server"
-        found.append(_served(kind, gpus, teacher, teacher.server, key))
-        if kind == "resident":
-            of_servers += found[-1].engines * found[-1].engine.tp
-            _own_servers_fit(teacher.server, of_servers, gpus, gpus_per_node, key)
+        found.append(_served(kind, world, teacher, teacher.server, key, nodes))
+        here = set().union(*gpus_of_servers(teacher.server, nodes[0].gpus)) if kind == "resident" else set()
+        if twice := sorted(here & taken):
+            raise UserError(
+                f"{key}: GPU {twice[0]} of a node has a server of another teacher, and the plan counts one server a "
+                f"GPU; name others in {key}.gpus"
+            )
+        taken |= here
     largest = max(found, key=lambda one: one.engine.weight_bytes)
     if largest.kind == "embedded":
         return replace(largest, copies=sum(one.kind == "embedded" for one in found))
-    return replace(largest, engines=sum(one.engines for one in found if one.kind == largest.kind))
+    alike = [one for one in found if one.kind == largest.kind]
+    return replace(largest, engines=sum(one.engines for one in alike), server_gpus=sum(o.server_gpus for o in alike))
 
 
 def _engine(model: Model, tp: int = 1, *, eager: bool = False) -> Engine:
     return Engine(Architecture.read(model.model), tp, ITEM[model.dtype], eager)
 
 
-def _served(kind: str, world: int, model: Model, servers: Servers, key: str) -> Placement:
+def _served(kind: str, world: int, model: Model, servers: Servers, key: str, nodes: list[Node]) -> Placement:
     """Raises UserError: options that SGLang would refuse."""
     tp, dp, engine = servers.tp, int(servers.flags.get("dp-size", 1)), _engine(model, servers.tp)
     if engine.architecture.heads % tp:
@@ -96,16 +98,9 @@ def _served(kind: str, world: int, model: Model, servers: Servers, key: str) -> 
         fraction = fraction and float(fraction)
     except ValueError:
         raise UserError(f"{key}.options.{name}: {fraction!r} is not a number") from None
-    return Placement(kind, world, (len(servers.urls) or servers.count) * dp, engine, dp, fraction)
-
-
-def _own_servers_fit(servers: Servers, of_servers: int, gpus: int, gpus_per_node: int, key: str) -> None:
-    """A run starts its servers beside rank 0."""
-    if of_servers > gpus:
-        each = f"{of_servers // servers.count} GPU(s)"
-        raise UserError(f"{key}: {servers.count} server(s) of {each} are more than the {gpus} GPUs")
-    if of_servers > gpus_per_node:
-        raise UserError(
-            f"{key}: {of_servers} GPUs of servers are more than the {gpus_per_node} of rank 0's node, where a run "
-            f"starts them; lower count, or name those of other nodes in {key}.urls (megatron-gopd submit --serve-urls)"
-        )
+    count = len(servers.urls) or servers.count * serving(servers, len(nodes))
+    own_gpus = count * servers.gpus_each if kind in ("split", "disjoint") else 0
+    most = 0
+    if kind in ("colocated", "resident") and key == ROLLOUT:
+        most = max(count, len(nodes) * (len(nodes[0].gpus) // max(1, servers.gpus_each))) * dp
+    return Placement(kind, world, count * dp, engine, dp, fraction, server_gpus=own_gpus, most_engines=most)

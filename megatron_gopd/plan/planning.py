@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from megatron_gopd.config import Config
@@ -66,6 +66,18 @@ class Plan:
     def gpu_hours(self) -> float:
         return self.time.step * self.config.run.steps * self.all_gpus / 3600
 
+    @property
+    def longest_response_s(self) -> float:
+        """Of the rollout, what the longest response would take alone: more engines do not shorten that."""
+        return self.where.engine.seconds(self.work.longest, 1, self.machine)
+
+    @property
+    def filled_rollout_s(self) -> float:
+        """Of a rollout with servers wherever ranks have GPUs for one."""
+        engines = max(self.where.engines, self.where.most_engines)
+        at_a_time = _at_a_time(self.config, replace(self.where, engines=engines), self.work, self.cache_tokens)
+        return self.where.engine.seconds(self.work.spread_over(engines), at_a_time, self.machine)
+
     def changes(self, phase: Phase) -> list[str]:
         on = next(on for on in self.ranks if on.rank == self.fullest[phase.name])
         return advice(self.config, phase, on, self.where, self.machine)
@@ -80,6 +92,7 @@ def plan(config: Config, gpus: int, machine: Machine, work: Workload, models: Pa
     config, said = located(config, models)
     config = settled(config)
     where = place(config, gpus, machine.gpus_per_node)
+    machine = of_ranks(machine, where)
     roles = roles_of(config)
     _check_layouts(roles, where, machine)
     for who, settings in config.scorers().items():
@@ -89,6 +102,11 @@ def plan(config: Config, gpus: int, machine: Machine, work: Workload, models: Pa
     tokens = longest_micro_batch(config)
     stepped = {role.name: stages(config, role, where.world, tokens) for role in roles}
     return assemble(config, gpus, machine, work, where, roles, held, stepped, said)
+
+
+def of_ranks(machine: Machine, where: Placement) -> Machine:
+    """Its nodes as the trainer sees them: without the GPUs that are servers' own."""
+    return machine.model_copy(update={"gpus_per_node": where.ranks_per_node})
 
 
 def longest_micro_batch(config: Config) -> int:
@@ -111,8 +129,8 @@ def assemble(
     """Memory and time, from what ranks hold and stages do."""
     ranks = [OnRank(rank, shares, _stages_of(rank, roles, stepped, where)) for rank, shares in held.items()]
     fullest, phases = {}, []
-    of_ranks = [memory.phases(config, roles, on, where, work, machine) for on in ranks]
-    for same in zip(*of_ranks, strict=True):
+    by_rank = [memory.phases(config, roles, on, where, work, machine) for on in ranks]
+    for same in zip(*by_rank, strict=True):
         index = max(range(len(same)), key=lambda i: same[i].bytes)
         fullest[same[index].name] = ranks[index].rank
         phases.append(same[index])
@@ -120,7 +138,8 @@ def assemble(
         role.name: max((shares[role.name] for shares in held.values() if shares[role.name]), key=lambda h: h.weights)
         for role in roles
     }
-    cache_tokens, at_a_time = _decoding(config, where, work, machine, of_ranks)
+    cache_tokens = _cache_tokens(where, machine, by_rank)
+    at_a_time = _at_a_time(config, where, work, cache_tokens)
     ranks_per_node = min(where.world, machine.gpus_per_node)
     hosts = [memory.host_bytes(config, roles, on, where, ranks_per_node) for on in ranks]
     host = max(hosts, key=lambda parts: sum(parts.values()))  # the node of the ranks that hold most
@@ -167,18 +186,24 @@ def _stages_of(rank: int, roles: list[Role], stepped: dict[str, list[Stage]], wh
     return found
 
 
-def _decoding(config: Config, where: Placement, work: Workload, machine: Machine, of_ranks: list[list[Phase]]) -> tuple:
-    """KV-cache tokens of a server (None without servers), and the sequences that it decodes together."""
-    most = max(1, config.rollout.max_batch_size // where.a_server)
-    most = min(most, max(1, -(-work.sequences // max(1, where.engines))))
+def _cache_tokens(where: Placement, machine: Machine, by_rank: list[list[Phase]]) -> int | None:
+    """Of a server's KV cache; None without servers."""
     if where.kind in ("embedded", "none"):
-        return None, most
+        return None
     size = memory.cache_bytes(machine, where)
     if where.shares_gpus:  # with the ranks that hold most, too
-        size = min(phase.parts["KV cache"] for of_rank in of_ranks for phase in of_rank if phase.name == "rollout")
-    tokens = max(0, int(size / where.engine.kv_bytes))
+        size = min(phase.parts["KV cache"] for of_rank in by_rank for phase in of_rank if phase.name == "rollout")
+    return max(0, int(size / where.engine.kv_bytes))
+
+
+def _at_a_time(config: Config, where: Placement, work: Workload, cache_tokens: int | None) -> int:
+    """Sequences that an engine decodes together."""
+    most = max(1, config.rollout.max_batch_size // where.a_server)
+    most = min(most, max(1, -(-work.sequences // max(1, where.engines))))
+    if cache_tokens is None:
+        return most
     mean = work.prompt_tokens + float(work.responses.mean()) / 2
-    return tokens, max(1, min(most, int(tokens / mean)))
+    return max(1, min(most, int(cache_tokens / mean)))
 
 
 def micro_batches_of(plan: Plan, role: Role) -> int:

@@ -33,10 +33,7 @@ def show_search(found: list[Found], most: int = 10) -> str:
     ]
     table = _table(["step s", "layouts", "placement", "engines", "GiB"], rows)
     written = " ".join(shlex.quote(override) for override in dotted(found[0].overrides))
-    told = f"{len(found)} combinations fit; the fastest:\n\n{table}\n\noverrides of the first:\n\n    {written}"
-    if nodes := len(found[0].overrides.get("rollout.sglang.urls", [])):
-        told += f"\n\n{nodes} node(s) of servers: submit --serve-nodes {nodes} fills in rollout.sglang.urls"
-    return told
+    return f"{len(found)} combinations fit; the fastest:\n\n{table}\n\noverrides of the first:\n\n    {written}"
 
 
 def _head(plan: Plan) -> str:
@@ -103,7 +100,31 @@ def _time(plan: Plan) -> str:
     if time.overlapped:
         rows.append(["beside each other", f"-{time.overlapped:.1f}"])
     rows.append(["step", f"{time.step:.1f}"])
-    return _table(["phase", "s"], rows)
+    return "\n\n".join([_table(["phase", "s"], rows), *filter(None, [_longest(plan)]), *_idle(plan)])
+
+
+def _longest(plan: Plan) -> str:
+    """Where more GPUs do not help."""
+    if not plan.time.rollout:
+        return ""
+    alone = plan.longest_response_s
+    return (
+        f"The longest response, {plan.work.responses.max():,} tokens one after the other, takes {alone:.1f} s alone, "
+        f"{alone / plan.time.rollout:.0%} of the rollout: more engines do not shorten that."
+    )
+
+
+def _idle(plan: Plan) -> list[str]:
+    """GPUs without work, and what that costs."""
+    where, time = plan.where, plan.time
+    seconds = [time.step] * bool(where.idle.unused) + [time.rollout] * bool(where.idle.waiting)
+    told = [f"{said}: {cost:.1f} s of each step." for said, cost in zip(where.idle.told, seconds, strict=True)]
+    if where.idle.waiting and plan.filled_rollout_s < time.rollout:
+        told.append(
+            f"With {where.most_engines} engines, on all of them, the rollout takes {plan.filled_rollout_s:.1f} s: "
+            f"rollout.sglang.count, which is of each node, and nodes: all."
+        )
+    return [" ".join(told)] if told else []
 
 
 def _verdict(plan: Plan) -> str:
@@ -175,6 +196,8 @@ def _tree(plan: Plan) -> dict:
             "overlapped": time.overlapped,
             "step": time.step,
         },
+        "longest_response_s": plan.longest_response_s if time.rollout else 0.0,
+        "idle_gpus": {"unused": plan.where.idle.unused, "waiting": plan.where.idle.waiting},
         "dominant": time.dominant,
         "tokens_per_s_per_gpu": plan.tokens_per_second_per_gpu,
         "gpu_hours": plan.gpu_hours,

@@ -13,7 +13,7 @@ from megatron_gopd.plan.hardware import GIB, Machine
 from megatron_gopd.plan.layers import Layers
 from megatron_gopd.plan.overrides import of_layout
 from megatron_gopd.plan.placement import Placement, place
-from megatron_gopd.plan.planning import Plan, assemble, longest_micro_batch
+from megatron_gopd.plan.planning import Plan, assemble, longest_micro_batch, of_ranks
 from megatron_gopd.plan.roles import Role, located, roles_of, settled
 from megatron_gopd.plan.servers import placements
 from megatron_gopd.plan.shares import share
@@ -38,13 +38,14 @@ def search(config: Config, gpus: int, machine: Machine, work: Workload, models: 
     config, deadline = settled(config), time.process_time() + SECONDS
     found: list[Found] = []
     layers = Layers(longest_micro_batch(config), deadline)
-    for overrides, placed, trainers in placements(config, gpus, machine.gpus_per_node):
+    for overrides, placed in placements(config, min(gpus, machine.gpus_per_node)):
         try:
-            where = place(placed, trainers, machine.gpus_per_node)
+            where = place(placed, gpus, machine.gpus_per_node)
         except UserError:
             continue
-        layers.explore(placed, [(role, _layouts(role, where, machine)) for role in roles_of(placed)], where.world)
-        found += _of_placement(placed, overrides, trainers, machine, work, where, layers)
+        nodes = of_ranks(machine, where)
+        layers.explore(placed, [(role, _layouts(role, where, nodes)) for role in roles_of(placed)], where.world)
+        found += _of_placement(placed, overrides, gpus, nodes, work, where, layers)
     fitting = sorted((one for one in found if one.plan.fits), key=lambda one: one.plan.time.step)
     if not fitting:
         raise UserError(_nothing_fits(found, gpus, machine))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from megatron_gopd.config import Config
+from megatron_gopd.config.placement import filled
 from megatron_gopd.errors import UserError
 from megatron_gopd.plan.hardware import machine
 from megatron_gopd.plan.overrides import as_yaml
@@ -39,10 +40,7 @@ def _run_plan(
     output: Path | None,
 ) -> str:
     on = machine(gpu)
-    if nodes is not None:
-        if gpus % nodes:
-            raise UserError(f"--gpus {gpus} does not fill --nodes {nodes}: {gpus} % {nodes} = {gpus % nodes}")
-        on = on.model_copy(update={"gpus_per_node": gpus // nodes})
+    on = on.model_copy(update={"gpus_per_node": filled(gpus, nodes, on.gpus_per_node)})
     if output:
         try:
             output.mkdir(parents=True, exist_ok=True)

@@ -56,6 +56,11 @@ class Workload:
             self.responses[np.linspace(0, self.sequences - 1, max(1, -(-self.sequences // replicas))).astype(int)],
         )
 
+    @property
+    def longest(self) -> Workload:
+        """The longest response alone."""
+        return Workload(self.prompt_tokens, self.responses[-1:])
+
     def micro_batches(self, replicas: int, budget: int, fraction: float = 1.0) -> list[np.ndarray]:
         """Row lengths of each micro-batch of the replica with most, packed as the job packs them.
 

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from megatron_gopd.config import Config
 from megatron_gopd.config.models import RolloutServers
+from megatron_gopd.config.placement import gpus_of_servers
 from megatron_gopd.errors import UserError
 from megatron_gopd.machine import visible_gpus
 from megatron_gopd.srun import this_node
@@ -85,11 +86,10 @@ def _of_servers(settings: RolloutServers, found: list[Seen]) -> list[list[Gpu]]:
     for seen in found:
         firsts.setdefault(seen.node, seen.visible)
     chosen = list(firsts)[: None if settings.nodes == "all" else settings.nodes]
-    given = settings.gpus and [list(map(str, gpus)) for gpus in settings.gpus]
     return [
         [(node, gpu) for gpu in gpus[: settings.tp]]
         for node in chosen
-        for gpus in given or [firsts[node]] * settings.count
+        for gpus in gpus_of_servers(settings, firsts[node])
     ]
 
 

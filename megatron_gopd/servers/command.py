@@ -64,7 +64,7 @@ def command(
     return [sys.executable, *(["-m", "sglang.launch_server"] if key is None else [keyed.__file__, str(key)]), *words]
 
 
-def environment(gpus: list[int] | None = None) -> dict[str, str]:
+def environment(gpus: list[str] | None = None) -> dict[str, str]:
     """This process's, without what makes a rank of it; on a CPU, with the stand-ins for GPU packages in front."""
     kept = of_no_rank(os.environ) | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if gpus is not None:

@@ -16,7 +16,7 @@ class Launch:
     model: str
     dtype: str
     options: dict[str, bool | int | float | str]  # of sglang.launch_server
-    gpus: list[int] | None  # None: all
+    gpus: list[str] | None  # by what CUDA_VISIBLE_DEVICES calls them; None: as this process has it
     log: str
 
 

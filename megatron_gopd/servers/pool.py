@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from megatron_gopd.config.placement import gpus_of_servers
 from megatron_gopd.config.schema import Servers
 from megatron_gopd.errors import UserError
+from megatron_gopd.machine import visible_gpus
 from megatron_gopd.servers.client import LostRequestError, RefusedError, SGLangClient
 from megatron_gopd.servers.homes import Here, There
 from megatron_gopd.servers.launch import Launch
@@ -196,7 +198,8 @@ class ServerPool:
 
     def _launch(self, server: Server) -> Launch:
         number = self.servers.index(server) % self.settings.count  # on its node
-        gpus = self.settings.gpus[number] if self.settings.gpus else None
+        visible = visible_gpus()  # nodes are alike
+        gpus = list(gpus_of_servers(self.settings, visible)[number]) if visible or self.settings.gpus else None
         return Launch(str(self.model), self.dtype, self.options, gpus, str(self.logs / f"{server.name}.log"))
 
     async def _least_loaded(self, together: Together) -> Server:

@@ -27,6 +27,7 @@ from megatron_gopd.rollout import (
     TeacherResponses,
     WrittenResponses,
 )
+from megatron_gopd.rollout.nodes import check_nodes
 from megatron_gopd.rollout.shared_gpus import check_sync
 from megatron_gopd.runs import RunFolder
 from megatron_gopd.training.batches import Batches
@@ -67,6 +68,7 @@ def build_job(config: Config) -> Job:
     """Load data, tokenizers and models. Collective. Raises UserError for what the user can mend, cheapest first."""
     on_first(lambda: RunFolder.check(config))
     check_models(config, dist.get_world_size())
+    idle = check_nodes(config)
     check_sync(config)
     tokenizers = load_tokenizers(config)
     prompts = build_prompts(config, tokenizers)
@@ -75,7 +77,7 @@ def build_job(config: Config) -> Job:
         Nodes.of_job().each(lambda: check_gradable(config.rewards, prompts.prompts, config.sandbox, every=every))
     check_suites(config, tokenizers)
     if is_first():
-        _announce(prompts)
+        _announce(prompts, idle)
     loader = PromptLoader(prompts.prompts, config.data.batch_size, config.run.seed)
     student = Student(config)
     scorers = Scorers(config)
@@ -107,8 +109,8 @@ def check_models(config: Config, world: int) -> None:
         weights.check(settings.model)
 
 
-def _announce(prompts: PromptSet) -> None:
+def _announce(prompts: PromptSet, idle: list[str]) -> None:
     for setting, count in prompts.left_out.items():
         print(f"left out {count} prompt(s) longer than {setting}")
-    for warning in prompts.warnings:
+    for warning in [*prompts.warnings, *idle]:
         print(f"warning: {warning}")

@@ -82,7 +82,8 @@ def verdicts(found: list[tuple], check: str) -> dict[str, str]:
 
 def test_all_is_well(found):
     checks = {check for _, check, verdict, _ in found["well"] if verdict == "ok"}
-    assert checks == {"versions", "hardware", "ranks", "all-reduce", "clock", "folder", "models", "disk"}
+    looked = {"versions", "hardware", "ranks", "all-reduce", "clock", "folder", "placement", "models", "disk"}
+    assert checks == looked
     assert not [verdict for _, _, verdict, _ in found["well"] if verdict == "failed"]
 
 

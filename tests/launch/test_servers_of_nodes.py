@@ -18,7 +18,8 @@ from tests.launch.conftest import submit_job
 @pytest.mark.parametrize("sync", ["disk", "distributed"])
 def test_servers_of_both_nodes_sample_what_is_trained_on(cluster, chat_models, tmp_path, sync):
     questions = write_questions(tmp_path / "train.jsonl", 4, opd_teacher=lambda number: ("math", "code")[number % 2])
-    servers = {"verify_every": 1, "sync_folder": str(tmp_path / "shared"), "sync": sync}
+    cpu = {"options": {"device": "cpu"}}  # or each takes a GPU of its own, of which the job has one a node
+    servers = cpu | {"verify_every": 1, "sync_folder": str(tmp_path / "shared"), "sync": sync}
     rollout = {"max_response_tokens": 6, "engine": "sglang", "sglang": servers, "max_logprob_abs_diff": 2e-5}
     run_file = write_config(tmp_path, chat_models, questions, rollout=rollout)
     job = submit_job(cluster, run_file, "", "--python", sys.executable, "--max-requeues", 0)

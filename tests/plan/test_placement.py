@@ -14,7 +14,8 @@ from megatron_gopd.plan.hardware import GIB, machine
 from megatron_gopd.plan.memory import embedded_cache
 from megatron_gopd.plan.overrides import dotted
 from megatron_gopd.plan.placement import place
-from megatron_gopd.plan.planning import MODELS, plan
+from megatron_gopd.plan.planning import MODELS, of_ranks, plan
+from megatron_gopd.plan.report import show
 from megatron_gopd.plan.roles import located
 from megatron_gopd.plan.servers import placements
 from megatron_gopd.plan.workload import Workload
@@ -51,9 +52,52 @@ def test_an_option_that_sglang_would_refuse(configured, option, message):
         place(configured("rollout.engine=sglang", f"rollout.sglang.options={{{option}}}"), 8, 8)
 
 
-def test_servers_of_a_run_are_on_one_node(configured):
-    with pytest.raises(UserError, match="16 GPUs of servers are more than the 8 of rank 0's node"):
-        place(configured("rollout.engine=sglang", "rollout.sglang.count=16"), 32, 8)
+def test_servers_are_on_every_node(configured):
+    where = place(configured("rollout.engine=sglang", "rollout.sglang.count=2"), 32, 8)
+    assert (where.kind, where.engines, where.server_gpus, where.world, where.ranks_per_node) == ("split", 8, 8, 24, 6)
+    shared = place(configured(*COLOCATED), 32, 8)
+    assert (shared.engines, shared.world, shared.ranks_per_node) == (8, 32, 8)
+
+
+def test_servers_on_some_nodes(configured):
+    where = place(configured(*COLOCATED, "rollout.sglang.nodes=3"), 32, 8)
+    assert (where.engines, where.most_engines, where.idle.waiting) == (6, 32, 26)
+
+
+def test_servers_that_take_weights_on_their_own_gpu_share_it_and_stay(configured):
+    where = place(configured("rollout.engine=sglang", "rollout.sglang.sync=tensor", "rollout.sglang.count=8"), 16, 8)
+    assert (where.kind, where.world, where.engines) == ("resident", 16, 16)
+
+
+def test_two_teachers_that_write_on_one_gpu_are_not_counted():
+    config = located(example("sft_multi_teacher", "teachers.code.server.gpus=[[3], [4], [5], [6]]"), MODELS)[0]
+    with pytest.raises(UserError, match="teachers.code.server: GPU 3 of a node has a server of another teacher"):
+        place(config, 8, 8)
+
+
+def test_messages_of_a_split_cross_nodes_where_its_ranks_do(configured):
+    """Six ranks a node: of a group of eight, two are on the next."""
+    where = place(configured("rollout.engine=sglang", "rollout.sglang.count=2"), 32, 8)
+    assert of_ranks(machine("h100"), where).gpus_per_node == 6
+
+
+def test_four_times_the_servers_are_bound_by_the_longest_response(configured):
+    work = ("data.batch_size=64", "rollout.max_response_tokens=2048", "data.max_prompt_tokens=64")
+    few, many = (planned(configured(*COLOCATED, *work), gpus) for gpus in (2, 8))
+    assert many.where.engines == few.where.engines  # of one node
+    spread = plan(few.config, 8, machine("h100").model_copy(update={"gpus_per_node": 2}), few.work)
+    assert spread.where.engines == 4 * few.where.engines
+    assert few.longest_response_s == spread.longest_response_s < spread.time.rollout < few.time.rollout
+    assert f"takes {spread.longest_response_s:.1f} s alone" in show(spread)
+
+
+def test_gpus_that_idle_are_named_with_their_seconds(configured):
+    found = planned(configured(*COLOCATED), 8)
+    assert found.filled_rollout_s == planned(configured(*COLOCATED[:2], "rollout.sglang.count=8"), 8).time.rollout
+    assert (
+        f"6 of the 8 GPUs have no server, and idle while the others sample: {found.time.rollout:.1f} s of each step. "
+        f"With 8 engines, on all of them, the rollout takes {found.filled_rollout_s:.1f} s"
+    ) in show(found)
 
 
 def test_teachers_that_write_stay_on_the_gpus():
@@ -123,9 +167,16 @@ def test_gpus_of_servers_that_others_run_are_paid_for(configured):
     assert found.gpu_hours * 3600 == pytest.approx(found.time.step * 10 * 4)
 
 
-@pytest.mark.parametrize("gpus", [8, 64])
-def test_placements_of_a_search_are_configurations(gpus):
+def test_placements_of_a_search_are_configurations():
     """Of an example that says which GPUs its servers are on."""
-    for overrides, config, trainers in placements(example("math"), gpus, 8):
+    for overrides, config in placements(example("math"), 8):
         assert example("math", *dotted(overrides)).rollout == config.rollout
-        assert place(located(config, MODELS)[0], trainers, 8).world <= gpus
+        where = place(located(config, MODELS)[0], 64, 8)
+        assert where.engines * where.engine.tp + where.world * (not where.shares_gpus) == 64
+
+
+def test_a_search_finds_how_many_servers_a_node_has(configured):
+    counts = [
+        (o.get("rollout.sglang.count"), o.get("rollout.sglang.colocated")) for o, _ in placements(configured(), 8)
+    ]
+    assert counts == [(None, None), (8, True), (2, False), (4, False), (4, True), (1, False), (2, False)]

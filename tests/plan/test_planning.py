@@ -105,7 +105,7 @@ def test_a_scorer_behind_servers_is_said_not_to_be_planned(configured):
 
 
 def test_servers_that_leave_no_gpu(configured):
-    with pytest.raises(UserError, match="leave none of 2 GPUs to train"):
+    with pytest.raises(UserError, match=r"leave none of the 2 GPU\(s\) of a node to train"):
         planned(configured("rollout.engine=sglang", "rollout.sglang.count=2"), 2)
 
 
