@@ -60,7 +60,7 @@ UNKNOWN_BATCHSIZE = (
         (
             "steps: 10",
             "steps: 10\nrollout: {sglang: {urls: ['http://a:1'], nodes: 2}}",
-            "FILE:4: rollout.sglang: urls are of servers that others run, count and nodes of those the run starts",
+            "FILE:4: rollout.sglang: urls are of servers that others run, so leave out nodes, or urls",
         ),
         (
             "steps: 10",

@@ -67,9 +67,11 @@ def test_no_two_servers_of_a_broadcast_share_one(on_gpus):
     assert "server 1 of here shares GPU 5 with another server" in refusal("distributed", count=2, gpus=[[5], [5]])
 
 
-def test_a_server_without_gpus_of_its_own_takes_the_first(on_gpus):
-    on_gpus([0, 1])
-    assert "server 0 of here shares GPU 0 with rank 0" in refusal("distributed")
+def test_a_server_without_a_list_of_gpus_takes_the_last(on_gpus):
+    on_gpus([0, 1], visible="0,1,2")
+    assert refusal("distributed") is None
+    on_gpus([0, 1], visible="0,1")
+    assert "server 0 of here shares GPU 1 with rank 1" in refusal("distributed")
 
 
 def test_tensors_need_a_rank_on_every_gpu_of_a_server(on_gpus):
