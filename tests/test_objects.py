@@ -94,8 +94,8 @@ def trajectories_of_servers(folder: str) -> None:
         count = 1 + sampling.get("sampling_seed", len(tokens)) % 5
         return Answer([7] * count, [-0.1 * each for each in range(count)], "stop", "4")
 
-    async def ask(request) -> Answer:
-        return await request(SimpleNamespace(generate=generate))
+    async def ask(request, together) -> Answer:
+        return await generate(**request.keywords)
 
     tree = {"run": {"name": "engine", "steps": 1}, "student": {"model": folder}, "algorithm": {"type": "sft"}}
     tree |= {"data": {"train": "none.jsonl", "batch_size": 1}, "rollout": {"engine": "sglang"}}
@@ -103,7 +103,7 @@ def trajectories_of_servers(folder: str) -> None:
     engine._weights = SimpleNamespace(version_of=int)
     background = Background() if dist.get_rank() == 0 else None
     if background:
-        engine._pool = SimpleNamespace(background=background, stale=[], ask=ask)
+        engine._pool = SimpleNamespace(background=background, stale=[], ask=ask, servers=[None])
     found = [each for chunk in engine.generate(asked, 1, samples=2) for each in chunk]
     greedy = engine.decode([prompt.student_tokens for prompt in asked], 9)
     mine = bits([found, greedy])

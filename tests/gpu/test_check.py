@@ -97,6 +97,7 @@ def test_a_check_that_is_told_to_stop_leaves_no_child(tmp_path):
     assert not [child for child in children if child.is_running()]
 
 
+@pytest.mark.slow
 def test_a_gopd_run_without_te_holds_on_a_cpu(on_cpu):
     check = loop.gopd(on_cpu, "float32", te=False)
     assert check.holds, check.figure
