@@ -69,7 +69,9 @@ def all_reduce() -> Verdict:
     for _ in range(rounds):
         dist.all_reduce(data)
     data[0].item()  # waits for a GPU
-    speed = 2 * (count - 1) / count * data.nbytes * rounds / (time.perf_counter() - start) / 1e9
+    took = torch.tensor(time.perf_counter() - start)
+    dist.all_reduce(took, op=dist.ReduceOp.MAX)  # every node tells the same speed
+    speed = 2 * (count - 1) / count * data.nbytes * rounds / took.item() / 1e9
     slow = speed < SLOW_GB_PER_S[backend]
     mend = "NCCL_DEBUG=INFO, NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME: the fast interface?" if slow else ""
     return ("warning" if slow else "ok"), f"{backend}, {count} nodes: {speed:.1f} GB/s", mend

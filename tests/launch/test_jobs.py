@@ -281,7 +281,8 @@ def test_a_real_run_on_two_nodes(cluster, submit, chat_models, tmp_path, run_fil
     assert cluster.wait(job.id, timeout=800)["JobState"] == "COMPLETED", job.log.read_text()
     assert [json.loads(row)["step"] for row in (job.run / "metrics.jsonl").read_text().splitlines()] == [1, 2]
     report = (job.run / "slurm" / "latest" / "doctor-node1.log").read_text()
-    assert "ok   all-reduce  node1,node2: gloo, 2 nodes" in report
+    # a warning where the machine is busy: the speed is a fact of the hour
+    assert re.search(r"^(ok  |WARN) all-reduce +node1,node2: gloo, 2 nodes: \d", report, re.MULTILINE), report
 
 
 PLACEMENTS = {
