@@ -55,12 +55,11 @@ def filled(gpus: int, nodes: int | None, usual: int) -> int:
 
 def own_servers(config: Config) -> dict[str, Servers]:
     """{key: settings} of the servers that the run starts itself."""
-    writes = config.algorithm.type == "sft"  # teachers do, and the student is asked by evaluations only
+    samples = config.algorithm.SAMPLES_STUDENT  # else teachers write, and the student is asked by evaluations only
     found = {}
-    if config.rollout.engine == "sglang" and not (writes and not config.evaluation):
+    if config.rollout.engine == "sglang" and (samples or config.evaluation):
         found[ROLLOUT] = config.rollout.sglang
-    teachers = {f"teachers.{name}": teacher for name, teacher in config.teachers.items()}
-    for who, scorer in (teachers if writes else config.scorers()).items():
+    for who, scorer in (config.scorers() if samples else config.named_teachers()).items():
         if scorer.engine == "sglang":
             found[f"{who}.server"] = scorer.server
     return {key: servers for key, servers in found.items() if not servers.urls}
@@ -153,7 +152,7 @@ def idle(config: Config, nodes: Sequence[Node]) -> Idle:
 
 def _on_gpus_of_ranks(config: Config, own: dict[str, Servers]) -> list[str]:
     """Keys of the servers that sample there, if all that is sampled is theirs."""
-    if config.algorithm.type == "sft":
+    if not config.algorithm.SAMPLES_STUDENT:
         writers = [f"teachers.{name}.server" for name in config.teachers]
         return writers if all(key in own for key in writers) else []
     return [ROLLOUT] if ROLLOUT in own and config.rollout.sglang.shares_gpus else []

@@ -1,5 +1,8 @@
 """The paper in pure tensor functions: no models, no ranks."""
 
+from pkgutil import resolve_name
+
+from megatron_gopd.config.algorithm import AlgorithmSection
 from megatron_gopd.objective.advantage import advantage
 from megatron_gopd.objective.aggregation import token_weights
 from megatron_gopd.objective.correction import rollout_correction
@@ -16,7 +19,13 @@ __all__ = [
     "gopd_loss",
     "group_advantages",
     "grpo_loss",
+    "loss_of",
     "rollout_correction",
     "sft_loss",
     "token_weights",
 ]
+
+
+def loss_of(algorithm: AlgorithmSection):
+    """The loss that `algorithm` hands to the student, built from its keys."""
+    return resolve_name(algorithm.LOSS)(**algorithm.loss_settings)

@@ -43,7 +43,8 @@ def place(config: Config, gpus: int, gpus_per_node: int) -> Placement:
     """Raises UserError: GPUs that the servers and the trainer's layouts do not share out."""
     nodes = lay_out(config, *share_out(gpus, gpus_per_node))
     world, of_node = sum(node.ranks for node in nodes), nodes[0].ranks
-    found = _writers(config, world, nodes) if config.algorithm.type == "sft" else _samplers(config, world, nodes)
+    sources = _samplers if config.algorithm.SAMPLES_STUDENT else _writers
+    found = sources(config, world, nodes)
     return replace(found, world=world, ranks_per_node=of_node, idle=idle(config, nodes))
 
 

@@ -40,7 +40,7 @@ class Student:
         """Collective over all ranks. Raises UserError for a model or layout that cannot be used."""
         settings = self.settings = settle(config.student)
         self.config = config
-        self._optimizer_steps, self._steps_a_batch = 0, getattr(config.algorithm, "mini_batches", 1)
+        self._optimizer_steps, self._steps_a_batch = 0, config.algorithm.updates
         self._span = settings.layout.span(dist.get_world_size(), "student")
         self._away: Offloader | None = None
         self.model = build_model(  # None: no part on this rank
