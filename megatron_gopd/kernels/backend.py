@@ -10,10 +10,13 @@ from __future__ import annotations
 import functools
 import importlib.util
 import warnings
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from megatron_gopd.kernels.target import Target
 
 
 class Statistics(NamedTuple):
@@ -36,8 +39,43 @@ class Upstream(NamedTuple):
     grad_entropy: Tensor | None  # d loss / d entropy; None: the loss does not use it
 
 
+class Heads(NamedTuple):
+    """The student's head and those of its target, over one chunk and ids that all of them have."""
+
+    hidden: list[Tensor]  # [tokens, h_k] of student, teacher and, if there is one, reference
+    weight: list[Tensor]  # [rows, h_k], the same rows of each
+    target: Target  # how teacher and reference are mixed, and the divergence from them
+    log_sums: Tensor | None  # [2, tokens] that a clamp needs
+
+
+class DistributionStatistics(NamedTuple):
+    """Statistics' columns of several logits at once; the first and the last rows are the divergence's two sides, z and
+    D. `weighted` of D is the sum over the shard that their divergence needs,
+
+        sum exp(x1 - peak1) ((x1 - peak1) - (x2 - peak2)),   x1, x2 = z, D (reverse) or D, z (forward)
+    """
+
+    peak: Tensor  # [heads + 1, tokens]: student, teacher, reference, D
+    total: Tensor
+    weighted: Tensor
+    target_logit: Tensor  # [heads, tokens]
+    kept: object | None = None
+
+
+class DistributionUpstream(NamedTuple):
+    """Both sides of the divergence of every token, and what is asked of it; [tokens], float32 or wider."""
+
+    log_sum: Tensor  # log sum exp z over the shared ids
+    mixture_log_sum: Tensor  # log sum exp D over the shared ids
+    gap: Tensor  # reverse: the mean of z - D under softmax(z) over the shared ids
+    own_log_sum: Tensor  # log sum exp z over the student's whole vocabulary
+    logprobs: Tensor  # z_target - own_log_sum
+    grad_divergence: Tensor  # d loss / d divergence
+    grad_logprobs: Tensor | None  # d loss / d logprob; None: the loss does not use it
+
+
 class Backend(Protocol):
-    """Both methods get a chunk `hidden` [tokens, h] and a shard `weight` [rows, h] (rows >= 1) of one dtype and device,
+    """All methods get a chunk `hidden` [tokens, h] and a shard `weight` [rows, h] (rows >= 1) of one dtype and device,
     rows contiguous, and `targets` [tokens] int64: row numbers of `weight`; any other number is a target elsewhere.
 
     A NaN or infinite logit must come out as a statistic that is not finite, never be dropped by a maximum.
@@ -69,6 +107,30 @@ class Backend(Protocol):
         """
         ...
 
+    def distribution_statistics(
+        self, heads: Heads, targets: Tensor, temperature: float, keep: bool
+    ) -> DistributionStatistics:
+        """As `statistics`, of all heads and of D."""
+        ...
+
+    def distribution_gradients(
+        self,
+        kept: object | None,
+        heads: Heads,
+        targets: Tensor,
+        temperature: float,
+        upstream: DistributionUpstream,
+        grad_weight: Tensor | None,
+        add: bool,
+    ) -> Tensor:
+        """As `gradients`, of the student's hidden and weight, with
+
+        d loss / d z_j = grad_divergence g_j + grad_logprobs ([j = target] - exp(z_j - own_log_sum))
+        reverse: g_j = exp(z_j - log_sum) (z_j - D_j - gap)
+        forward: g_j = exp(z_j - log_sum) - exp(D_j - mixture_log_sum)
+        """
+        ...
+
 
 def backend_for(hidden: Tensor) -> Backend:
     """The fastest backend that takes tensors of this device and dtype."""
@@ -76,7 +138,7 @@ def backend_for(hidden: Tensor) -> Backend:
         return cpp
     if hidden.is_cuda and (triton := _triton(hidden.device)) is not None and triton.takes(hidden):
         return triton
-    return _torch()
+    return torch_backend()
 
 
 @functools.cache
@@ -100,7 +162,8 @@ def _triton(device: torch.device) -> Backend | None:
 
 
 @functools.cache
-def _torch() -> Backend:
+def torch_backend() -> Backend:
+    """The one that takes anything."""
     from megatron_gopd.kernels.torch_backend import TorchBackend
 
     return TorchBackend()

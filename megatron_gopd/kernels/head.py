@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_gopd.kernels.backend import Statistics, Upstream, backend_for
+from megatron_gopd.kernels.backend import Backend, Statistics, Upstream, backend_for, torch_backend
 from megatron_gopd.kernels.tree import tree_merge, tree_sum
 
 
@@ -84,3 +84,9 @@ def _nothing(hidden: Tensor) -> Statistics:
     """The statistics of no rows: a shard of padding alone."""
     zero = hidden.new_zeros(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
     return Statistics(zero - torch.inf, zero, zero, zero - torch.inf)
+
+
+def backend_for_all(hidden: list[Tensor]) -> Backend:
+    """The backend that takes every head of a chunk; one that none is faster for, where they differ."""
+    found = {type(backend): backend for backend in map(backend_for, hidden)}
+    return next(iter(found.values())) if len(found) == 1 else torch_backend()

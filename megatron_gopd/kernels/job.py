@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,10 +10,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_gopd.kernels.backend import Statistics, Upstream
+from megatron_gopd.kernels.backend import Statistics
 from megatron_gopd.kernels.chunks import Chunk, cut, tokens_per_chunk
 from megatron_gopd.kernels.head import Head
 from megatron_gopd.kernels.tree import tree_sum
+
+# (buffer, add) -> this rank's share of the chunk's gradient of hidden; that of weight into the buffer: see Backend
+ChunkGradients = Callable[[Tensor | None, bool], Tensor]
 
 
 @dataclass(frozen=True)
@@ -63,47 +66,42 @@ class Job:
             parts = self.exact if group is None else self.exact // group.size()
         return cut(self.local_tokens, size, self.rows_per_rank, group, parts)
 
-    def tokens_per_chunk(self, weight: Tensor) -> int:
-        """Of one_pass. In exact mode the chunks, too, must not depend on the number of ranks."""
+    def tokens_per_chunk(self, weight: Tensor, kept: int) -> int:
+        """Of one_pass, which keeps `kept` numbers a logit. In exact mode it, too, must not depend on the ranks."""
         ranks = self.head.group.size() if self.exact is not None and self.head.group is not None else 1
-        return tokens_per_chunk(len(weight) * ranks, weight.element_size())
+        return tokens_per_chunk(len(weight) * ranks, kept * weight.element_size())
 
     def values(self) -> Values:
-        """Columns for all tokens, to be filled chunk by chunk."""
+        """Of all tokens, to be filled chunk by chunk."""
         return Values(*torch.empty(3, self.tokens, dtype=self.dtype, device=self.device))
 
     def backward(
-        self,
-        chunk: Chunk,
-        kept: list | None,
-        hidden: Tensor,
-        weight: Tensor,
-        targets: Tensor,
-        upstream: Upstream,
-        grad_weight: WeightGradient,
-        grad_hidden: Tensor,
+        self, chunk: Chunk, gradients: ChunkGradients, grad_weight: WeightGradient, grad_hidden: Tensor
     ) -> None:
-        """The gradients of one chunk, given its gathered `hidden`."""
-        buffer, add = grad_weight.next()
-        share = self.head.gradients(kept, hidden, weight, targets[chunk.rows], upstream, buffer, add)
+        """The gradients of one chunk."""
+        share = gradients(*grad_weight.next())
         if self.exact and self.head.group is not None and chunk.group is None:
             share = _whole_on_first_rank(share, self.head.group)
         chunk.scatter(share, grad_hidden, exact=self.exact is not None)
 
     @staticmethod
-    def check(targets: Tensor, values: Values, finite: bool) -> None:
-        """Raises ValueError for a target in no shard, and, if asked, for a log-prob that is not finite."""
+    def check(targets: Tensor, values: Values, finite: bool, whose: str = "") -> None:
+        """Raises ValueError for a target in no shard, and, if asked, for a log-prob that is not finite.
+
+        whose: the head's name and a space, where there are several.
+        """
         broken = ~torch.isfinite(values.logprobs + values.entropy)
         if not broken.any():
             return
         outside = (values.logprobs == -torch.inf) & torch.isfinite(values.log_sum)
         if outside.any():
-            raise ValueError(f"target {int(targets[outside][0])} lies outside the vocabulary")
+            raise ValueError(f"target {int(targets[outside][0])} lies outside the {whose}vocabulary")
         if finite:
             rows = broken.nonzero()[:, 0].tolist()
             others = f" (and of {len(rows) - 1} more)" if len(rows) > 1 else ""
             raise ValueError(
-                f"the log-prob of row {rows[0]}{others} is not finite: hidden or weight hold NaN or infinite values"
+                f"the {whose}log-prob of row {rows[0]}{others} is not finite: "
+                "hidden or weight hold NaN or infinite values"
             )
 
 
@@ -121,9 +119,11 @@ class Values(NamedTuple):
         logprobs = (statistics.target_logit - statistics.peak) - log_total
         return cls(statistics.peak + log_total, logprobs, log_total - statistics.weighted / statistics.total)
 
-    def put(self, rows: slice | Tensor, values: Values) -> None:
-        for column, found in zip(self, values, strict=True):
-            column[rows] = found
+
+def put(columns: tuple[Tensor, ...], rows: slice | Tensor, found: tuple[Tensor, ...]) -> None:
+    """What was found of some rows, into columns [..., tokens] of all."""
+    for column, values in zip(columns, found, strict=True):
+        column[..., rows] = values
 
 
 class WeightGradient:

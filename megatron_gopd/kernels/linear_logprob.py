@@ -7,6 +7,7 @@ sum over tokens that the kernel may compute itself, linear_token_loss needs thre
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from megatron_gopd.kernels import chunks
 from megatron_gopd.kernels.backend import Upstream
-from megatron_gopd.kernels.job import Job, Values, WeightGradient
+from megatron_gopd.kernels.job import Job, Values, WeightGradient, put
 
 
 def linear_logprob(
@@ -89,7 +90,7 @@ class _LinearLogprob(torch.autograd.Function):
         values = job.values()
         for chunk in job.cut(chunks.TOKENS):
             statistics, _ = job.head.statistics(chunk.gather(hidden), weight, targets[chunk.rows], keep=False)
-            values.put(chunk.rows, Values.of(statistics))
+            put(values, chunk.rows, Values.of(statistics))
         ctx.save_for_backward(hidden, weight, targets, *values)
         ctx.job = job
         ctx.set_materialize_grads(False)
@@ -106,5 +107,6 @@ class _LinearLogprob(torch.autograd.Function):
         columns = log_sum, logprobs, entropy, grad_logprobs, grad_entropy
         for chunk in cut:
             upstream = Upstream(*(None if column is None else column[chunk.rows] for column in columns))
-            job.backward(chunk, None, chunk.gather(hidden), weight, targets, upstream, grad_weight, grad_hidden)
+            gradients = partial(job.head.gradients, None, chunk.gather(hidden), weight, targets[chunk.rows], upstream)
+            job.backward(chunk, gradients, grad_weight, grad_hidden)
         return grad_hidden, grad_weight.to_return(), None, None

@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_gopd.kernels.backend import Statistics, Upstream
-from megatron_gopd.kernels.job import Job, Values, WeightGradient
+from megatron_gopd.kernels.backend import Upstream
+from megatron_gopd.kernels.chunks import Chunk
+from megatron_gopd.kernels.job import Job, Values
 from megatron_gopd.kernels.linear_logprob import linear_logprob
+from megatron_gopd.kernels.one_pass import GradientsOf, Pass, stated
 from megatron_gopd.objective.token_loss import TokenLoss, TokenRows
 
 TokenLossFunction = Callable[[Tensor, Tensor, TokenRows], TokenLoss]
@@ -71,90 +72,36 @@ def linear_token_loss(
             hidden, weight, targets, **keywords, exact=exact, main_grad=main_grad, check_finite=check_finite
         )
         result = token_loss(logprobs.detach(), entropy.detach(), rows)
-        return LinearTokenLoss(
-            with_gradient(result, logprobs, entropy), logprobs.detach(), entropy.detach(), result.metrics
-        )
-    if main_grad_scale is not None and main_grad is None:
-        raise ValueError("main_grad_scale needs main_grad")
+        loss = with_gradient(result, logprobs, entropy)
+        return LinearTokenLoss(loss, logprobs.detach(), entropy.detach(), result.metrics)
     job = Job.of(hidden, weight, targets, exact=exact, main_grad=main_grad, **keywords)
-    one_pass = _Pass(job, token_loss, rows, main_grad_scale)
-    loss = _OnePass.apply(hidden.contiguous(), weight.contiguous(), targets, one_pass)
+    one_pass = _TokenPass(job, targets, token_loss, rows, main_grad_scale)
+    loss = one_pass.apply(hidden, weight)
     job.check(targets, one_pass.values, check_finite)
     return LinearTokenLoss(loss, one_pass.values.logprobs, one_pass.values.entropy, one_pass.metrics)
 
 
 def with_gradient(result: TokenLoss, logprobs: Tensor, entropy: Tensor) -> Tensor:
     """A scalar whose value is the loss and whose gradient is the one the objective states."""
-    surrogate = (logprobs * result.dloss_dlogprobs).sum()
-    if result.dloss_dentropy is not None:
-        surrogate = surrogate + (entropy * result.dloss_dentropy).sum()
-    return surrogate + (result.loss - surrogate).detach()
+    return stated(result.loss, (logprobs, result.dloss_dlogprobs), (entropy, result.dloss_dentropy))
 
 
-class _Pass:
-    """Forward and backward over all chunks at once; afterwards the gradients wait to be asked for."""
+class _TokenPass(Pass):
+    def __init__(self, job: Job, targets: Tensor, token_loss: TokenLossFunction, rows: TokenRows, scale: float | None):
+        super().__init__(job, rows, scale, job.values())
+        self.targets, self.token_loss = targets, token_loss
 
-    def __init__(self, job: Job, token_loss: TokenLossFunction, rows: TokenRows, main_grad_scale: float | None):
-        self.job, self.token_loss, self.rows, self.main_grad_scale = job, token_loss, rows, main_grad_scale
-        self.values = job.values()
-        self.metrics: dict[str, Tensor] = {}
-        self.held: tuple[Tensor, Tensor | None] | None = None
-
-    def run(self, hidden: Tensor, weight: Tensor, targets: Tensor, wanted: tuple[bool, bool]) -> Tensor:
-        job = self.job
-        cut = list(job.cut(job.tokens_per_chunk(weight)))
-        loss = torch.zeros((), dtype=job.dtype, device=job.device)
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = WeightGradient(weight, job, wanted[1], len(cut), hold=self.main_grad_scale is None)
-        for chunk in cut:
-            gathered = chunk.gather(hidden)
-            statistics, kept = job.head.statistics(gathered, weight, targets[chunk.rows], keep=any(wanted))
-            result, upstream = self._loss_of(chunk.rows, statistics)
-            loss += result.loss
-            if any(wanted):
-                job.backward(chunk, kept, gathered, weight, targets, upstream, grad_weight, grad_hidden)
-        if any(wanted):
-            self.held = grad_hidden, grad_weight.to_return() if job.main_grad is None else grad_weight.buffer
-        if not cut:
-            result = self.token_loss(*self.values[1:], self.rows)
-            loss, self.metrics = loss + result.loss, result.metrics
-        return loss
-
-    def _loss_of(self, rows: slice | Tensor, statistics: Statistics) -> tuple[TokenLoss, Upstream]:
+    def forward(self, chunk: Chunk, hidden: Tensor, weight: Tensor, keep: bool) -> tuple[Values, GradientsOf]:
+        gathered, targets = chunk.gather(hidden), self.targets[chunk.rows]
+        statistics, kept = self.job.head.statistics(gathered, weight, targets, keep)
         values = Values.of(statistics)
-        self.values.put(rows, values)
-        result = self.token_loss(values.logprobs, values.entropy, self.rows.select(rows))
-        for name, metric in result.metrics.items():
-            self.metrics.setdefault(name, metric.new_empty(self.job.tokens))[rows] = metric
-        scale = 1.0 if self.main_grad_scale is None else self.main_grad_scale
-        slopes = (
-            None if slope is None else slope.to(self.job.dtype) * scale
-            for slope in (result.dloss_dlogprobs, result.dloss_dentropy)
-        )
-        return result, Upstream(*values, *slopes)
 
+        def gradients(result: TokenLoss, grad_weight: Tensor | None, add: bool) -> Tensor:
+            slopes = self.scaled(result.dloss_dlogprobs), self.scaled(result.dloss_dentropy)
+            upstream = Upstream(*values, *slopes)
+            return self.job.head.gradients(kept, gathered, weight, targets, upstream, grad_weight, add)
 
-class _OnePass(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, hidden, weight, targets, one_pass):
-        ctx.one_pass = one_pass
-        return one_pass.run(hidden, weight, targets, ctx.needs_input_grad[:2])
+        return values, gradients
 
-    @staticmethod
-    def backward(ctx, grad_loss):
-        one_pass = ctx.one_pass
-        if one_pass.held is None:
-            raise RuntimeError("one_pass holds its gradients for one backward pass; use mode='recompute'")
-        (grad_hidden, grad_weight), one_pass.held = one_pass.held, None
-        main_grad = one_pass.job.main_grad
-        if one_pass.main_grad_scale is not None:
-            if float(grad_loss) != one_pass.main_grad_scale:
-                raise RuntimeError(f"the gradient of the loss is {float(grad_loss)}, not {one_pass.main_grad_scale}")
-            return grad_hidden, None, None, None
-        if grad_loss.is_cuda or grad_loss.item() != 1:  # asking a GPU would wait for it
-            grad_hidden = grad_hidden.mul_(grad_loss)
-            grad_weight = grad_weight if grad_weight is None else grad_weight.mul_(grad_loss)
-        if main_grad is not None and grad_weight is not None:
-            main_grad.add_(grad_weight)
-            grad_weight = None
-        return grad_hidden, grad_weight, None, None
+    def loss(self, values: Values, rows: TokenRows) -> TokenLoss:
+        return self.token_loss(values.logprobs, values.entropy, rows)

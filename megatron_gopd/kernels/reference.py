@@ -23,18 +23,30 @@ def naive_logprob(
     wide = torch.promote_types(hidden.dtype, torch.float32)
     first, last = vocab_range or (0, len(weight))
     logits = hidden.to(wide) @ weight[: last - first].to(wide).T / temperature
-    peak = _peak(logits.detach(), group)
-    log_sum = peak + _SumOver.apply(torch.exp(logits - peak[:, None]).sum(dim=1), group).log()
+    log_sum = log_sum_exp(logits, group)
     column = targets - first
     here = (column >= 0) & (column < last - first)
     picked = (
-        logits.gather(1, column.clamp(0, last - first - 1)[:, None])[:, 0] if last > first else torch.zeros_like(peak)
+        logits.gather(1, column.clamp(0, last - first - 1)[:, None])[:, 0]
+        if last > first
+        else torch.zeros_like(log_sum)
     )
-    target_logit, found = _SumOver.apply(torch.stack([torch.where(here, picked, 0.0), here.to(wide)]), group)
+    target_logit, found = sum_over(torch.stack([torch.where(here, picked, 0.0), here.to(wide)]), group)
     if (found == 0).any():
         raise ValueError(f"target {int(targets[found == 0][0])} lies outside the vocabulary")
-    mean_logit = _SumOver.apply((torch.exp(logits - log_sum[:, None]) * logits).sum(dim=1), group)
+    mean_logit = sum_over((torch.exp(logits - log_sum[:, None]) * logits).sum(dim=1), group)
     return target_logit - log_sum, log_sum - mean_logit
+
+
+def log_sum_exp(logits: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """[tokens] over the columns of all ranks, differentiable."""
+    peak = _peak(logits.detach(), group)
+    return peak + sum_over(torch.exp(logits - peak[:, None]).sum(dim=1), group).log()
+
+
+def sum_over(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """The sum over the ranks of a group, every one of which goes on to compute the same loss from it."""
+    return _SumOver.apply(values, group)
 
 
 def _peak(logits: Tensor, group: dist.ProcessGroup | None) -> Tensor:
@@ -45,8 +57,6 @@ def _peak(logits: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 
 
 class _SumOver(torch.autograd.Function):
-    """The sum over the ranks of a group, every one of which goes on to compute the same loss from it."""
-
     @staticmethod
     def forward(ctx, values, group):
         values = values.clone()
