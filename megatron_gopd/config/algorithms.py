@@ -6,7 +6,7 @@ import functools
 import operator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from megatron_gopd.config.algorithm import Aggregation, AlgorithmSection
 from megatron_gopd.config.models import Reference
@@ -17,10 +17,25 @@ if TYPE_CHECKING:
     from megatron_gopd.config.schema import Config
 
 
+GRADIENTS = ("sampled", "exact")
+
+
 class TokenCorrection(Section):
     """w_t = min(exp(clamp(log pi_theta - log pi_rollout, +-20)), cap), detached."""
 
     cap: float = Field(5.0, gt=0)
+
+
+def _known_gradient(value: object) -> object:
+    if value not in GRADIENTS:
+        raise ValueError(f"write {' or '.join(GRADIENTS)}")
+    return value
+
+
+def _of_sampled_tokens(value: object) -> object:
+    if value == "forward_kl":
+        raise ValueError("forward_kl needs gradient: exact; a sampled token's advantage is that of the reverse KL")
+    return value
 
 
 class Gopd(AlgorithmSection):
@@ -33,6 +48,10 @@ class Gopd(AlgorithmSection):
     REFERENCE_OF_EACH_TEACHER = True
 
     type: Literal["gopd"] = "gopd"
+    gradient: Annotated[Literal["sampled"], BeforeValidator(_known_gradient)] = Field(
+        "sampled", description="of the sampled token's advantage; exact: of the divergence over the whole vocabulary"
+    )
+    divergence: Annotated[Literal["reverse_kl"], BeforeValidator(_of_sampled_tokens)] = "reverse_kl"
     lambda_: float = Field(1.0, alias="lambda", description="1: on-policy distillation; > 1: ExOPD")
     clamp: float | None = Field(
         None, gt=0, description="bound of |(lambda - 1)(log pi* - log pi_ref)| of a token, nats; default: none"
@@ -70,6 +89,19 @@ class Gopd(AlgorithmSection):
         return config.named_teachers() | {
             f"the reference of teachers.{name}": config.reference_of(name) for name in references
         }
+
+
+class ExactGopd(Gopd):
+    """The same objective with every token of the vocabulary judged, from the scorers' hidden states."""
+
+    LOSS = "megatron_gopd.objective:exact_loss"
+    SCORERS = "megatron_gopd.policies.hidden_scorers:HiddenScorers"
+    READS = "hidden states"
+
+    gradient: Literal["exact"]
+    divergence: Literal["reverse_kl", "forward_kl"] = Field(
+        "reverse_kl", description="KL(pi_theta || q), or KL(q || pi_theta), q = pi*^lambda pi_ref^(1 - lambda) / Z"
+    )
 
 
 class Grpo(AlgorithmSection):
@@ -132,7 +164,13 @@ class Sft(AlgorithmSection):
         return config.named_teachers() if config.evaluation and config.evaluation.prompts else {}
 
 
-ALGORITHMS: dict[str, type[AlgorithmSection]] = {"gopd": Gopd, "grpo": Grpo, "sft": Sft}
+ALGORITHMS: dict[str, type[AlgorithmSection]] = {
+    "gopd": Gopd,
+    "gopd exact": ExactGopd,
+    "grpo": Grpo,
+    "sft": Sft,
+}
+TYPES = tuple(name for name in ALGORITHMS if " " not in name)
 
 
 def tag(name: str) -> str:
@@ -141,11 +179,13 @@ def tag(name: str) -> str:
 
 
 def _name(value: object) -> str:
-    kind = value.get("type", "gopd") if isinstance(value, dict) else getattr(value, "type", "gopd")
-    return kind if isinstance(kind, str) else ""
+    given = value if isinstance(value, dict) else vars(value) if isinstance(value, AlgorithmSection) else {}
+    kind = given.get("type", "gopd")
+    with_gradient = f"{kind} {given.get('gradient')}"
+    return with_gradient if with_gradient in ALGORITHMS else str(kind)
 
 
-*FIRST, LAST = ALGORITHMS
+*FIRST, LAST = TYPES
 _MEMBERS = [Annotated[section, Tag(tag(name))] for name, section in ALGORITHMS.items()]
 Algorithm = Annotated[
     functools.reduce(operator.or_, _MEMBERS),

@@ -100,6 +100,22 @@ def fp8_weights_have_masters_to_follow(config: Config) -> None:
         )
 
 
+def hidden_states_can_be_had(config: Config) -> None:
+    if config.algorithm.READS != "hidden states":
+        return
+    for who, scorer in config.scorers().items():
+        if scorer.engine == "sglang":
+            raise ValueError(
+                f"algorithm.gradient is exact, which reads hidden states, and {who}.engine is sglang: set engine: "
+                f"megatron, or served, of a megatron-gopd serve-scorer"
+            )
+        if scorer.dtype == "float32" and config.student.dtype == "bfloat16":
+            raise ValueError(
+                f"{who}.dtype is float32 and student.dtype bfloat16, in which algorithm.gradient: exact multiplies "
+                f"hidden states by heads: give both the same dtype"
+            )
+
+
 def servers_score_at_temperature_1(config: Config) -> None:
     served = [who for who, scorer in config.scorers().items() if scorer.engine == "sglang"]
     if served and config.rollout.temperature != 1:
@@ -163,6 +179,7 @@ RULES = (
     somebody_writes_what_is_imitated,
     fp8_scales_are_learned_where_it_trains,
     fp8_weights_have_masters_to_follow,
+    hidden_states_can_be_had,
     servers_score_at_temperature_1,
     exact_measures_have_a_teacher_here,
     teachers_that_are_examined_answer,

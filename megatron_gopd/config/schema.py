@@ -84,6 +84,9 @@ class Training(Section):
     logprob: Literal["fused", "naive"] = Field(
         "fused", description="the LM head: without logits, or with them in memory as a check"
     )
+    hidden_states_gib: float = Field(
+        4.0, gt=0, description="of host memory a rank, for scorers' hidden states under gradient: exact"
+    )
 
 
 class Optimizer(Section):

@@ -7,6 +7,7 @@ from megatron_gopd.objective.advantage import advantage
 from megatron_gopd.objective.aggregation import token_weights
 from megatron_gopd.objective.correction import rollout_correction
 from megatron_gopd.objective.distribution_loss import DistributionLoss
+from megatron_gopd.objective.exact import exact_loss
 from megatron_gopd.objective.gopd import gopd_loss
 from megatron_gopd.objective.group import group_advantages
 from megatron_gopd.objective.grpo import grpo_loss
@@ -18,6 +19,7 @@ __all__ = [
     "TokenLoss",
     "TokenRows",
     "advantage",
+    "exact_loss",
     "gopd_loss",
     "group_advantages",
     "grpo_loss",

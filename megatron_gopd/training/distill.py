@@ -25,7 +25,7 @@ def distill(config: Config) -> None:
             if asked.reward_weight:
                 set_outcomes(batch, normalize_std=True)
             with spans("train"):
-                session.trained(batch, update := job.student.update(batch, loss))
+                session.trained(batch, update := job.student.update(batch, loss, job.scorers.payload))
             refuse_disagreement(batch, update, config.rollout, job.tokenizers.student)
             with spans("sync"):
                 job.rollout.sync(job.student)

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 
 import torch.distributed as dist
 
@@ -80,7 +81,7 @@ def build_job(config: Config) -> Job:
         _announce(prompts, idle)
     loader = PromptLoader(prompts.prompts, config.data.batch_size, config.run.seed)
     student = Student(config)
-    scorers = Scorers(config)
+    scorers = resolve_name(config.algorithm.SCORERS)(config)
     rollout = _rollout(config)
     source = rollout if config.algorithm.SAMPLES_STUDENT else _writers(config)
     return Job(config, tokenizers, loader, student, scorers, rollout, source, Batches(config, loader, source))
