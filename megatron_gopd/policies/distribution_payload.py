@@ -10,19 +10,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_gopd.config.algorithms import TokenCorrection
 from megatron_gopd.data.packing import MicroBatch
 from megatron_gopd.data.trajectory import Trajectory
 from megatron_gopd.kernels import Target, TargetHead
 from megatron_gopd.kernels.linear_distribution_loss import DistributionLossFunction
 from megatron_gopd.mcore.forward import slice_of
 from megatron_gopd.objective import TokenRows
+from megatron_gopd.objective.diagnostics import disagreement, lambda_limit
 from megatron_gopd.policies.exchange import fetch
 from megatron_gopd.policies.hidden_states import Held
-from megatron_gopd.policies.lm_head import distribution_losses, log_sums
+from megatron_gopd.policies.lm_head import distribution_losses, log_sums, shared_law
 from megatron_gopd.policies.payload import Head, Judged
 from megatron_gopd.policies.scorers import refuse_non_finite
 from megatron_gopd.policies.target_heads import Shard, load_shard
 from megatron_gopd.policies.token_table import TokenTable
+
+STRIDE = 64  # tokens of which one is looked at: a percent of what its heads cost
+LOOKED_AT = ("lambda_limit", "disagreement")
 
 if TYPE_CHECKING:
     from megatron_gopd.policies.hidden_scorers import HiddenScorers, Piece
@@ -40,7 +45,8 @@ class DistributionPayload:
         rows = known.select(slice(0, 0))
         rows.teacher_logprobs = rows.reference_logprobs = nothing
         scored = ["teacher_logprobs"]
-        scored += ["reference_logprobs"] if self.scorers.config.algorithm.extrapolates else []
+        if self.scorers.config.algorithm.extrapolates:
+            scored += ["reference_logprobs", *LOOKED_AT]
         return [*loss(nothing, nothing, nothing, rows).metrics, *scored]
 
     def portions(self, batch: Sequence[Trajectory]) -> Iterator[_Portion]:
@@ -102,16 +108,21 @@ class _Portion:
         self._payload, self._teacher, self._pieces = payload, teacher, pieces
         self.rows, self.last = rows, last
         self._values: dict[str, dict[int, Tensor]] = {}  # by who, by micro-batch
+        self._looked_at: dict[str, dict[int, Tensor]] = {}  # the same, of every STRIDE-th token, on every rank whole
 
     def prepare(self, head: Head | None, micro_batches: Sequence[MicroBatch], table: TokenTable) -> None:
         """Collective over all ranks."""
-        wanted = [torch.empty(0, dtype=torch.int64)]
-        if head is not None and head.model.is_last_stage:
-            wanted += [self._wanted(head, micro_batch, table) for micro_batch in micro_batches]
-        for who in self._payload.scorers.judges(self._teacher):
-            values = fetch(self._held(who, table), torch.cat(wanted), table.tokens)
-            parts = values.split([len(each) for each in wanted])[1:]
-            self._values[who] = dict(zip(map(id, micro_batches), parts, strict=False))
+        last = head is not None and head.model.is_last_stage
+        judged = list(micro_batches) if last else []
+        judges = self._payload.scorers.judges(self._teacher)
+        wanted = [self._wanted(head, micro_batch, table) for micro_batch in judged]
+        if len(judges) > 1:
+            wanted += [table.indices(micro_batch)[::STRIDE] for micro_batch in judged]
+        for who in judges:
+            indices = torch.cat([torch.empty(0, dtype=torch.int64), *wanted])
+            values = fetch(self._held(who, table), indices, table.tokens).split([len(each) for each in wanted])
+            self._values[who] = dict(zip(map(id, judged), values, strict=False))
+            self._looked_at[who] = dict(zip(map(id, judged), values[len(judged) :], strict=False))
         self._pieces = []
 
     def judge(
@@ -130,8 +141,26 @@ class _Portion:
         found = distribution_losses(head.model, hidden, micro_batch, head.temperature, head.naive, loss, rows, target)
         columns = {"logprobs": found.logprobs, "entropy": found.entropy, "teacher_logprobs": found.teacher_logprobs}
         if found.reference_logprobs is not None:
-            columns["reference_logprobs"] = found.reference_logprobs
+            columns |= {"reference_logprobs": found.reference_logprobs} | self._look(head, micro_batch)
         return Judged(found.loss, columns | found.metrics)
+
+    def _look(self, head: Head, micro_batch: MicroBatch) -> dict[str, Tensor]:
+        """objective.diagnostics of every STRIDE-th token; NaN for the others."""
+        asked = self._payload.scorers.config.algorithm
+        laws = [
+            shared_law(
+                head.model,
+                of_micro_batch[id(micro_batch)],
+                self._payload.shard(who, self._teacher, head),
+                self._payload.scorers.shared,
+                head.temperature,
+            )
+            for who, of_micro_batch in self._looked_at.items()
+        ]
+        cap = asked.rollout_correction.cap if asked.rollout_correction else TokenCorrection().cap
+        columns = torch.full((len(LOOKED_AT), len(micro_batch.targets)), torch.nan)
+        columns[:, ::STRIDE] = torch.stack([lambda_limit(*laws, cap), disagreement(*laws)]).cpu()
+        return dict(zip(LOOKED_AT, columns, strict=True))
 
     def _wanted(self, head: Head, micro_batch: MicroBatch, table: TokenTable) -> Tensor:
         indices = table.indices(micro_batch)

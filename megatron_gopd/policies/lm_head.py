@@ -10,6 +10,7 @@ from megatron_gopd.kernels import (
     LinearTokenLoss,
     Target,
     linear_distribution_loss,
+    linear_log_softmax,
     linear_logprob,
     linear_token_loss,
     naive_distribution_loss,
@@ -112,6 +113,15 @@ def log_sums(
         group=model.groups.tp,
         rows_per_rank=None if naive else rows_per_rank(model, micro_batch),
     )
+
+
+def shared_law(model: Model, hidden: Tensor, shard: Shard, shared: int, temperature: float) -> Tensor:
+    """Log-probs of another head over the ids 0 .. shared - 1: [tokens, shared] from the hidden states of all tokens."""
+    step = len(model.lm_head())
+    weight = shard.weight.new_zeros(step, shard.weight.shape[1])
+    weight[: min(shard.rows, step)] = shard.weight[:step]
+    hidden, group = hidden.to(weight.device), model.groups.tp
+    return linear_log_softmax(hidden, weight, temperature=temperature, vocab_size=shared, group=group)
 
 
 def _head(model: Model, temperature: float) -> dict:
