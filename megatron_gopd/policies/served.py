@@ -41,7 +41,7 @@ class ServedScorer:
         Raises:
             UserError: a server does not start, or holds another model than `settings.model`.
         """
-        self._homes = Homes(self.settings.server, logs)
+        self._homes = Homes(f"{self.who}.server", self.settings.server, logs)
         on_first(lambda: self._start(logs))
 
     def score(self, rows: list[Row]) -> list[np.ndarray]:

@@ -71,7 +71,7 @@ def test_a_node_whose_server_does_not_start_is_named_with_the_end_of_its_log(ref
 
 
 def test_more_nodes_than_the_job_has_are_refused(refusals):
-    assert "servers on 3 nodes are asked for (nodes), and the job has 2: a, b" in refusals["too many"]
+    assert refusals["too many"] == "rollout.sglang.nodes: servers on 3 nodes, and the job has 2; say fewer, or all"
 
 
 def test_a_node_that_cannot_write_the_weights_is_named(refusals):
