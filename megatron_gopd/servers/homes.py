@@ -59,7 +59,7 @@ class Homes:
     """
 
     def __init__(self, key: str, settings: Servers, logs: Path):
-        """`key`: of `settings`. Raises UserError: they want more nodes than there are, or nodes differ in their GPUs."""
+        """`key`: of `settings`. Raises UserError: it wants more nodes than there are, or they differ in their GPUs."""
         self.nodes = nodes_of_servers(key, settings)
         self.each: list[Here | There] = [Here()]
         self._keeper: Keeper | None = None
