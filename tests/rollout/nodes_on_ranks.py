@@ -86,6 +86,21 @@ def sample_on_two_nodes(model: Path, folder: Path, servers: dict):
         engine.close()
 
 
+def sample_few_prompts(model: Path, folder: Path) -> dict[int, list[int]]:
+    """{prompts: how many requests each of the four servers was asked}, of eight samples each."""
+    in_nodes()
+    engine, asked = engine_of(model, folder, count=2), {}
+    try:
+        engine.start(policy(), folder / "logs")
+        for count in (1, 2, 3):
+            before = told(engine)
+            list(engine.generate(prompts(count), 1, samples=8))
+            asked[count] = [new["sampled"] - old["sampled"] for old, new in zip(before, told(engine), strict=True)]
+        return asked
+    finally:
+        engine.close()
+
+
 def kill_one_of_the_other_node(model: Path, folder: Path):
     """What servers said before and after one of node b was killed, and the ids of what was sampled meanwhile."""
     in_nodes()

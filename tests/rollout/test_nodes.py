@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import psutil
 import pytest
 
@@ -43,6 +45,20 @@ def test_the_samples_of_a_prompt_are_asked_of_one_server(sampled):
     _, servers, _ = sampled
     assert all(not n % 2 for n in (each["sampled"] for each in servers))
     assert sum(each["sampled"] for each in servers) == len(EVERY)
+
+
+def test_samples_of_fewer_prompts_than_servers_are_spread(chat_models, tmp_path):
+    asked = on_ranks(4, plays.sample_few_prompts, model=chat_models["student"], folder=tmp_path)
+    assert asked[1] == [2, 2, 2, 2]
+    assert asked[2] == [4, 4, 4, 4]
+    assert sorted(asked[3]) == [0, 8, 8, 8]  # a fourth server would not end sooner: it would compute a prompt again
+
+
+def test_what_every_server_did_is_told_by_node(sampled):
+    _, servers, folder = sampled
+    rows = json.loads((folder / "logs" / "servers-rollout.json").read_text())
+    assert [row["node"] for row in rows] == ["a", "a", "b", "b"]
+    assert [row["requests"] for row in rows] == [each["sampled"] for each in servers]
 
 
 def test_only_servers_of_other_nodes_want_a_key(sampled):
