@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -142,7 +143,12 @@ def refusals(model: Path, folder: Path) -> dict[str, str]:
         "too many": refusal(engine_of(model, folder, nodes=3), folder),
         "cannot write": refusal(engine_of(model, folder, sync_folder="/proc/none"), folder),
     }
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        if dist.get_rank() == 2:
+            launch.free_port = lambda host: taken.getsockname()[1]
+        said["port taken"] = refusal(engine_of(model, folder), folder)
     if dist.get_rank() == 2:
+        launch.free_port = process.free_port
         launch.command = lambda *_, **__: [sys.executable, "-c", "print('no such GPU'); raise SystemExit(3)"]
     return said | {"cannot start": refusal(engine_of(model, folder), folder)}
 

@@ -86,6 +86,11 @@ def test_a_node_whose_server_does_not_start_is_named_with_the_end_of_its_log(ref
     assert "the server rollout-b-0" in said and "ended with exit code 3" in said and said.endswith("no such GPU")
 
 
+def test_a_node_on_which_the_port_of_a_server_was_taken_meanwhile_is_named(refusals):
+    said = refusals["port taken"]
+    assert "the server rollout-b-0" in said and said.endswith("Address already in use")
+
+
 def test_more_nodes_than_the_job_has_are_refused(refusals):
     assert refusals["too many"] == "rollout.sglang.nodes: servers on 3 nodes, and the job has 2; say fewer, or all"
 
