@@ -97,7 +97,7 @@ class ServerPool:
     def close(self) -> None:
         """End every server that was started here, and forget the others."""
         self.background.close(self._hang_up)
-        self._record.write()
+        self._record.close()
         with ThreadPoolExecutor(len(self.servers)) as threads:  # each takes seconds to end
             list(threads.map(Server.stop, self.servers))
 

@@ -47,6 +47,7 @@ class Server:
         return f"{self.name} ({self.url})"
 
     def begin(self, request: asyncio.Task) -> None:
+        """It is asked, and is at work until the last end()."""
         if not self.requests:
             self._busy_since = time.monotonic()
         self.requests.add(request)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from types import SimpleNamespace
 
+from megatron_gopd.runs.servers import ServerRow
 from megatron_gopd.servers import record
 from megatron_gopd.servers.server import State
 
@@ -18,12 +18,14 @@ class Worked(SimpleNamespace):
 def speeds(tmp_path, *looks: tuple[float, int]) -> list[float | None]:
     """What is told after each look at (seconds of work, tokens)."""
     server = Worked(managed=True, name="a", home=Worked(node="n"), state=State.READY, done=1, lives=1)
-    kept, found = record.Record("one", [server], tmp_path), []
+    kept = record.Record("one", [server], tmp_path)
+    found: list[ServerRow] = []
+    kept._write = found.extend
     for server.worked_s, server.tokens in looks:
-        kept.write()
-        (row,) = json.loads((tmp_path / "servers-one.json").read_text())
-        found.append(row["tokens_per_s"])
-    return found
+        server.done += 1
+        kept.look()
+    kept.close()
+    return [row.tokens_per_s for row in found]
 
 
 def test_a_server_without_work_has_no_speed(tmp_path):
