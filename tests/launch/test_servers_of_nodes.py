@@ -32,7 +32,7 @@ def test_servers_of_both_nodes_sample_what_is_trained_on(cluster, chat_models, t
     assert all("POST /generate" in log for log in logs.values())
     told = status(job.run).servers
     assert {node: [each.restarts for each in those] for node, those in told.items()} == {"node1": [0], "node2": [0]}
-    assert sum(each.requests for those in told.values() for each in those) >= 2 * 4
+    assert sum(each.requests for those in told.values() for each in those) >= 4  # two steps of two
     assert "api_key='***'" in logs["rollout-node2-0.log"].replace('"', "'").replace("'api_key': ", "api_key=")
     assert not list(job.run.glob("logs/attempt-*/.*")) and not list((tmp_path / "shared").glob("*"))
     assert not [each for each in psutil.process_iter() if str(tmp_path) in " ".join(each.cmdline())]
