@@ -10,6 +10,7 @@ from typing import get_args, get_origin
 import yaml
 from pydantic import BaseModel, Tag, ValidationError
 
+from megatron_gopd.config.algorithms import ALGORITHMS, tag
 from megatron_gopd.config.schema import Config
 from megatron_gopd.errors import UserError
 
@@ -110,7 +111,7 @@ def _explain(problem: dict, places: dict[Key, str], path: Path) -> str:
 
 
 # pydantic puts the branch of a union into an error's location; a reader wants the keys of the file only
-_ALGORITHMS = {f"algorithm: {kind}" for kind in ("gopd", "grpo", "sft")}
+_ALGORITHMS = set(map(tag, ALGORITHMS))
 _UNION_BRANCHES = {f"prompt: {kind}" for kind in ("name", "suffix", "column", "context")} | _ALGORITHMS
 _UNION_BRANCHES |= {"str", "list[str]", "function-before[path_is_a_model(), Scorer]"}
 

@@ -13,11 +13,11 @@ FILES_OF_PROBLEMS = (".jsonl", ".jsonl.gz", ".parquet")
 
 
 def somebody_teaches(config: Config) -> None:
-    kind = config.algorithm.type
-    if kind == "gopd" and not config.teachers:
-        raise ValueError("teachers is empty: distillation needs one, teachers.NAME.model (or another algorithm.type)")
-    if kind == "grpo" and config.teachers:
-        raise ValueError("teachers have nothing to say in GRPO, whose rewards come from the data: leave them out")
+    algorithm = config.algorithm
+    if algorithm.TEACHERS == "needed" and not config.teachers:
+        raise ValueError(f"teachers is empty: {algorithm.WHY_TEACHERS}")
+    if algorithm.TEACHERS == "refused" and config.teachers:
+        raise ValueError(algorithm.WHY_TEACHERS)
     if not config.teachers and config.data.balance == "equal":
         raise ValueError("data.balance: equal is a matter of teachers, and there are none: leave it out")
 
@@ -27,13 +27,13 @@ def every_teacher_teaches(config: Config) -> None:
         if teacher.prompt not in ("student_tokens", "own_template"):  # one folder has one template
             continue
         if _same_folder(teacher, config.student):
-            nothing = "every advantage would be 0" if config.algorithm.type == "gopd" else "it knows all of it already"
+            samples = config.algorithm.SAMPLES_STUDENT
+            nothing = "every advantage would be 0" if samples else "it knows all of it already"
             raise ValueError(
                 f"teachers.{name} is the student's own initial model reading the same prompt: {nothing}. "
                 f"Give teachers.{name}.prompt a suffix, a column or a context, or name another model"
             )
-        extrapolates = config.algorithm.type == "gopd" and config.algorithm.lambda_ != 1
-        if extrapolates and _same_folder(teacher, config.reference_of(name)):
+        if config.algorithm.extrapolates and _same_folder(teacher, config.reference_of(name)):
             raise ValueError(
                 f"teachers.{name} and its reference are the same model, so lambda has nothing to scale. "
                 f"Name another reference, or set algorithm.lambda to 1"
@@ -41,14 +41,14 @@ def every_teacher_teaches(config: Config) -> None:
 
 
 def lambda_has_what_is_clamped(config: Config) -> None:
-    if config.algorithm.type == "gopd" and config.algorithm.clamp is not None and config.algorithm.lambda_ == 1:
+    if getattr(config.algorithm, "clamp", None) is not None and not config.algorithm.extrapolates:
         raise ValueError("algorithm.clamp bounds the term of lambda - 1, which is 0: leave it out, or set lambda")
 
 
 def rewards_tell_responses_apart(config: Config) -> None:
-    if not config.needs_rewards:
+    asks = config.algorithm.rewards_for
+    if asks is None:
         return
-    asks = "GRPO" if config.algorithm.type == "grpo" else "algorithm.reward_weight"
     if config.rewards == "none":
         raise ValueError(f"rewards is none, but {asks} learns from them: exact, math, code, auto or FILE.py:FUNCTION")
     if config.rollout.samples_per_prompt < 2:
@@ -58,7 +58,7 @@ def rewards_tell_responses_apart(config: Config) -> None:
 
 
 def mini_batches_are_equal(config: Config) -> None:
-    parts = config.algorithm.mini_batches if config.algorithm.type == "grpo" else 1
+    parts = config.algorithm.updates
     if config.data.batch_size % parts:
         raise ValueError(
             f"algorithm.mini_batches ({parts}) must divide the prompts of a step, data.batch_size "
@@ -67,7 +67,7 @@ def mini_batches_are_equal(config: Config) -> None:
 
 
 def somebody_writes_what_is_imitated(config: Config) -> None:
-    if config.algorithm.type != "sft":
+    if config.algorithm.SAMPLES_STUDENT:
         return
     served = [name for name, teacher in config.teachers.items() if teacher.engine == "served"]
     if served:
@@ -98,6 +98,22 @@ def fp8_weights_have_masters_to_follow(config: Config) -> None:
             "student.fp8.weights does not go with recipe: mxfp8, whose weights cannot be gathered in place: leave "
             "weights out, or choose blockwise"
         )
+
+
+def hidden_states_can_be_had(config: Config) -> None:
+    if config.algorithm.READS != "hidden states":
+        return
+    for who, scorer in config.scorers().items():
+        if scorer.engine == "sglang":
+            raise ValueError(
+                f"algorithm.gradient is exact, which reads hidden states, and {who}.engine is sglang: set engine: "
+                f"megatron, or served, of a megatron-gopd serve-scorer"
+            )
+        if scorer.dtype == "float32" and config.student.dtype == "bfloat16":
+            raise ValueError(
+                f"{who}.dtype is float32 and student.dtype bfloat16, in which algorithm.gradient: exact multiplies "
+                f"hidden states by heads: give both the same dtype"
+            )
 
 
 def servers_score_at_temperature_1(config: Config) -> None:
@@ -163,6 +179,7 @@ RULES = (
     somebody_writes_what_is_imitated,
     fp8_scales_are_learned_where_it_trains,
     fp8_weights_have_masters_to_follow,
+    hidden_states_can_be_had,
     servers_score_at_temperature_1,
     exact_measures_have_a_teacher_here,
     teachers_that_are_examined_answer,

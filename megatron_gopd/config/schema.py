@@ -84,6 +84,9 @@ class Training(Section):
     logprob: Literal["fused", "naive"] = Field(
         "fused", description="the LM head: without logits, or with them in memory as a check"
     )
+    hidden_states_gib: float = Field(
+        4.0, gt=0, description="of host memory a rank, for scorers' hidden states under gradient: exact"
+    )
 
 
 class Optimizer(Section):
@@ -177,14 +180,11 @@ class Config(Section):
 
     def scorers(self) -> dict[str, Scorer]:
         """{who it is: settings} of every frozen model a trajectory may be scored by."""
-        asked, teachers = self.algorithm, {f"teachers.{name}": teacher for name, teacher in self.teachers.items()}
-        if asked.type == "grpo":
-            return {"the reference": asked.reference or self.initial_student()} if asked.kl_coefficient else {}
-        if asked.type == "sft":
-            return teachers if self.evaluation and self.evaluation.prompts else {}  # they write; a probe compares
-        if asked.lambda_ == 1:
-            return teachers
-        return teachers | {f"the reference of teachers.{name}": self.reference_of(name) for name in self.teachers}
+        return self.algorithm.scorers(self)
+
+    def named_teachers(self) -> dict[str, Scorer]:
+        """{their key: settings}."""
+        return {f"teachers.{name}": teacher for name, teacher in self.teachers.items()}
 
     @property
     def has_own_reward(self) -> bool:
@@ -194,7 +194,7 @@ class Config(Section):
     @property
     def needs_rewards(self) -> bool:
         """Whether a response without a reward cannot be learned from."""
-        return self.algorithm.type == "grpo" or (self.algorithm.type == "gopd" and self.algorithm.reward_weight > 0)
+        return self.algorithm.rewards_for is not None
 
     @model_validator(mode="before")
     @classmethod

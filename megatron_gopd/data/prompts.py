@@ -33,7 +33,7 @@ def build_prompts(config: Config, tokenizers: Tokenizers, *, held_out: bool = Fa
     Raises UserError naming FILE:LINE of a row that has no teacher or cannot be rendered.
     """
     key, files = ("evaluation.prompts", config.evaluation.prompts) if held_out else ("data.train", config.data.train)
-    learned = config.algorithm.type == "sft" and not config.teachers
+    learned = not config.algorithm.SAMPLES_STUDENT and not config.teachers
     end = _end_of_response(config, tokenizers) if learned else None
     every, cut = [], Counter()
     for row in load_rows(files):

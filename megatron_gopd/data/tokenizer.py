@@ -29,9 +29,8 @@ class Tokenizers:
 
 def load_tokenizers(config: Config) -> Tokenizers:
     """Load the tokenizers of all models of a run; raises UserError where one differs from the student's."""
-    references = (
-        {} if config.algorithm.type != "gopd" else {name: config.reference_of(name) for name in config.teachers}
-    )
+    referred = config.teachers if config.algorithm.REFERENCE_OF_EACH_TEACHER else ()
+    references = {name: config.reference_of(name) for name in referred}
     frozen = [*config.teachers.values(), *references.values(), *config.scorers().values()]
     folders = {config.student.model, *(model.model for model in frozen)}
     loaded = {folder: load_tokenizer(folder) for folder in sorted(folders)}

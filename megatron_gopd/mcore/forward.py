@@ -102,6 +102,15 @@ def rows_per_rank(model: Model, micro_batch: MicroBatch) -> list[int] | None:
     return torch.bincount(owners, minlength=ranks).tolist()
 
 
+def slice_of(model: Model, micro_batch: MicroBatch) -> slice:
+    """Which of a micro-batch's response tokens `run` hands to this rank, without gather."""
+    counts = rows_per_rank(model, micro_batch)
+    if counts is None:
+        return slice(0, len(micro_batch.targets))
+    first = sum(counts[: model.groups.tp.rank()])
+    return slice(first, first + counts[model.groups.tp.rank()])
+
+
 def _select(hidden: Tensor, micro_batch: MicroBatch, model: Model, gather: bool) -> Tensor:
     """[tokens (/ tp), 1, h] -> [response tokens, h]; without a slice its gradient is summed over the vocabulary's
     shards, for a slice the LM head does that."""

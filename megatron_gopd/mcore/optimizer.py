@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 
@@ -27,6 +28,19 @@ def wrap_for_training(model: Model, settings: schema.Optimizer, overlap: bool = 
     wrapped = DistributedDataParallel(model.config, distributed, model.module, pg_collection=model.groups)
     model.config.no_sync_func = wrapped.no_sync if overlap else None  # reduce with the last micro-batch only
     return wrapped
+
+
+@contextlib.contextmanager
+def more_follows(model: Model, wrapped: DistributedDataParallel) -> Iterator[None]:
+    """Gradients of the runs within are summed on this rank only: another run of the same step follows."""
+    config = model.config
+    usual = config.finalize_model_grads_func, config.no_sync_func
+    config.finalize_model_grads_func, config.no_sync_func = None, None
+    try:
+        with wrapped.no_sync():
+            yield
+    finally:
+        config.finalize_model_grads_func, config.no_sync_func = usual
 
 
 def build_optimizer(model: Model, wrapped: DistributedDataParallel, settings: schema.Optimizer) -> MegatronOptimizer:

@@ -58,7 +58,7 @@ def _changes(config: Config, phase: Phase, on: OnRank, where: Placement, machine
 
 def _less_cache(config: Config, phase: Phase, where: Placement, machine: Machine, excess: float) -> tuple[str, float]:
     """A smaller share for servers on the same GPUs, down to a cache of one sequence."""
-    writers = config.teachers if config.algorithm.type == "sft" else ()
+    writers = () if config.algorithm.SAMPLES_STUDENT else config.teachers
     key = next((f"teachers.{name}.server" for name in writers), "rollout.sglang")
     cache, fraction = phase.parts["KV cache"], _fraction(where, machine)
     static = cache + where.engine.weight_bytes

@@ -69,7 +69,7 @@ def phases(
     work_space = stage.step.peak_bytes - stage.step.kept_bytes if stage else 0.0  # it keeps the moments
     update = max((base | learning, base | gradients | optimizer | {"work space": work_space}), key=_sum)
     found.append(Phase("update", update))
-    if where.kind != "none" and config.algorithm.type != "sft":
+    if where.kind != "none" and config.algorithm.SAMPLES_STUDENT:
         a = where.engine.architecture
         whole = 2 * a.vocab_size * a.hidden_size * ITEM[config.student.dtype]  # gathered, and as it is sent
         found.append(Phase("sync", base | idle | served | {"whole tensors": whole}))

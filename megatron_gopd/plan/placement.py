@@ -43,7 +43,8 @@ def place(config: Config, gpus: int, gpus_per_node: int) -> Placement:
     """Raises UserError: GPUs that the servers and the trainer's layouts do not share out."""
     nodes = lay_out(config, *share_out(gpus, gpus_per_node))
     world, of_node = sum(node.ranks for node in nodes), nodes[0].ranks
-    found = _writers(config, world, nodes) if config.algorithm.type == "sft" else _samplers(config, world, nodes)
+    sources = _samplers if config.algorithm.SAMPLES_STUDENT else _writers
+    found = sources(config, world, nodes)
     return replace(found, world=world, ranks_per_node=of_node, idle=idle(config, nodes))
 
 
@@ -98,7 +99,7 @@ def _served(kind: str, world: int, model: Model, servers: Servers, key: str, nod
         fraction = fraction and float(fraction)
     except ValueError:
         raise UserError(f"{key}.options.{name}: {fraction!r} is not a number") from None
-    count = len(servers.urls) or servers.count * serving(servers, len(nodes))
+    count = len(servers.urls) or servers.count * serving(key, servers, len(nodes))
     own_gpus = count * servers.gpus_each if kind in ("split", "disjoint") else 0
     most = 0
     if kind in ("colocated", "resident") and key == ROLLOUT:

@@ -47,14 +47,14 @@ def step_time(
     rollout = sync = 0.0
     if where.kind != "none":
         rollout = where.engine.seconds(work.spread_over(where.engines), at_a_time, machine)
-    if where.kind != "none" and config.algorithm.type != "sft":
+    if where.kind != "none" and config.algorithm.SAMPLES_STUDENT:
         sync = sync_seconds(config, held["student"], where, machine)
     score = {
         role.name: score_seconds(config, role, held[role.name], stages[role.name], where, work, machine)
         for role in roles[1:]
     }
     update = update_seconds(config, roles[0], held["student"], stages["student"], where, work, machine)
-    if config.algorithm.type == "grpo" and config.algorithm.mini_batches > 1:
+    if config.algorithm.updates > 1:
         score["old log-probs"] = update / 4  # a forward pass beside forward, recomputation and backward
     scored = sum(score.values())
     overlapped = 0.0
@@ -95,7 +95,7 @@ def update_seconds(
     """Forward, recomputation and backward of all micro-batches, gradients summed, the optimizer's step."""
     batches = micro_batches(config, role, where, work)
     computing = price.pipeline_seconds(stages, batches, machine, fp8=role.settings.fp8 is not None)
-    steps = getattr(config.algorithm, "mini_batches", 1)
+    steps = config.algorithm.updates
     reduced = max(price.reduction_seconds(stage, machine) for stage in stages)
     if role.settings.overlap_communication:
         reduced = max(reduced / 10, reduced - computing / len(batches) / 2)

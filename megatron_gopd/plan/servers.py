@@ -13,7 +13,7 @@ def placements(config: Config, gpus: int) -> Iterator[tuple[dict, Config]]:
     """(overrides, configuration with them), of nodes of `gpus`: as configured; and with servers of one or two GPUs on
     every node, on all of its GPUs, which they share with ranks, or on a quarter or half of them alone."""
     yield {}, config
-    if config.algorithm.type == "sft" or config.rollout.sglang.urls:
+    if not config.algorithm.SAMPLES_STUDENT or config.rollout.sglang.urls:
         return
     kept = {name: value for name, value in config.rollout.sglang.flags.items() if name not in SIZES}
     for tp in (1, 2):

@@ -5,11 +5,24 @@ from __future__ import annotations
 from torch import Tensor
 
 from megatron_gopd.data.packing import MicroBatch
-from megatron_gopd.kernels import LinearTokenLoss, linear_logprob, linear_token_loss, naive_logprob
+from megatron_gopd.kernels import (
+    LinearDistributionLoss,
+    LinearTokenLoss,
+    Target,
+    linear_distribution_loss,
+    linear_log_softmax,
+    linear_logprob,
+    linear_token_loss,
+    naive_distribution_loss,
+    naive_logprob,
+)
+from megatron_gopd.kernels.linear_distribution_loss import DistributionLossFunction
 from megatron_gopd.kernels.linear_token_loss import TokenLossFunction, with_gradient
+from megatron_gopd.kernels.log_sum import linear_log_sum
 from megatron_gopd.mcore.forward import rows_per_rank
 from megatron_gopd.mcore.model import Model
 from megatron_gopd.objective import TokenRows
+from megatron_gopd.policies.target_heads import Shard
 
 
 def token_logprobs(
@@ -55,6 +68,60 @@ def token_losses(
         main_grad=model.lm_head().main_grad,
         check_finite=False,
     )
+
+
+def distribution_losses(
+    model: Model,
+    hidden: Tensor,
+    micro_batch: MicroBatch,
+    temperature: float,
+    naive: bool,
+    distribution_loss: DistributionLossFunction,
+    rows: TokenRows,
+    target: Target,
+) -> LinearDistributionLoss:
+    """As token_losses, with every token of the vocabulary judged by `target`."""
+    targets = micro_batch.targets.to(hidden.device)
+    head = _head(model, temperature)
+    if naive:
+        return naive_distribution_loss(hidden, model.lm_head(), targets, distribution_loss, rows, target, **head)
+    return linear_distribution_loss(
+        hidden,
+        model.lm_head(),
+        targets,
+        distribution_loss,
+        rows,
+        target,
+        **head,
+        rows_per_rank=rows_per_rank(model, micro_batch),
+        main_grad=model.lm_head().main_grad,
+        check_finite=False,
+    )
+
+
+def log_sums(
+    model: Model, hidden: Tensor, shard: Shard, micro_batch: MicroBatch, temperature: float, naive: bool
+) -> Tensor:
+    """log sum exp of another head's logits, [response tokens]; `hidden` as the student's."""
+    first = model.vocab_range[0]
+    return linear_log_sum(
+        hidden,
+        shard.weight,
+        len(micro_batch.targets),
+        temperature=temperature,
+        vocab_range=(first, first + shard.rows),
+        group=model.groups.tp,
+        rows_per_rank=None if naive else rows_per_rank(model, micro_batch),
+    )
+
+
+def shared_law(model: Model, hidden: Tensor, shard: Shard, shared: int, temperature: float) -> Tensor:
+    """Log-probs of another head over the ids 0 .. shared - 1: [tokens, shared] from the hidden states of all tokens."""
+    step = len(model.lm_head())
+    weight = shard.weight.new_zeros(step, shard.weight.shape[1])
+    weight[: min(shard.rows, step)] = shard.weight[:step]
+    hidden, group = hidden.to(weight.device), model.groups.tp
+    return linear_log_softmax(hidden, weight, temperature=temperature, vocab_size=shared, group=group)
 
 
 def _head(model: Model, temperature: float) -> dict:

@@ -8,14 +8,18 @@ from megatron_gopd.data.packing import MicroBatch, Row, build_micro_batch, pack,
 from megatron_gopd.mcore.model import Model
 
 
-def my_micro_batches(model: Model, batch: Sequence[Row], max_tokens: int) -> list[MicroBatch]:
-    """Rows are shared over data-parallel ranks by their tokens, then packed to at most `max_tokens`.
+def my_micro_batches(
+    model: Model, batch: Sequence[Row], max_tokens: int, chosen: Sequence[int] | None = None
+) -> list[MicroBatch]:
+    """Rows, all or the `chosen`, are shared over data-parallel ranks by tokens, then packed to at most `max_tokens`.
 
     Every replica gets as many micro-batches as the one with most, the missing ones empty: experts are spread over
     replicas, and all must come to each exchange of tokens.
     """
+    chosen = range(len(batch)) if chosen is None else chosen
     lengths = [len(row) for row in batch]
-    packed = [pack(rows, lengths, max_tokens) for rows in share(lengths, model.groups.dp.size())]
+    shares = share([lengths[row] for row in chosen], model.groups.dp.size())
+    packed = [pack([chosen[place] for place in mine], lengths, max_tokens) for mine in shares]
     mine = packed[model.groups.dp.rank()]
     mine += [[]] * (max(map(len, packed)) - len(mine))
     return [micro_batch_of(model, rows, batch) for rows in mine]

@@ -17,6 +17,7 @@ from megatron_gopd.mcore.levers import settle
 from megatron_gopd.mcore.model import Model
 from megatron_gopd.mcore.offload import Offloader
 from megatron_gopd.policies import scoring
+from megatron_gopd.policies.payload import LOGPROBS, Payload
 from megatron_gopd.policies.served import ServedScorer
 
 
@@ -29,6 +30,7 @@ class Scorers:
     def __init__(self, config: Config):
         """Collective over all ranks. Raises UserError for a model or layout that cannot be used."""
         self.config = config
+        self.payload: Payload = LOGPROBS
         self._models: dict[str, Model | None] = {}  # None where this rank holds no part
         self._offloaders: dict[str, Offloader] = {}
         self._served: dict[str, ServedScorer] = {}
@@ -107,13 +109,18 @@ class Scorers:
                     naive=self.config.training.logprob == "naive",
                 )
         for values, trajectory in zip(logprobs, taught, strict=True):
-            if not np.isfinite(values).all():
-                token = int(np.flatnonzero(~np.isfinite(values))[0])
-                raise UserError(
-                    f"{who} ({settings.model}) gave log-prob {values[token]} to response token {token} of prompt "
-                    f"{trajectory.prompt.id!r} ({trajectory.prompt.source}); its weights or dtype are unfit"
-                )
+            refuse_non_finite(who, settings, values, trajectory)
         return logprobs
+
+
+def refuse_non_finite(who: str, settings: schema.Scorer, values: np.ndarray, trajectory: Trajectory) -> None:
+    """Raises UserError: names the first response token whose log-prob is not finite."""
+    if not np.isfinite(values).all():
+        token = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise UserError(
+            f"{who} ({settings.model}) gave log-prob {values[token]} to response token {token} of prompt "
+            f"{trajectory.prompt.id!r} ({trajectory.prompt.source}); its weights or dtype are unfit"
+        )
 
 
 def _identity(settings: schema.Scorer) -> str:

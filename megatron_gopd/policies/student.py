@@ -16,7 +16,6 @@ from megatron_gopd.config import Config
 from megatron_gopd.data.packing import MicroBatch, Row
 from megatron_gopd.data.trajectory import Trajectory
 from megatron_gopd.errors import UserError
-from megatron_gopd.kernels.linear_token_loss import TokenLossFunction
 from megatron_gopd.mcore import weights
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.checkpoint import load_training_state, training_state, with_common_part
@@ -24,11 +23,17 @@ from megatron_gopd.mcore.forward import run
 from megatron_gopd.mcore.levers import settle
 from megatron_gopd.mcore.model import Model, build_model
 from megatron_gopd.mcore.offload import Offloader
-from megatron_gopd.mcore.optimizer import build_optimizer, learning_rate, optimizer_tensors, wrap_for_training
+from megatron_gopd.mcore.optimizer import (
+    build_optimizer,
+    learning_rate,
+    more_follows,
+    optimizer_tensors,
+    wrap_for_training,
+)
 from megatron_gopd.objective import TokenRows
 from megatron_gopd.policies import scoring
-from megatron_gopd.policies.lm_head import token_losses
 from megatron_gopd.policies.micro_batches import my_micro_batches, reports
+from megatron_gopd.policies.payload import LOGPROBS, Head, LossFunction, Payload, Portion
 from megatron_gopd.policies.token_table import TokenTable
 from megatron_gopd.policies.update import Update, known_of_every_token, refuse_non_finite
 
@@ -40,7 +45,7 @@ class Student:
         """Collective over all ranks. Raises UserError for a model or layout that cannot be used."""
         settings = self.settings = settle(config.student)
         self.config = config
-        self._optimizer_steps, self._steps_a_batch = 0, getattr(config.algorithm, "mini_batches", 1)
+        self._optimizer_steps, self._steps_a_batch = 0, config.algorithm.updates
         self._span = settings.layout.span(dist.get_world_size(), "student")
         self._away: Offloader | None = None
         self.model = build_model(  # None: no part on this rank
@@ -60,45 +65,56 @@ class Student:
         """Batches it has learned from, each in one optimizer step or in algorithm.mini_batches."""
         return self._optimizer_steps // self._steps_a_batch
 
-    def update(self, batch: list[Trajectory], token_loss: TokenLossFunction) -> Update:
-        """One optimizer step on trajectories that hold what `token_loss` reads. Collective, of the whole batch.
+    def update(self, batch: list[Trajectory], loss: LossFunction, payload: Payload = LOGPROBS) -> Update:
+        """One optimizer step on trajectories that hold what `loss` reads, or get it from `payload`. Collective.
 
         Raises:
             UserError: a log-prob, the loss or the gradient is not finite; the weights are then as before.
         """
-        rows = [Row(trajectory.prompt.student_tokens, trajectory.response_tokens) for trajectory in batch]
-        naive = self.config.training.logprob == "naive"
         known = known_of_every_token(batch, self.config.algorithm.loss_aggregation)
-        told = _metrics_of(token_loss, known)
-        table = TokenTable([len(row.response_tokens) for row in rows], ["logprobs", "entropy", *told, "loss"])
-
-        def head(hidden: Tensor, micro_batch: MicroBatch) -> Tensor:
-            rows = known.select(table.indices(micro_batch), hidden.device)
-            result = token_losses(
-                self.model, hidden, micro_batch, self.config.rollout.temperature, naive, token_loss, rows
-            )
-            if reports(self.model):
-                logprobs = result.logprobs
-                loss = result.loss.detach() / max(1, len(logprobs)) * torch.ones_like(logprobs)
-                table.put(micro_batch, {"logprobs": logprobs, "entropy": result.entropy, "loss": loss} | result.metrics)
-            if self.settings.overlap_communication:
-                # the head's reduction starts when autograd hands over a gradient; the kernel's own is in main_grad
-                return result.loss + 0.0 * self.model.lm_head()[0, 0]
-            return result.loss
-
+        told = payload.columns(loss, known)
+        table = TokenTable([len(trajectory) for trajectory in batch], ["logprobs", "entropy", *told, "loss"])
         if self.model is not None:
             if self._away is not None:
                 self._wrapped.restore_grad_buffers()
             self._wrapped.zero_grad_buffer()
             self._optimizer.zero_grad()
-            micro_batches = my_micro_batches(self.model, rows, self.config.training.max_tokens_per_micro_batch)
-            run(self.model, micro_batches, head, train=True, module=self._wrapped, gather=naive)
+        for portion in payload.portions(batch):
+            self._learn(batch, portion, loss, known, table)
         columns = table.gather()
         refuse_non_finite(columns["logprobs"], batch)
-        loss = math.fsum(float(column.sum(dtype=np.float64)) for column in columns["loss"])
+        payload.fill(batch, columns)
+        value = math.fsum(float(column.sum(dtype=np.float64)) for column in columns["loss"])
         norm, lr = self._step()
         metrics = {name: columns[name] for name in told}
-        return Update(norm, lr, loss, columns["logprobs"], columns["entropy"], metrics, self._router_drift())
+        return Update(norm, lr, value, columns["logprobs"], columns["entropy"], metrics, self._router_drift())
+
+    def _learn(
+        self, batch: list[Trajectory], portion: Portion, loss: LossFunction, known: TokenRows, table: TokenTable
+    ) -> None:
+        """Gradients of a portion of the batch, added to those before it."""
+        if self.model is None:
+            portion.prepare(None, [], table)
+            return
+        training, model = self.config.training, self.model
+        rows = [Row(trajectory.prompt.student_tokens, trajectory.response_tokens) for trajectory in batch]
+        micro_batches = my_micro_batches(model, rows, training.max_tokens_per_micro_batch, portion.rows)
+        asked = Head(model, self.config.rollout.temperature, training.logprob == "naive")
+        portion.prepare(asked, micro_batches, table)
+
+        def head(hidden: Tensor, micro_batch: MicroBatch) -> Tensor:
+            of_rows = known.select(table.indices(micro_batch), hidden.device)
+            judged = portion.judge(loss, asked, hidden, micro_batch, of_rows)
+            if reports(model):
+                each = judged.loss.detach() / max(1, len(micro_batch.targets))
+                table.put(micro_batch, judged.columns | {"loss": each.expand(len(micro_batch.targets))})
+            if self.settings.overlap_communication:
+                # the head's reduction starts when autograd hands over a gradient; the kernel's own is in main_grad
+                return judged.loss + 0.0 * model.lm_head()[0, 0]
+            return judged.loss
+
+        with contextlib.nullcontext() if portion.last else more_follows(model, self._wrapped):
+            run(model, micro_batches, head, train=True, module=self._wrapped, gather=asked.naive)
 
     def logprobs(self, batch: list[Trajectory]) -> list[np.ndarray]:
         """Log-prob of every response token under the weights of now: [response] float32 a trajectory. Collective."""
@@ -200,9 +216,3 @@ def _highest(value: float) -> float:
     tensor = torch.tensor(value)
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return tensor.item()
-
-
-def _metrics_of(token_loss: TokenLossFunction, known: TokenRows) -> list[str]:
-    """What the objective tells of every token, asked on no tokens: ranks that see none must know as well."""
-    nothing = torch.empty(0)
-    return list(token_loss(nothing, nothing, known.select(slice(0, 0))).metrics)

@@ -24,6 +24,15 @@ class TokenTable:
         self._bounds = np.concatenate([[0], np.cumsum(response_lengths)])
         self._values = torch.zeros(len(self.columns) + 1, int(self._bounds[-1]))  # last row: how often put
 
+    @property
+    def tokens(self) -> int:
+        return int(self._bounds[-1])
+
+    @property
+    def starts(self) -> Tensor:
+        """[rows] int64, of each row's first response token."""
+        return torch.from_numpy(self._bounds)[:-1]
+
     def indices(self, micro_batch: MicroBatch) -> Tensor:
         """[response tokens] where the micro-batch's tokens stand in the table."""
         return torch.from_numpy(self._bounds)[micro_batch.rows] + micro_batch.offsets

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from megatron_gopd.config import Config
-from megatron_gopd.objective import gopd_loss
+from megatron_gopd.objective import loss_of
 from megatron_gopd.training.agreement import refuse_disagreement
 from megatron_gopd.training.grading import set_outcomes
 from megatron_gopd.training.session import Session
@@ -12,8 +12,7 @@ from megatron_gopd.training.session import Session
 def distill(config: Config) -> None:
     """Run the whole distillation of `config`. Collective over the ranks of the job."""
     asked = config.algorithm
-    cap = asked.rollout_correction.cap if asked.rollout_correction else None
-    token_loss = gopd_loss(asked.lambda_, cap, clamp=asked.clamp, reward_weight=asked.reward_weight)
+    loss = loss_of(asked)
     with Session.of(config) as session:
         job, spans = session.job, session.spans
         for step in session.steps():
@@ -26,7 +25,7 @@ def distill(config: Config) -> None:
             if asked.reward_weight:
                 set_outcomes(batch, normalize_std=True)
             with spans("train"):
-                session.trained(batch, update := job.student.update(batch, token_loss))
+                session.trained(batch, update := job.student.update(batch, loss, job.scorers.payload))
             refuse_disagreement(batch, update, config.rollout, job.tokenizers.student)
             with spans("sync"):
                 job.rollout.sync(job.student)

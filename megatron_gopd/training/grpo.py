@@ -6,7 +6,8 @@ import numpy as np
 
 from megatron_gopd.config import Config
 from megatron_gopd.data.trajectory import Trajectory
-from megatron_gopd.objective import grpo_loss
+from megatron_gopd.kernels.linear_token_loss import TokenLossFunction
+from megatron_gopd.objective import loss_of
 from megatron_gopd.policies.update import Update
 from megatron_gopd.training.agreement import refuse_disagreement
 from megatron_gopd.training.grading import set_outcomes
@@ -17,13 +18,7 @@ from megatron_gopd.training.session import Session
 def grpo(config: Config) -> None:
     """Run the whole training of `config`. Collective over the ranks of the job."""
     asked = config.algorithm
-    token_loss = grpo_loss(
-        clip_low=asked.clip_low,
-        clip_high=asked.clip_high,
-        dual_clip=asked.dual_clip,
-        kl_coefficient=asked.kl_coefficient,
-        correction_cap=asked.rollout_correction.cap if asked.rollout_correction else None,
-    )
+    loss = loss_of(asked)
     with Session.of(config) as session:
         job, spans = session.job, session.spans
         for step in session.steps():
@@ -35,23 +30,23 @@ def grpo(config: Config) -> None:
                 batch += chunk
             set_outcomes(batch, normalize_std=asked.normalize_std)
             with spans("train"):
-                batch, update = _update(batch, job, token_loss, step)
+                batch, update = _update(batch, job, loss, step)
                 session.trained(batch, update)
             refuse_disagreement(batch, update, config.rollout, job.tokenizers.student)
             with spans("sync"):
                 job.rollout.sync(job.student)
 
 
-def _update(batch: list[Trajectory], job: Job, token_loss, step: int) -> tuple[list[Trajectory], Update]:
+def _update(batch: list[Trajectory], job: Job, loss: TokenLossFunction, step: int) -> tuple[list[Trajectory], Update]:
     """One optimizer step, or one for each mini-batch against the log-probs before the first; and the batch in order."""
-    parts = job.config.algorithm.mini_batches
+    parts = job.config.algorithm.updates
     if parts == 1:
-        return batch, job.student.update(batch, token_loss)
+        return batch, job.student.update(batch, loss)
     cut = mini_batches(batch, parts, [job.config.run.seed, step])
     batch = [trajectory for part in cut for trajectory in part]
     for trajectory, logprobs in zip(batch, job.student.logprobs(batch), strict=True):
         trajectory.old_logprobs = logprobs
-    update = Update.of_all([job.student.update(part, token_loss) for part in cut])
+    update = Update.of_all([job.student.update(part, loss) for part in cut])
     update.logprobs = [trajectory.old_logprobs for trajectory in batch]
     return batch, update
 

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 
 import torch.distributed as dist
 
@@ -72,7 +73,7 @@ def build_job(config: Config) -> Job:
     check_sync(config)
     tokenizers = load_tokenizers(config)
     prompts = build_prompts(config, tokenizers)
-    if config.algorithm.type != "sft":  # which is not graded
+    if config.algorithm.SAMPLES_STUDENT:  # nothing else is graded
         every = config.needs_rewards
         Nodes.of_job().each(lambda: check_gradable(config.rewards, prompts.prompts, config.sandbox, every=every))
     check_suites(config, tokenizers)
@@ -80,14 +81,14 @@ def build_job(config: Config) -> Job:
         _announce(prompts, idle)
     loader = PromptLoader(prompts.prompts, config.data.batch_size, config.run.seed)
     student = Student(config)
-    scorers = Scorers(config)
+    scorers = resolve_name(config.algorithm.SCORERS)(config)
     rollout = _rollout(config)
-    source = rollout if config.algorithm.type != "sft" else _writers(config)
+    source = rollout if config.algorithm.SAMPLES_STUDENT else _writers(config)
     return Job(config, tokenizers, loader, student, scorers, rollout, source, Batches(config, loader, source))
 
 
 def _rollout(config: Config) -> RolloutEngine | None:
-    if config.algorithm.type == "sft" and not config.evaluation:
+    if not (config.algorithm.SAMPLES_STUDENT or config.evaluation):
         return None
     return SGLangEngine(config) if config.rollout.engine == "sglang" else EmbeddedEngine.of(config.student, config)
 

@@ -7,7 +7,12 @@ import numpy as np
 from megatron_gopd.data.trajectory import Trajectory
 from megatron_gopd.policies.update import Update
 
-COLUMNS = {"advantage": "advantage_mean", "clipped": "clip_fraction", "reference_kl": "reference_kl"}
+COLUMNS = {
+    "advantage": "advantage_mean",
+    "clipped": "clip_fraction",
+    "reference_kl": "reference_kl",
+    "target_kl": "target_kl",
+}
 
 
 def step_metrics(step: int, batch: list[Trajectory], update: Update, seconds: dict[str, float]) -> dict[str, float]:
@@ -20,7 +25,7 @@ def step_metrics(step: int, batch: list[Trajectory], update: Update, seconds: di
     for column, name in COLUMNS.items():
         if column in update.metrics:
             metrics[name] = _mean(update.metrics[column])
-    metrics |= {
+    metrics |= _of_whole_laws(update) | {
         "entropy": _mean(update.entropy),
         "grad_norm": update.grad_norm,
         "lr": update.lr,
@@ -43,6 +48,22 @@ def _distances(batch: list[Trajectory], update: Update) -> dict[str, float]:
     for name in _teachers(batch):
         of_teacher = [gap for gap, each in zip(gaps, batch, strict=True) if each.prompt.teacher == name]
         metrics[f"reverse_kl/{name}"] = _mean(of_teacher)
+    return metrics
+
+
+def _of_whole_laws(update: Update) -> dict[str, float]:
+    """What some prefixes, looked at whole, tell of lambda: the 1 % quantile of its limit, and where it has none."""
+    metrics = {}
+    if "advantage" in update.metrics:
+        metrics["advantage_variance"] = float(_flat(update.metrics["advantage"]).var(dtype=np.float64))
+    if "lambda_limit" in update.metrics:
+        limits = _flat(update.metrics["lambda_limit"])
+        limits = limits[~np.isnan(limits)]
+        bounded = limits[np.isfinite(limits)]
+        if len(bounded):
+            metrics["lambda_limit/p01"] = float(np.quantile(bounded, 0.01))
+        metrics["lambda_limit/unbounded"] = float(np.mean(np.isinf(limits)))
+        metrics["teacher_reference_tv"] = float(np.nanmean(_flat(update.metrics["disagreement"])))
     return metrics
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from megatron_gopd.config import Config
-from megatron_gopd.objective import sft_loss
+from megatron_gopd.objective import loss_of
 from megatron_gopd.training.session import Session
 
 
 def sft(config: Config) -> None:
     """Run the whole training of `config`. Collective over the ranks of the job."""
-    token_loss = sft_loss()
+    loss = loss_of(config.algorithm)
     with Session.of(config) as session:
         job, spans = session.job, session.spans
         for step in session.steps():
@@ -17,4 +17,4 @@ def sft(config: Config) -> None:
             for chunk in spans.over("rollout", job.batches.of(step)):
                 batch += chunk
             with spans("train"):
-                session.trained(batch, job.student.update(batch, token_loss))
+                session.trained(batch, job.student.update(batch, loss))

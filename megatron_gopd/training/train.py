@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from megatron_gopd.config import Config
-from megatron_gopd.training.distill import distill
-from megatron_gopd.training.grpo import grpo
-from megatron_gopd.training.sft import sft
+from pkgutil import resolve_name
 
-LOOPS = {"gopd": distill, "grpo": grpo, "sft": sft}
+from megatron_gopd.config import Config
 
 
 def train(config: Config) -> None:
     """Run the whole training of `config`. Collective over the ranks of the job."""
-    LOOPS[config.algorithm.type](config)
+    resolve_name(config.algorithm.LOOP)(config)

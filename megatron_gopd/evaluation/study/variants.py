@@ -82,11 +82,9 @@ def variants_of(runs: list[Run], models: Models) -> list[Variant]:
 def method_of(run: Run) -> Method:
     """By the algorithm, lambda, and whether the reference is the student's own initial model."""
     algorithm = run.config.algorithm
-    if algorithm.type != "gopd":
-        return Method(algorithm.type)
-    student = run.student
-    corrected = algorithm.lambda_ != 1 and all(each != student for each in _references(run).values())
-    return Method("gopd", algorithm.lambda_, corrected)
+    references = _references(run).values()
+    corrected = bool(references) and all(each != run.student for each in references)
+    return Method(algorithm.KIND, algorithm.strength, corrected)
 
 
 def recipe_of(run: Run) -> dict[str, object]:
@@ -131,10 +129,8 @@ def _merged(models: Models) -> Iterator[Variant]:
 
 def _references(run: Run) -> dict[str, Path]:
     """Only where they are used."""
-    algorithm = run.config.algorithm
-    if algorithm.type != "gopd" or algorithm.lambda_ == 1:
-        return {}
-    return {name: reference_of(run, name) for name in run.config.teachers}
+    extrapolates = run.config.algorithm.extrapolates
+    return {name: reference_of(run, name) for name in run.config.teachers} if extrapolates else {}
 
 
 def _flat(tree: object, key: str = "") -> Iterator[tuple[str, object]]:

@@ -1,0 +1,96 @@
+"""Teachers and references that give hidden states, from which an update judges every token of the vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from megatron_gopd.config import Config, schema
+from megatron_gopd.data.packing import Row
+from megatron_gopd.data.trajectory import Trajectory
+from megatron_gopd.mcore.architecture import Architecture
+from megatron_gopd.policies.distribution_payload import DistributionPayload
+from megatron_gopd.policies.hidden_states import Held, hidden_states
+from megatron_gopd.policies.scorers import Scorers
+from megatron_gopd.policies.target_heads import shared_ids
+
+
+@dataclass
+class Piece:
+    """Trajectories of one teacher, and what each model that judges them gave."""
+
+    teacher: str
+    trajectories: list[Trajectory]
+    held: dict[str, Held]  # by who; indices are of the response tokens of `trajectories`, end to end
+
+
+class HiddenScorers(Scorers):
+    """Scorers whose answers stay where they were computed until the update asks for them.
+
+    A rank holds at most half of training.hidden_states_gib; what does not fit is computed in the update.
+    """
+
+    def __init__(self, config: Config):
+        """Collective over all ranks. Raises UserError for a model, a layout or a head that cannot be used."""
+        super().__init__(config)
+        self.shared = shared_ids(config)
+        self.dtype = getattr(torch, config.student.dtype)
+        self.budget = int(config.training.hidden_states_gib * 2**30 / 2)
+        self.ahead: list[Piece] = []
+        self.payload = DistributionPayload(self)
+
+    def score(self, chunk: list[Trajectory]) -> None:
+        """Hold the hidden states of a chunk, as far as memory allows. Collective; every rank passes the same chunk."""
+        for name in self.config.teachers:
+            taught = [trajectory for trajectory in chunk if trajectory.prompt.teacher == name]
+            room = self.budget - sum(map(self.bytes_held, self.ahead))
+            if taught and self.bytes_held(Piece(name, taught, {})) <= room:
+                self.ahead.append(self.piece(name, taught))
+
+    def take(self) -> list[Piece]:
+        """What is held, which is held here no longer."""
+        taken, self.ahead = self.ahead, []
+        return taken
+
+    def judges(self, teacher: str) -> dict[str, schema.Scorer]:
+        """{who: settings} of the models that judge a teacher's trajectories, itself first."""
+        asked = self.config.scorers()
+        names = (f"teachers.{teacher}", f"the reference of teachers.{teacher}")
+        return {who: asked[who] for who in names if who in asked}
+
+    def piece(self, teacher: str, taught: list[Trajectory]) -> Piece:
+        """Compute. Collective over all ranks."""
+        lengths = torch.tensor([len(trajectory) for trajectory in taught])
+        starts = lengths.cumsum(0) - lengths
+        prompts = {f"teachers.{teacher}": "teacher_tokens"}
+        held = {}
+        for who, settings in self.judges(teacher).items():
+            tokens = prompts.get(who, "reference_tokens")
+            rows = [Row(getattr(each.prompt, tokens), each.response_tokens) for each in taught]
+            held[who] = self._hidden_states(settings, rows, starts)
+        return Piece(teacher, taught, held)
+
+    def bytes_held(self, piece: Piece) -> int:
+        """On a rank of the models that judge it, about."""
+        tokens = sum(map(len, piece.trajectories))
+        return sum(tokens * bytes_ // ranks for bytes_, ranks in map(self._token, self.judges(piece.teacher).values()))
+
+    def token_bytes(self, teacher: str) -> int:
+        """Of the hidden states of one token, of all that judge it."""
+        return sum(self._token(settings)[0] for settings in self.judges(teacher).values())
+
+    def _token(self, settings: schema.Scorer) -> tuple[int, int]:
+        """Bytes, and the ranks over which tokens are shared out."""
+        layout = settings.layout
+        ranks = len(layout.span(dist.get_world_size(), "")) // layout.pp
+        return Architecture.read(settings.model).hidden_size * self.dtype.itemsize, ranks
+
+    def _hidden_states(self, settings: schema.Scorer, rows: Sequence[Row], starts: torch.Tensor) -> Held:
+        with self._resident(settings) as model:
+            if model is None:
+                return Held.nothing(Architecture.read(settings.model).hidden_size, self.dtype)
+            budget = self.config.training.max_tokens_per_micro_batch
+            return hidden_states(model, rows, starts, self.dtype, budget)
