@@ -21,6 +21,7 @@ class Receivers:
 
     def __init__(self, groups: ProcessGroupCollection, receivers: Collection[int] | None):
         """`receivers`: ranks of the job; None: all of them."""
+        # backwards, from whole tensors to the shards that they are put together from
         self.here = receivers is None or dist.get_rank() in receivers
         self.of_tp = _who(self.here, groups.tp)
         self.of_ep = _who(self.here, groups.ep)
@@ -31,8 +32,9 @@ class Receivers:
 
 def _who(needs: bool, group: dist.ProcessGroup) -> Ranks:
     """The ranks of a group that need something."""
-    told = [False] * group.size()
-    dist.all_gather_object(told, needs, group=group)
+    told = [needs] * group.size()
+    if group.size() > 1:
+        dist.all_gather_object(told, needs, group=group)
     return [rank for rank, each in enumerate(told) if each]
 
 

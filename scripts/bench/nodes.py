@@ -24,7 +24,7 @@ from tests.chat_models import save_chat_model, write_questions  # noqa: E402
 MODELS, SLOWER = 1.05, 1.15  # bounds: models that enter a node in an update; time of two nodes, over one's
 SIZES = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "num_key_value_heads": 4}
 RANKS = 2  # on a node, where weights are updated
-UPDATES, TURNS, PROMPTS, TOKENS = 5, 7, 64, 128
+UPDATES, TURNS, PROMPTS, TOKENS = 5, 7, 32, 96
 WAIT_S = 1800  # for one step: the machine may be busy
 
 
@@ -58,7 +58,19 @@ def main() -> int:
 def on_cluster(cluster: MiniSlurm, nodes: int, ranks: int, what: str, folder: Path) -> list:
     """What rank 0 of a step with `ranks` on each node found."""
     environment = os.environ | cluster.environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = ["srun", "--nodes", nodes, "--ntasks-per-node", ranks, "--cpus-per-task", 1, sys.executable, __file__]
+    command = [
+        "srun",
+        "--time",
+        WAIT_S // 60,
+        "--nodes",
+        nodes,
+        "--ntasks-per-node",
+        ranks,
+        "--cpus-per-task",
+        1,
+        sys.executable,
+        __file__,
+    ]
     return json.loads(cluster(*command, what, folder, env=environment, timeout=WAIT_S).splitlines()[-1])
 
 
