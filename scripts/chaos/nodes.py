@@ -86,7 +86,7 @@ class Job:
         servers |= {"sync": self.sync, "sync_folder": str(self.shared)}
         rollout = {"engine": "sglang", "max_response_tokens": 400, "samples_per_prompt": SAMPLES, "sglang": servers}
         run = tree["run"] | {"steps": STEPS}
-        return tree | {"run": run, "rollout": rollout, "checkpoint": {"every": EVERY, "keep": 2}}
+        return tree | {"run": run, "rollout": rollout, "checkpoint": {"every": EVERY, "keep": 2}, "rewards": "none"}
 
 
 def server_killed(phase: str, moment: Callable[[Job], object]) -> Callable[[Job], str]:
