@@ -58,19 +58,8 @@ def main() -> int:
 def on_cluster(cluster: MiniSlurm, nodes: int, ranks: int, what: str, folder: Path) -> list:
     """What rank 0 of a step with `ranks` on each node found."""
     environment = os.environ | cluster.environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [
-        "srun",
-        "--time",
-        WAIT_S // 60,
-        "--nodes",
-        nodes,
-        "--ntasks-per-node",
-        ranks,
-        "--cpus-per-task",
-        1,
-        sys.executable,
-        __file__,
-    ]
+    step = [f"--time={WAIT_S // 60}", f"--nodes={nodes}", f"--ntasks-per-node={ranks}", "--cpus-per-task=1"]
+    command = ["srun", *step, sys.executable, __file__]
     return json.loads(cluster(*command, what, folder, env=environment, timeout=WAIT_S).splitlines()[-1])
 
 
