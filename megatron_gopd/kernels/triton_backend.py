@@ -14,42 +14,11 @@ from torch import Tensor
 
 from megatron_gopd.kernels import triton_kernels as kernels
 from megatron_gopd.kernels.backend import Statistics, Upstream
+from megatron_gopd.kernels.triton_distribution import TritonDistribution
+from megatron_gopd.kernels.triton_products import into_both
+from megatron_gopd.kernels.triton_tiles import FUSED, MERGE, launch, logits_like, programs, tile_of
 
 BLOCK = 8192  # vocabulary rows whose logits are computed again at a time
-FUSED = {"enable_fp_fusion": True}  # multiply-add in one rounding, whatever a version of Triton defaults to
-MERGE = {"ROWS": 32, "PARTS": 32, **FUSED}
-ALIGN = 64  # columns: rows of a [tokens, vocabulary] buffer start where wide loads may
-
-
-class Tile(NamedTuple):
-    """Rows and columns of the output that a program computes, the inner columns of a step, warps, pipeline stages."""
-
-    rows: int
-    columns: int
-    inner: int
-    warps: int
-    stages: int
-    registers: int | None = None  # of a thread; said aloud, ptxas does not aim lower and spill to fit more programs
-
-    @property
-    def part(self) -> int:
-        """Vocabulary columns that share one peak."""
-        return self.columns // 4
-
-    def of_part(self) -> Tile:
-        """The tile in which kept exponentials become gradients: no product, one peak a row."""
-        return Tile(128, self.part, inner=1, warps=8, stages=1)
-
-
-def tile_of(dtype: torch.dtype, capability: int) -> Tile:
-    """A large tile of which no kernel spills a register; float32 products use no tensor core, and smaller tiles."""
-    if dtype == torch.float32 and capability < 90:
-        return Tile(64, 128, 32, warps=8, stages=3)
-    if dtype == torch.float32:
-        return Tile(64, 64, 32, warps=4, stages=3, registers=128)
-    if 100 <= capability < 120:  # its accumulators lie in tensor memory, and wide tiles are split at a cost
-        return Tile(256, 128, 64, warps=8, stages=3)
-    return Tile(128, 256, 64, warps=8, stages=3)
 
 
 class Kept(NamedTuple):
@@ -57,7 +26,7 @@ class Kept(NamedTuple):
     peak: Tensor  # [parts, tokens]
 
 
-class TritonBackend:
+class TritonBackend(TritonDistribution):
     """On the current GPU, from sm_80 on; `capability` is 90 for sm_90."""
 
     def __init__(self, capability: int):
@@ -73,12 +42,12 @@ class TritonBackend:
         parts = hidden.new_empty((3, triton.cdiv(rows, tile.part), tokens), dtype=torch.float32)
         merged = hidden.new_empty((3, tokens), dtype=torch.float32)
         target_logit = hidden.new_full((tokens,), -torch.inf, dtype=torch.float32)
-        exp = _logits_like(hidden, rows) if keep else hidden.new_empty((1, 1))
+        exp = logits_like(hidden, rows) if keep else hidden.new_empty((1, 1))
         if tokens:
-            kernels.statistics_kernel[(_programs(tokens, rows, tile),)](
+            kernels.statistics_kernel[(programs(tokens, rows, tile),)](
                 hidden, weight, targets.contiguous(), *parts, target_logit, exp,
                 tokens, inner, rows, hidden.stride(0), weight.stride(0), exp.stride(0), 1 / temperature,
-                KEEP=keep, EVEN=inner % tile.inner == 0, **_launch(tile),
+                KEEP=keep, EVEN=inner % tile.inner == 0, **launch(tile),
             )  # fmt: skip
             kernels.merge_kernel[(triton.cdiv(tokens, 32),)](*parts, merged, tokens, parts.shape[1], **MERGE)
         return Statistics(*merged, target_logit, Kept(exp, parts[0]) if keep else None)
@@ -97,7 +66,7 @@ class TritonBackend:
         grad_hidden = torch.empty_like(hidden, dtype=torch.float32)
         columns = _per_token(targets, upstream)
         block = BLOCK if kept is None else len(weight)
-        buffer = _logits_like(hidden, min(block, len(weight))) if kept is None else kept.exp
+        buffer = logits_like(hidden, min(block, len(weight))) if kept is None else kept.exp
         for start in range(0, len(weight), block):
             rows = weight[start : start + block]
             grad = buffer[:, : len(rows)]
@@ -105,9 +74,8 @@ class TritonBackend:
                 self._gradient(hidden, rows, columns, start, temperature, grad)
             else:
                 self._gradient_of_kept(kept, columns, temperature)
-            self._product(grad, rows, grad_hidden, add=start > 0)
-            if grad_weight is not None:
-                self._product(grad.T, hidden, grad_weight[start : start + block], add)
+            of_rows = None if grad_weight is None else grad_weight[start : start + block]
+            into_both(grad, hidden, rows, grad_hidden, of_rows, start == 0, add, self.capability)
         return grad_hidden
 
     def _gradient(
@@ -115,27 +83,18 @@ class TritonBackend:
     ) -> None:
         tile, (tokens, inner) = tile_of(hidden.dtype, self.capability), hidden.shape
         if tokens:
-            kernels.gradient_kernel[(_programs(tokens, len(rows), tile),)](
+            kernels.gradient_kernel[(programs(tokens, len(rows), tile),)](
                 hidden, rows, *columns, grad,
                 tokens, inner, len(rows), hidden.stride(0), rows.stride(0), grad.stride(0), first, 1 / temperature,
-                ENTROPY=_wants_entropy(columns), EVEN=inner % tile.inner == 0, **_launch(tile),
+                ENTROPY=_wants_entropy(columns), EVEN=inner % tile.inner == 0, **launch(tile),
             )  # fmt: skip
 
     def _gradient_of_kept(self, kept: Kept, columns: list[Tensor], temperature: float) -> None:
         (tokens, rows), tile = kept.exp.shape, tile_of(kept.exp.dtype, self.capability).of_part()
         if tokens:
-            kernels.kept_gradient_kernel[(_programs(tokens, rows, tile),)](
+            kernels.kept_gradient_kernel[(programs(tokens, rows, tile),)](
                 *kept, *columns, tokens, rows, kept.exp.stride(0), 1 / temperature,
                 ENTROPY=_wants_entropy(columns), BM=tile.rows, BN=tile.columns, num_warps=tile.warps, **FUSED,
-            )  # fmt: skip
-
-    def _product(self, a: Tensor, b: Tensor, out: Tensor, add: bool) -> None:
-        """out = a @ b or out += a @ b; rows of b and out are contiguous, of a its rows or its columns."""
-        (rows, inner), columns, tile = a.shape, b.shape[1], tile_of(b.dtype, self.capability)
-        if rows and columns:
-            kernels.product_kernel[(_programs(rows, columns, tile),)](
-                a, b, out, rows, columns, inner, *a.stride(), b.stride(0), out.stride(0),
-                ADD=add, EVEN=inner % tile.inner == 0, **_launch(tile),
             )  # fmt: skip
 
 
@@ -152,18 +111,3 @@ def _per_token(targets: Tensor, upstream: Upstream) -> list[Tensor]:
 
 def _wants_entropy(columns: list[Tensor]) -> bool:
     return columns[4].numel() > 0
-
-
-def _logits_like(hidden: Tensor, columns: int) -> Tensor:
-    """[tokens, columns] in the dtype of `hidden`, uninitialised, rows aligned."""
-    return hidden.new_empty((len(hidden), triton.cdiv(columns, ALIGN) * ALIGN))[:, :columns]
-
-
-def _programs(rows: int, columns: int, tile: Tile) -> int:
-    return triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns)
-
-
-def _launch(tile: Tile) -> dict[str, int | bool]:
-    sizes = {"BM": tile.rows, "BN": tile.columns, "BK": tile.inner}
-    limit = {} if tile.registers is None else {"maxnreg": tile.registers}
-    return sizes | {"num_warps": tile.warps, "num_stages": tile.stages} | limit | FUSED

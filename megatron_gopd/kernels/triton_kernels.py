@@ -39,17 +39,12 @@ def statistics_kernel(
         start = column + n * (BN // 4)
         if start < columns:
             part, j = quarters[n], start + tl.arange(0, BN // 4)
-            peak = tl.max(part, 1)
             logit = tl.max(tl.where(j[None, :] == target[:, None], part, -float("inf")), 1)
-            below = part - peak[:, None]
-            exp = tl.where((j < columns)[None, :], tl.exp(below), 0.0)
-            total, weighted = tl.sum(exp, 1), tl.sum(exp * below, 1)
-            out = (start // (BN // 4)).to(tl.int64) * tokens + i
-            tl.store(peak_ptr + out, peak, mask=stored)
-            tl.store(total_ptr + out, total, mask=stored)
-            tl.store(weighted_ptr + out, weighted, mask=stored)
             here = (target >= start) & (target < tl.minimum(start + BN // 4, columns))
             tl.store(target_logit_ptr + i, logit, mask=stored & here)
+            exp = _statistics_of_part(
+                part, j < columns, start // (BN // 4), i, tokens, peak_ptr, total_ptr, weighted_ptr
+            )
             if KEEP:
                 _store_tile(exp_ptr, exp, row, start, tokens, columns, exp_stride, False, BM, BN // 4)
 
@@ -202,6 +197,19 @@ def _quarters(tile, BM: tl.constexpr, BN: tl.constexpr):
     first, second = tl.split(tl.permute(tl.reshape(left, (BM, 2, BN // 4)), (0, 2, 1)))
     third, fourth = tl.split(tl.permute(tl.reshape(right, (BM, 2, BN // 4)), (0, 2, 1)))
     return first, second, third, fourth
+
+
+@triton.jit
+def _statistics_of_part(part, inside, number, i, tokens, peak_ptr, total_ptr, weighted_ptr):
+    """Stores the statistics of one part of every row; gives exp(z - peak), 0 past the last column."""
+    peak = tl.max(part, 1)
+    below = part - peak[:, None]
+    exp = tl.where(inside[None, :], tl.exp(below), 0.0)
+    out = number.to(tl.int64) * tokens + i
+    tl.store(peak_ptr + out, peak, mask=i < tokens)
+    tl.store(total_ptr + out, tl.sum(exp, 1), mask=i < tokens)
+    tl.store(weighted_ptr + out, tl.sum(exp * below, 1), mask=i < tokens)
+    return exp
 
 
 @triton.jit

@@ -26,7 +26,12 @@ SHAPES = {"A": (2048, 512, 32768), "B": (512, 1024, 151936), "C": (1024, 2560, 1
 SCALED = (4608, 640, 9496)  # for the workspace: a quarter of (18432, 2560, 37984) each way
 JUDGED = torch.cpu._is_avx512_bf16_supported()
 DTYPE = torch.bfloat16 if JUDGED else torch.float32  # elsewhere torch.mm takes bf16 apart, and is no yardstick
-DISTRIBUTION = ["ours_distribution", "ours_distribution_1", "ours_distribution_forward_kl", "ours_distribution_recompute"]
+DISTRIBUTION = [
+    "ours_distribution",
+    "ours_distribution_1",
+    "ours_distribution_forward_kl",
+    "ours_distribution_recompute",
+]
 FORWARD = ["ours", "naive", "torch", "liger", "cce"]
 BOTH = ["ours_main_grad", "ours_fresh", "ours_recompute", *DISTRIBUTION, "naive", "torch", "liger", "cce"]
 BOUNDS = {  # (contender, pass): time over torch.mm

@@ -31,19 +31,20 @@ import triton.backends.nvidia  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from megatron_gopd.kernels import triton_backend as backend  # noqa: E402
+from megatron_gopd.kernels import triton_distribution_kernels as of_distribution  # noqa: E402
 from megatron_gopd.kernels import triton_kernels as kernels  # noqa: E402
+from megatron_gopd.kernels import triton_tiles as tiles  # noqa: E402
 
 TYPES = {torch.bfloat16: "*bf16", torch.float32: "*fp32"}
-LIKE_INPUT = {"hidden_ptr", "weight_ptr", "exp_ptr", "grad_ptr", "a_ptr", "b_ptr"}
+LIKE_INPUT = {"hidden_ptr", "weight_ptr", "exp_ptr", "other_ptr", "grad_ptr", "a_ptr", "b_ptr"}
 CUOBJDUMP = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
 INSTRUCTIONS = {"tcgen05.mma": "tcgen05.mma", "wgmma.mma_async": "wgmma", "mma.sync": "mma.sync"}
 
 
 def variants(dtype: torch.dtype, capability: int, quick: bool) -> Iterator[tuple]:
     """(kernel, constants, options) of every launch in triton_backend.py."""
-    tile = backend.tile_of(dtype, capability)
-    part, launch = tile.of_part(), backend._launch(tile)
+    tile = tiles.tile_of(dtype, capability)
+    part, launch = tile.of_part(), tiles.launch(tile)
     both = (True,) if quick else (True, False)
     for flag, even in itertools.product(both, (False, True)):
         yield kernels.statistics_kernel, {"KEEP": flag, "EVEN": even}, launch
@@ -52,8 +53,31 @@ def variants(dtype: torch.dtype, capability: int, quick: bool) -> Iterator[tuple
         yield kernels.product_kernel, {"ADD": flag, "EVEN": even, "a_row_stride": 1}, launch
     for flag in both:
         shape = {"BM": part.rows, "BN": part.columns, "num_warps": part.warps}
-        yield kernels.kept_gradient_kernel, {"ENTROPY": flag}, shape | backend.FUSED
-    yield kernels.merge_kernel, {}, backend.MERGE
+        yield kernels.kept_gradient_kernel, {"ENTROPY": flag}, shape | tiles.FUSED
+    yield kernels.merge_kernel, {}, tiles.MERGE
+    yield from of_a_distribution(dtype, capability, both)
+
+
+def of_a_distribution(dtype: torch.dtype, capability: int, both: tuple[bool, ...]) -> Iterator[tuple]:
+    """The same of triton_distribution.py."""
+    tile = tiles.tile_of_sides(dtype, capability)
+    part, launch = tile.of_part(), tiles.launch(tile)
+    for forward, even in itertools.product((False, True), both):
+        shape = {"FORWARD": forward, "EVEN": even}
+        yield of_distribution.sides_kernel, shape | {"KEEP": True}, launch
+        yield of_distribution.distribution_gradient_kernel, shape | {"SAMPLED": True}, launch
+        kept = {"BM": part.rows, "BN": part.columns, "num_warps": part.warps}
+        if even:
+            yield (
+                of_distribution.kept_distribution_gradient_kernel,
+                {"FORWARD": forward, "SAMPLED": True},
+                kept | tiles.FUSED,
+            )
+    wide = tiles.launch(tiles.tile_of(dtype, capability))
+    for mixed, clamp in ((False, False), (True, False), (True, True)):
+        constants = {"STATISTICS": True, "MIXED": mixed, "CLAMP": clamp, "EVEN": True}
+        yield of_distribution.target_kernel, constants, wide
+    yield of_distribution.gap_kernel, {}, tiles.MERGE
 
 
 def compiled(kernel, constants: dict, launch: dict, dtype: torch.dtype, capability: int) -> dict:
@@ -89,7 +113,7 @@ def _type(name: str, dtype: torch.dtype) -> str:
         return TYPES[dtype]
     if name.endswith("_ptr"):
         return "*i64" if name == "target_ptr" else "*fp32"
-    return "fp32" if name == "inverse_temperature" else "i32"
+    return "fp32" if name in ("inverse_temperature", "lambda_", "bound") else "i32"
 
 
 def _divides(kind: str) -> bool:

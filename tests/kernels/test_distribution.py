@@ -48,7 +48,9 @@ def fused(case: Case, upstream: float = 1.0, **settings):
 
 def compare(found, expected, of_values: float, of_gradients: float):
     for what, value in values_of(expected[0]).items():
-        torch.testing.assert_close(values_of(found[0])[what].double(), value, rtol=1e-6 if of_values > 1e-6 else 0, atol=of_values)
+        torch.testing.assert_close(
+            values_of(found[0])[what].double(), value, rtol=1e-6 if of_values > 1e-6 else 0, atol=of_values
+        )
     torch.testing.assert_close(found[0].loss.double(), expected[0].loss, rtol=of_values, atol=of_values)
     for gradient, exact in zip(found[1:], expected[1:], strict=True):
         if exact.abs().max() > 1e-12:  # a vocabulary of one has none
@@ -78,7 +80,15 @@ SHAPES = {
 
 @pytest.mark.parametrize("dtype", BOUNDS, ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("shape", "kind"), [(shape, kind) for shape in SHAPES for kind in KINDS if shape == "ragged" or kind in ("lambda 1", "lambda 1.25", "forward")])
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [
+        (shape, kind)
+        for shape in SHAPES
+        for kind in KINDS
+        if shape == "ragged" or kind in ("lambda 1", "lambda 1.25", "forward")
+    ],
+)
 def test_values_and_gradients_are_those_of_the_oracle(name, shape, kind, mode, dtype):
     shape = SHAPES[shape]
     sizes = {field: getattr(shape, field) for field in ("tokens", "rows", "hidden", "shared", "near")}
