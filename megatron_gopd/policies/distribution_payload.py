@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_gopd.config.algorithms import TokenCorrection
-from megatron_gopd.data.packing import MicroBatch
+from megatron_gopd.data.packing import MicroBatch, in_order
 from megatron_gopd.data.trajectory import Trajectory
 from megatron_gopd.kernels import Target, TargetHead
 from megatron_gopd.kernels.linear_distribution_loss import DistributionLossFunction
@@ -86,16 +86,8 @@ class DistributionPayload:
     def _groups(self, teacher: str, items: list) -> Iterator[list]:
         """Pieces or trajectories, as many together as a rank may fetch, at least one."""
         most = self.scorers.budget * self._replicas() // self.scorers.token_bytes(teacher)
-        group, tokens = [], 0
-        for item in items:
-            size = sum(map(len, item.trajectories)) if hasattr(item, "trajectories") else len(item)
-            if group and tokens + size > most:
-                yield group
-                group, tokens = [], 0
-            group.append(item)
-            tokens += size
-        if group:
-            yield group
+        sizes = [sum(map(len, getattr(item, "trajectories", [item]))) for item in items]
+        return ([items[number] for number in numbers] for numbers in in_order(sizes, most))
 
     def _replicas(self) -> int:
         """Over how many ranks the tokens of the student's last stage are shared out."""

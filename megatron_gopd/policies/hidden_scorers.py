@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -14,7 +15,8 @@ from megatron_gopd.data.trajectory import Trajectory
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.policies.distribution_payload import DistributionPayload
 from megatron_gopd.policies.hidden_states import Held, hidden_states
-from megatron_gopd.policies.scorers import Scorers
+from megatron_gopd.policies.scorers import Scorers, _identity
+from megatron_gopd.policies.served_states import ServedStates
 from megatron_gopd.policies.target_heads import shared_ids
 
 
@@ -66,12 +68,12 @@ class HiddenScorers(Scorers):
         lengths = torch.tensor([len(trajectory) for trajectory in taught])
         starts = lengths.cumsum(0) - lengths
         prompts = {f"teachers.{teacher}": "teacher_tokens"}
-        held = {}
+        asked = {}
         for who, settings in self.judges(teacher).items():
             tokens = prompts.get(who, "reference_tokens")
             rows = [Row(getattr(each.prompt, tokens), each.response_tokens) for each in taught]
-            held[who] = self._hidden_states(settings, rows, starts)
-        return Piece(teacher, taught, held)
+            asked[who] = self._begin(settings, rows, starts, taught)
+        return Piece(teacher, taught, {who: answer() for who, answer in asked.items()})
 
     def bytes_held(self, piece: Piece) -> int:
         """On a rank of the models that judge it, about."""
@@ -84,9 +86,22 @@ class HiddenScorers(Scorers):
 
     def _token(self, settings: schema.Scorer) -> tuple[int, int]:
         """Bytes, and the ranks over which tokens are shared out."""
-        layout = settings.layout
-        ranks = len(layout.span(dist.get_world_size(), "")) // layout.pp
+        layout, ranks = settings.layout, dist.get_world_size()
+        if settings.engine == "megatron":
+            ranks = len(layout.span(ranks, "")) // layout.pp
         return Architecture.read(settings.model).hidden_size * self.dtype.itemsize, ranks
+
+    def _behind_servers(self, settings: schema.Scorer, who: str) -> ServedStates:
+        return ServedStates(settings, who, getattr(torch, self.config.student.dtype))
+
+    def _begin(
+        self, settings: schema.Scorer, rows: Sequence[Row], starts: torch.Tensor, taught: list[Trajectory]
+    ) -> Callable[[], Held]:
+        """What gives the hidden states of `rows`; servers compute them until it is called, beside this job."""
+        if served := self._served.get(_identity(settings)):
+            names = [f"prompt {each.prompt.id!r} ({each.prompt.source})" for each in taught]
+            return served.begin(rows, names, starts)
+        return partial(self._hidden_states, settings, rows, starts)
 
     def _hidden_states(self, settings: schema.Scorer, rows: Sequence[Row], starts: torch.Tensor) -> Held:
         with self._resident(settings) as model:
