@@ -104,12 +104,13 @@ class _Portion:
 
     def prepare(self, head: Head | None, micro_batches: Sequence[MicroBatch], table: TokenTable) -> None:
         """Collective over all ranks."""
+        self._table = table
         last = head is not None and head.model.is_last_stage
         judged = list(micro_batches) if last else []
         judges = self._payload.scorers.judges(self._teacher)
         wanted = [self._wanted(head, micro_batch, table) for micro_batch in judged]
         if len(judges) > 1:
-            wanted += [table.indices(micro_batch)[::STRIDE] for micro_batch in judged]
+            wanted += [(indices := table.indices(micro_batch))[indices % STRIDE == 0] for micro_batch in judged]
         for who in judges:
             indices = torch.cat([torch.empty(0, dtype=torch.int64), *wanted])
             values = fetch(self._held(who, table), indices, table.tokens).split([len(each) for each in wanted])
@@ -137,7 +138,7 @@ class _Portion:
         return Judged(found.loss, columns | found.metrics)
 
     def _look(self, head: Head, micro_batch: MicroBatch) -> dict[str, Tensor]:
-        """objective.diagnostics of every STRIDE-th token; NaN for the others."""
+        """objective.diagnostics of every STRIDE-th token of the batch; NaN for the others."""
         asked = self._payload.scorers.config.algorithm
         laws = [
             shared_law(
@@ -151,7 +152,7 @@ class _Portion:
         ]
         cap = asked.rollout_correction.cap if asked.rollout_correction else TokenCorrection().cap
         columns = torch.full((len(LOOKED_AT), len(micro_batch.targets)), torch.nan)
-        columns[:, ::STRIDE] = torch.stack([lambda_limit(*laws, cap), disagreement(*laws)]).cpu()
+        columns[:, self._table.indices(micro_batch) % STRIDE == 0] = torch.stack([lambda_limit(*laws, cap), disagreement(*laws)]).cpu()
         return dict(zip(LOOKED_AT, columns, strict=True))
 
     def _wanted(self, head: Head, micro_batch: MicroBatch, table: TokenTable) -> Tensor:
