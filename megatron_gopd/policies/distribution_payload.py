@@ -152,7 +152,9 @@ class _Portion:
         ]
         cap = asked.rollout_correction.cap if asked.rollout_correction else TokenCorrection().cap
         columns = torch.full((len(LOOKED_AT), len(micro_batch.targets)), torch.nan)
-        columns[:, self._table.indices(micro_batch) % STRIDE == 0] = torch.stack([lambda_limit(*laws, cap), disagreement(*laws)]).cpu()
+        columns[:, self._table.indices(micro_batch) % STRIDE == 0] = torch.stack(
+            [lambda_limit(*laws, cap), disagreement(*laws)]
+        ).cpu()
         return dict(zip(LOOKED_AT, columns, strict=True))
 
     def _wanted(self, head: Head, micro_batch: MicroBatch, table: TokenTable) -> Tensor:

@@ -58,10 +58,7 @@ class HiddenScorers(Scorers):
         return taken
 
     def judges(self, teacher: str) -> dict[str, schema.Scorer]:
-        """{who: settings} of the models that judge a teacher's trajectories, itself first."""
-        asked = self.config.scorers()
-        names = (f"teachers.{teacher}", f"the reference of teachers.{teacher}")
-        return {who: asked[who] for who in names if who in asked}
+        return judges_of(self.config, teacher)
 
     def piece(self, teacher: str, taught: list[Trajectory]) -> Piece:
         """Compute. Collective over all ranks."""
@@ -109,3 +106,10 @@ class HiddenScorers(Scorers):
                 return Held.nothing(Architecture.read(settings.model).hidden_size, self.dtype)
             budget = self.config.training.max_tokens_per_micro_batch
             return hidden_states(model, rows, starts, self.dtype, budget)
+
+
+def judges_of(config: Config, teacher: str) -> dict[str, schema.Scorer]:
+    """{who: settings} of the models that judge a teacher's trajectories, itself first."""
+    asked = config.scorers()
+    names = (f"teachers.{teacher}", f"the reference of teachers.{teacher}")
+    return {who: asked[who] for who in names if who in asked}
