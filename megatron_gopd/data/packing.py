@@ -63,7 +63,7 @@ def pack(rows: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[
     return bins
 
 
-def in_order(sizes: Sequence[int], most: int) -> Iterator[list[int]]:
+def in_order(sizes: Sequence[int], most: float) -> Iterator[list[int]]:
     """The numbers of items in their order, as many together as are `most` in sum, or one that is more."""
     group: list[int] = []
     for number, size in enumerate(sizes):

@@ -49,8 +49,9 @@ def payload_of(config: Config, where: Placement, work: Workload, machine: Machin
     for teacher in config.teachers:
         pieces = list(_pieces(config, teacher, where, work))
         of_teacher = sum(size for _, size, _ in pieces)
-        portions += (count := max(1, math.ceil(of_teacher / (bound * (span // (layout.tp * layout.pp))))))
         of_rank = sum(size / ranks for _, size, ranks in pieces)
+        at_once = max(of_rank, of_teacher / (span // (layout.tp * layout.pp)))
+        portions += (count := max(1, math.ceil(at_once / bound)))
         late += math.ceil(count * max(0.0, 1 - bound / len(config.teachers) / of_rank))
         total, held = total + of_teacher, held + of_rank
         served += sum(size / ranks for judge, size, ranks in pieces if judge.engine != "megatron")
@@ -103,8 +104,8 @@ def told(payload: Payload) -> str:
     said = (
         f"Hidden states of {payload.bytes / GIB:.1f} GiB a step go from scorers to the student's last stage, "
         f"{payload.held / GIB:.2f} GiB from a rank and {payload.fetched / GIB:.2f} GiB to a rank, at most "
-        f"{payload.bound / GIB:.2f} GiB of either at a time: portions {payload.portions}, {payload.seconds:.1f} s of the "
-        f"update."
+        f"{payload.bound / GIB:.2f} GiB of either at a time: portions {payload.portions}, {payload.seconds:.1f} s of "
+        f"the update."
     )
     if not payload.late:
         return said

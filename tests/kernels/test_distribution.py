@@ -8,8 +8,7 @@ import importlib
 import pytest
 import torch
 
-from megatron_gopd.kernels import backend, chunks, linear_distribution_loss, naive_distribution_loss
-from megatron_gopd.objective import DistributionLoss
+from megatron_gopd.kernels import backend, chunks, linear_distribution_loss
 from tests.kernels.distribution_case import TEMPERATURE, Case, relative, rows_of, values_of
 from tests.kernels.test_backends import CPP, needs_cpp
 
