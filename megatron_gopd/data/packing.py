@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +61,18 @@ def pack(rows: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[
         bins[place].append(row)
         room[place] -= lengths[row]
     return bins
+
+
+def in_order(sizes: Sequence[int], most: float) -> Iterator[list[int]]:
+    """The numbers of items in their order, as many together as are `most` in sum, or one that is more."""
+    group: list[int] = []
+    for number, size in enumerate(sizes):
+        if group and sum(sizes[each] for each in group) + size > most:
+            yield group
+            group = []
+        group.append(number)
+    if group:
+        yield group
 
 
 def build_micro_batch(

@@ -9,16 +9,21 @@ import numpy as np
 from megatron_gopd.config import Config
 from megatron_gopd.data.packing import Row
 from megatron_gopd.data.trajectory import Prompt, Trajectory
+from megatron_gopd.mcore.architecture import Architecture
+from megatron_gopd.mcore.forward import run
 from megatron_gopd.mcore.frozen import frozen_model
 from megatron_gopd.mcore.model import Model
 from megatron_gopd.mcore.optimizer import _parts, optimizer_tensors
-from megatron_gopd.objective import gopd_loss
+from megatron_gopd.objective import gopd_loss, loss_of
 from megatron_gopd.plan import seams
 from megatron_gopd.plan.counts import Counts, at_depth, combined
 from megatron_gopd.plan.fake_ranks import as_rank
 from megatron_gopd.plan.ledger import Ledger
 from megatron_gopd.plan.roles import Role, without_levers
 from megatron_gopd.policies import scoring
+from megatron_gopd.policies.hidden_scorers import HiddenScorers, judges_of
+from megatron_gopd.policies.micro_batches import my_micro_batches
+from megatron_gopd.policies.payload import LOGPROBS, Head, Payload
 from megatron_gopd.policies.scorers import Scorers, _identity
 from megatron_gopd.policies.student import Student
 
@@ -129,19 +134,32 @@ def step(config: Config, role: Role, world: int, tokens: int, rank: int) -> Stag
     training = plain.training.model_copy(update={"max_tokens_per_micro_batch": tokens})
     plain = plain.model_copy(update={"training": training})
     with as_rank(rank, world) as ledger:
-        run = _update if role.trained else _score
-        return run(plain, role, tokens, ledger)
+        taken = _update if role.trained else _score
+        return taken(plain, role, tokens, ledger)
 
 
 def _update(config: Config, role: Role, tokens: int, ledger: Ledger) -> Stage:
     student = Student(config)
     micro_batches = role.settings.layout.pp
-    batch = _batch(student.model.groups.dp.size() * micro_batches, tokens)
+    loss, payload, teacher = gopd_loss(1.0, None), LOGPROBS, ""
+    if config.algorithm.READS == "hidden states":
+        loss, payload, teacher = loss_of(config.algorithm), _payload(config, student), _widest(config)
+    batch = _batch(student.model.groups.dp.size() * micro_batches, tokens, teacher)
     with ledger.part("update") as counts:
-        student.update(batch, gopd_loss(1.0, None))
+        student.update(batch, loss, payload)
     empty = Counts()
     gradients, optimizer = ledger.parts.get("gradients", empty), ledger.parts.get("step", empty)
     return Stage(tokens, combined([(1 / micro_batches, counts)]), gradients, optimizer, counts.peak_bytes)
+
+
+def _payload(config: Config, student: Student) -> Payload:
+    """Of hidden states, in one portion; the heads lie there already: they are no activations."""
+    training = config.training.model_copy(update={"hidden_states_gib": 2.0**20})
+    payload = HiddenScorers(config.model_copy(update={"training": training})).payload
+    for teacher in config.teachers:
+        for who in judges_of(config, teacher):
+            payload.shard(who, teacher, Head(student.model, config.rollout.temperature, naive=False))
+    return payload
 
 
 def _score(config: Config, role: Role, tokens: int, ledger: Ledger) -> Stage:
@@ -150,16 +168,28 @@ def _score(config: Config, role: Role, tokens: int, ledger: Ledger) -> Stage:
     rows = [Row([0], [0] * tokens)] * (model.groups.dp.size() * settings.layout.pp)
     temperature, naive = config.rollout.temperature, config.training.logprob == "naive"
     with ledger.part("score") as counts:
-        scoring.score(model, rows, temperature=temperature, max_tokens=tokens, naive=naive)
+        if config.algorithm.READS == "hidden states":  # which leave for the host
+            run(model, my_micro_batches(model, rows, tokens), lambda hidden, micro_batch: None, train=False)
+        else:
+            scoring.score(model, rows, temperature=temperature, max_tokens=tokens, naive=naive)
     return Stage(tokens, combined([(1 / settings.layout.pp, counts)]), Counts(), Counts(), counts.peak_bytes)
 
 
-def _batch(rows: int, tokens: int) -> list[Trajectory]:
+def _widest(config: Config) -> str:
+    """The teacher whose models have the largest hidden sizes together."""
+
+    def width(teacher: str) -> int:
+        return sum(Architecture.read(judge.model).hidden_size for judge in judges_of(config, teacher).values())
+
+    return max(config.teachers, key=width)
+
+
+def _batch(rows: int, tokens: int, teacher: str) -> list[Trajectory]:
     """Rows that are one token of a prompt and a response, `tokens` to compute."""
-    prompt = Prompt("row", [], None, "", [0], [0], [0])
+    prompt = Prompt("row", [], None, teacher, [0], [0], [0])
     zeros, ids = np.zeros(tokens, dtype=np.float32), np.zeros(tokens, dtype=np.int32)
     scores = {"teacher_logprobs": zeros, "reference_logprobs": zeros}
-    return [Trajectory(prompt, 0, ids, zeros, "stop", **scores) for _ in range(rows)]
+    return [Trajectory(prompt, 0, ids, zeros, "stop", outcome=0.0, **scores) for _ in range(rows)]
 
 
 def sample_ranks(roles: list[Role], world: int) -> list[int]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from megatron_gopd.config import Config
 from megatron_gopd.plan.dry_run import Held, Stage
+from megatron_gopd.plan.exact import Payload, heads_bytes
 from megatron_gopd.plan.hardware import GIB, Machine
 from megatron_gopd.plan.placement import ITEM, Placement
 from megatron_gopd.plan.roles import Role
@@ -48,6 +49,8 @@ def phases(
     stage = on.stages["student"]
     activations = stage.peak_bytes if stage else 0.0
     base = {"student weights": student.weights} | _resident(roles, on)
+    if heads := heads_bytes(config, on.rank, where.world):
+        base["scorers' LM heads"] = heads
     if where.kind == "embedded":
         base["engine weights"] = where.copies * where.engine.weight_bytes
     gradients, optimizer = {"gradients": student.gradients}, {"optimizer": student.masters + student.moments}
@@ -127,14 +130,16 @@ def cache_bytes(machine: Machine, where: Placement, others: float = 0.0) -> floa
 
 
 def host_bytes(
-    config: Config, roles: list[Role], on: OnRank, where: Placement, ranks_per_node: int
+    config: Config, roles: list[Role], on: OnRank, where: Placement, ranks_per_node: int, payload: Payload | None
 ) -> dict[str, float]:
-    """Of one node: what its ranks offload, weights on their way to servers, and a checkpoint on its way to the disk:
-    the optimizer's state of a rank's part of the model, in float32, on every data-parallel rank."""
+    """Of one node: what its ranks offload, hidden states that scorers gave, weights on their way to servers, and a
+    checkpoint on its way to the disk: the optimizer's state of a rank's part of the model, in float32, on every
+    data-parallel rank."""
     student = on.held["student"] or Held(0, 0)
     moved = {"optimizer": (student.masters + student.moments) * ranks_per_node if config.student.offload else 0.0}
     frozen = [on.held[role.name] for role in roles[1:] if role.settings.offload]
     moved["scorers"] = sum(held.weights for held in frozen if held) * ranks_per_node
+    moved["hidden states"] = payload.host * ranks_per_node if payload else 0.0
     if config.rollout.engine == "sglang" and config.rollout.sglang.sync == "disk":
         moved[config.rollout.sglang.sync_folder] = where.engine.weight_bytes * where.engine.tp
     if config.checkpoint.every and config.optimizer.type == "adam":

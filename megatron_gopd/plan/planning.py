@@ -11,6 +11,7 @@ from megatron_gopd.mcore.fp8 import check_fp8
 from megatron_gopd.plan import memory
 from megatron_gopd.plan.advice import advice
 from megatron_gopd.plan.dry_run import Held, Stage, construct, sample_ranks, stages
+from megatron_gopd.plan.exact import Payload, payload_of
 from megatron_gopd.plan.hardware import GIB, Machine
 from megatron_gopd.plan.memory import OnRank, Phase
 from megatron_gopd.plan.placement import Placement, place
@@ -39,6 +40,7 @@ class Plan:
     at_a_time: int  # sequences an engine decodes together
     host: dict[str, float]
     time: StepTime
+    payload: Payload | None = None  # hidden states, where the algorithm reads them
     said: list[str] = field(default_factory=list)
 
     @property
@@ -141,7 +143,8 @@ def assemble(
     cache_tokens = _cache_tokens(where, machine, by_rank)
     at_a_time = _at_a_time(config, where, work, cache_tokens)
     ranks_per_node = min(where.world, machine.gpus_per_node)
-    hosts = [memory.host_bytes(config, roles, on, where, ranks_per_node) for on in ranks]
+    payload = payload_of(config, where, work, machine)
+    hosts = [memory.host_bytes(config, roles, on, where, ranks_per_node, payload) for on in ranks]
     host = max(hosts, key=lambda parts: sum(parts.values()))  # the node of the ranks that hold most
     time = step_time(config, roles, largest, stepped, where, work, machine, at_a_time)
     return Plan(
@@ -159,6 +162,7 @@ def assemble(
         at_a_time,
         host,
         time,
+        payload,
         said,
     )
 

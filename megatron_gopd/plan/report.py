@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 
+from megatron_gopd.plan.exact import told
 from megatron_gopd.plan.hardware import GIB
 from megatron_gopd.plan.overrides import dotted
 from megatron_gopd.plan.planning import Plan, micro_batches_of
@@ -90,6 +91,8 @@ def _memory(plan: Plan) -> str:
     if plan.host:
         host = ", ".join(f"{what} {size / GIB:.0f}" for what, size in plan.host.items())
         notes.append(f"Host memory of a node, GiB of {plan.machine.chip.host_memory_gib:.0f}: {host}.")
+    if plan.payload:
+        notes.append(told(plan.payload))
     return table + ("\n\n" + " ".join(notes) if notes else "")
 
 
@@ -188,6 +191,7 @@ def _tree(plan: Plan) -> dict:
         "fullest_rank": plan.fullest,
         "cache_tokens": plan.cache_tokens,
         "host_bytes": plan.host,
+        "hidden_states": plan.payload and vars(plan.payload),
         "seconds": {
             "rollout": time.rollout,
             "score": time.score,

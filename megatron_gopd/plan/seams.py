@@ -15,12 +15,17 @@ from megatron.core.optimizer import clip_grads
 from megatron.core.transformer.moe import token_dispatcher
 from torch import Tensor
 
+from megatron_gopd.config import Config
+from megatron_gopd.config.models import Scorer
 from megatron_gopd.kernels import head
 from megatron_gopd.mcore import optimizer, settings, weights
+from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.attention import CausalAttention
 from megatron_gopd.plan.ledger import Ledger
 from megatron_gopd.plan.lm_head import PlannedHead
-from megatron_gopd.policies import scorers
+from megatron_gopd.policies import distribution_portion, hidden_scorers, scorers, target_heads
+from megatron_gopd.policies.hidden_scorers import HiddenScorers
+from megatron_gopd.policies.hidden_states import Held, Piece
 from megatron_gopd.policies.student import Student
 from megatron_gopd.policies.token_table import TokenTable
 
@@ -42,11 +47,48 @@ def values_answered(ledger: Ledger) -> Iterator[None]:
         mock.patch.object(token_dispatcher, "gather_from_sequence_parallel_region", _counts_are_alike(gather)),
         mock.patch.object(optimizer, "_sum_gradients", _as_part("gradients", ledger, optimizer._sum_gradients)),
         mock.patch.object(Student, "_step", _as_part("step", ledger, Student._step)),
+        *_judges(),
     ]
     with contextlib.ExitStack() as stack:
         for patch in patches:
             stack.enter_context(patch)
         yield
+
+
+def _judges() -> list:
+    """Scorers of hidden states: not held a second time, computed elsewhere, and fetched at once."""
+
+    def fetch(held: Held, wanted: Tensor, tokens: int) -> Tensor:
+        return held.values.new_empty(len(wanted), held.values.shape[1])
+
+    return [
+        mock.patch.object(HiddenScorers, "_hold", lambda *_: None),
+        mock.patch.object(HiddenScorers, "_token", lambda self, judge: (_width(judge) * self.dtype.itemsize, 1)),
+        mock.patch.object(HiddenScorers, "piece", _computed_elsewhere),
+        mock.patch.object(hidden_scorers, "shared_ids", _fewest_rows),
+        mock.patch.object(target_heads, "lm_head", _unread_head),
+        mock.patch.object(distribution_portion, "fetch", fetch),
+    ]
+
+
+def _computed_elsewhere(self: HiddenScorers, teacher: str, taught: list) -> Piece:
+    held = {who: Held.nothing(_width(judge), self.dtype) for who, judge in self.judges(teacher).items()}
+    return Piece(teacher, taught, held)
+
+
+def _width(judge: Scorer) -> int:
+    return Architecture.read(judge.model).hidden_size
+
+
+def _fewest_rows(config: Config) -> int:
+    """target_heads.shared_ids without a tokenizer, whose ids are a few less."""
+    models = (settings.model for settings in (config.student, *config.scorers().values()))
+    return min(Architecture.read(model).vocab_size for model in models)
+
+
+def _unread_head(model: str) -> Tensor:
+    architecture = Architecture.read(model)
+    return torch.empty(architecture.vocab_size, architecture.hidden_size)
 
 
 @contextlib.contextmanager

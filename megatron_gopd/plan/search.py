@@ -9,6 +9,7 @@ from pathlib import Path
 
 from megatron_gopd.config import Config, Layout
 from megatron_gopd.errors import UserError
+from megatron_gopd.plan.dry_run import first_rank
 from megatron_gopd.plan.hardware import GIB, Machine
 from megatron_gopd.plan.layers import Layers
 from megatron_gopd.plan.overrides import of_layout
@@ -62,7 +63,8 @@ def _of_placement(
     found = []
     for choice in itertools.product(*candidates):
         chosen = [role for role, _, _ in choice]
-        held = {0: {role.name: held for role, held, _ in choice}}
+        shares = {role.name: held for role, held, _ in choice}
+        held = dict.fromkeys({0, first_rank(chosen[0], where.world, chosen[0].settings.layout.pp - 1)}, shares)
         stepped = {role.name: stages for role, _, stages in choice}
         plan = assemble(config, gpus, machine, work, where, chosen, held, stepped, [])
         layouts: dict[str, object] = {}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from megatron_gopd.config import Config
 from megatron_gopd.plan import price
 from megatron_gopd.plan.dry_run import Held, Stage
+from megatron_gopd.plan.exact import payload_of
 from megatron_gopd.plan.hardware import Machine
 from megatron_gopd.plan.placement import Placement
 from megatron_gopd.plan.roles import Role
@@ -86,15 +87,21 @@ def score_seconds(
     batches = micro_batches(config, role, where, work, min(1.0, asked))
     fp8 = role.settings.fp8 is not None
     restore = 2 * held.weights / machine.host_bandwidth if role.settings.offload else 0.0
-    return restore * chunks(config, where, work) + price.pipeline_seconds(stages, batches, machine, fp8=fp8)
+    payload = payload_of(config, where, work, machine)
+    passes = chunks(config, where, work) + (payload.late if payload else 0)
+    return restore * passes + price.pipeline_seconds(stages, batches, machine, fp8=fp8)
 
 
 def update_seconds(
     config: Config, role: Role, held: Held, stages: list[Stage], where: Placement, work: Workload, machine: Machine
 ) -> float:
-    """Forward, recomputation and backward of all micro-batches, gradients summed, the optimizer's step."""
+    """Forward, recomputation and backward of all micro-batches, gradients summed, the optimizer's step; hidden states
+    that come from scorers, in portions each of which fills the pipeline anew."""
     batches = micro_batches(config, role, where, work)
     computing = price.pipeline_seconds(stages, batches, machine, fp8=role.settings.fp8 is not None)
+    if payload := payload_of(config, where, work, machine):
+        filling = (len(stages) - 1) * computing / (len(batches) + len(stages) - 1)
+        computing += (payload.portions - 1) * filling + payload.seconds
     steps = config.algorithm.updates
     reduced = max(price.reduction_seconds(stage, machine) for stage in stages)
     if role.settings.overlap_communication:

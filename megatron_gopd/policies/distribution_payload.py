@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from megatron_gopd.data.packing import in_order
 from megatron_gopd.data.trajectory import Trajectory
 from megatron_gopd.kernels.linear_distribution_loss import DistributionLossFunction
 from megatron_gopd.objective import TokenRows
@@ -76,16 +77,8 @@ class DistributionPayload:
         """Pieces or trajectories, as many together as ranks may hold and fetch, at least one."""
         fetched = self.scorers.token_bytes(teacher) / self._replicas()
         most = self.scorers.budget / max(fetched, self.scorers.token_bytes_held(teacher))
-        group, tokens = [], 0
-        for item in items:
-            size = item.tokens if isinstance(item, Piece) else len(item)
-            if group and tokens + size > most:
-                yield group
-                group, tokens = [], 0
-            group.append(item)
-            tokens += size
-        if group:
-            yield group
+        sizes = [item.tokens if isinstance(item, Piece) else len(item) for item in items]
+        return ([items[number] for number in numbers] for numbers in in_order(sizes, most))
 
     def _replicas(self) -> int:
         """Over how many ranks the tokens of the student's last stage are shared out."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -13,7 +14,8 @@ from megatron_gopd.data.trajectory import Trajectory
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.policies.distribution_payload import DistributionPayload
 from megatron_gopd.policies.hidden_states import Held, Piece, hidden_states
-from megatron_gopd.policies.scorers import Scorers
+from megatron_gopd.policies.scorers import Scorers, _identity
+from megatron_gopd.policies.served_states import ServedStates
 from megatron_gopd.policies.target_heads import shared_ids
 
 
@@ -46,22 +48,19 @@ class HiddenScorers(Scorers):
         return taken
 
     def judges(self, teacher: str) -> dict[str, schema.Scorer]:
-        """{who: settings} of the models that judge a teacher's trajectories, itself first."""
-        asked = self.config.scorers()
-        names = (f"teachers.{teacher}", f"the reference of teachers.{teacher}")
-        return {who: asked[who] for who in names if who in asked}
+        return judges_of(self.config, teacher)
 
     def piece(self, teacher: str, taught: list[Trajectory]) -> Piece:
         """Compute. Collective over all ranks."""
         lengths = torch.tensor([len(trajectory) for trajectory in taught])
         starts = lengths.cumsum(0) - lengths
         prompts = {f"teachers.{teacher}": "teacher_tokens"}
-        held = {}
+        asked = {}
         for who, settings in self.judges(teacher).items():
             tokens = prompts.get(who, "reference_tokens")
             rows = [Row(getattr(each.prompt, tokens), each.response_tokens) for each in taught]
-            held[who] = self._hidden_states(settings, rows, starts)
-        return Piece(teacher, taught, held)
+            asked[who] = self._begin(settings, rows, starts, taught)
+        return Piece(teacher, taught, {who: answer() for who, answer in asked.items()})
 
     def token_bytes_held(self, teacher: str) -> float:
         """Of a token's hidden states, of all that judge it, on a rank that computes them; about."""
@@ -73,9 +72,22 @@ class HiddenScorers(Scorers):
 
     def _token(self, settings: schema.Scorer) -> tuple[int, int]:
         """Bytes, and the ranks over which tokens are shared out."""
-        layout = settings.layout
-        ranks = len(layout.span(dist.get_world_size(), "")) // layout.pp
+        layout, ranks = settings.layout, dist.get_world_size()
+        if settings.engine == "megatron":
+            ranks = len(layout.span(ranks, "")) // layout.pp
         return Architecture.read(settings.model).hidden_size * self.dtype.itemsize, ranks
+
+    def _behind_servers(self, settings: schema.Scorer, who: str) -> ServedStates:
+        return ServedStates(settings, who, getattr(torch, self.config.student.dtype))
+
+    def _begin(
+        self, settings: schema.Scorer, rows: Sequence[Row], starts: torch.Tensor, taught: list[Trajectory]
+    ) -> Callable[[], Held]:
+        """What gives the hidden states of `rows`; servers compute them until it is called, beside this job."""
+        if served := self._served.get(_identity(settings)):
+            names = [f"prompt {each.prompt.id!r} ({each.prompt.source})" for each in taught]
+            return served.begin(rows, names, starts)
+        return partial(self._hidden_states, settings, rows, starts)
 
     def _hidden_states(self, settings: schema.Scorer, rows: Sequence[Row], starts: torch.Tensor) -> Held:
         with self._resident(settings) as model:
@@ -83,3 +95,10 @@ class HiddenScorers(Scorers):
                 return Held.nothing(Architecture.read(settings.model).hidden_size, self.dtype)
             budget = self.config.training.max_tokens_per_micro_batch
             return hidden_states(model, rows, starts, self.dtype, budget)
+
+
+def judges_of(config: Config, teacher: str) -> dict[str, schema.Scorer]:
+    """{who: settings} of the models that judge a teacher's trajectories, itself first."""
+    asked = config.scorers()
+    names = (f"teachers.{teacher}", f"the reference of teachers.{teacher}")
+    return {who: asked[who] for who in names if who in asked}

@@ -26,6 +26,10 @@ class Held(NamedTuple):
     def nothing(cls, hidden_size: int, dtype: torch.dtype) -> Self:
         return cls(torch.empty(0, dtype=torch.int64), torch.empty(0, hidden_size, dtype=dtype))
 
+    @property
+    def token_bytes(self) -> int:
+        return self.values.shape[1] * self.values.element_size()
+
     @classmethod
     def joined(cls, pieces: Sequence[Held]) -> Self:
         return cls(*map(torch.cat, zip(*pieces, strict=True)))

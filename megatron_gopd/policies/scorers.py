@@ -88,13 +88,16 @@ class Scorers:
         """Load a model, or note that servers hold it, unless the same one, held in the same way, is there already."""
         if settings.engine != "megatron":
             if _identity(settings) not in self._served:
-                self._served[_identity(settings)] = ServedScorer(settings, who, self.config.rollout.temperature)
+                self._served[_identity(settings)] = self._behind_servers(settings, who)
         elif _identity(settings) not in self._models:
             model = frozen_model(settings.model, settings.layout, settings.dtype, fp8=settings.fp8)
             if model is not None and settle(settings).offload:
                 self._offloaders[_identity(settings)] = Offloader(model.module.parameters, frozen=True)
                 self._offloaders[_identity(settings)].release()
             self._models[_identity(settings)] = model
+
+    def _behind_servers(self, settings: schema.Scorer, who: str) -> ServedScorer:
+        return ServedScorer(settings, who, self.config.rollout.temperature)
 
     def _ask(self, settings: schema.Scorer, who: str, rows: list[Row], taught: list[Trajectory]) -> list[np.ndarray]:
         if served := self._served.get(_identity(settings)):

@@ -16,7 +16,7 @@ from megatron_gopd.data.packing import Row
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.hf_folder import HFFolder
-from megatron_gopd.policies.serve import describe
+from megatron_gopd.policies.identity import describe
 from megatron_gopd.ranks import on_first
 from megatron_gopd.servers.client import LostRequestError, RefusedError, SGLangClient
 from megatron_gopd.servers.fingerprints import Fingerprints, checksums_of, comparable, told
@@ -60,8 +60,20 @@ class ServedScorer:
             self._homes.close()
 
     def _start(self, logs: Path) -> None:
+        self._pool = self._connect(logs)
+        try:
+            for server in self._pool.servers if self.settings.server.urls else ():
+                self._pool.background.run(self._refuse_another(server.client))
+        except (LostRequestError, RefusedError) as error:
+            self._pool.close()
+            raise UserError(f"{self.who}: {error}") from None
+        except BaseException:
+            self._pool.close()
+            raise
+
+    def _connect(self, logs: Path) -> ServerPool:
         settings = self.settings
-        self._pool = ServerPool(
+        return ServerPool(
             settings.server,
             name=_pool_name(self.who),
             model=settings.model,
@@ -70,25 +82,17 @@ class ServedScorer:
             most_requests=REQUESTS,
             homes=self._homes.each,
         )
-        try:
-            for server in self._pool.servers if settings.server.urls else ():
-                if settings.engine == "sglang":
-                    self._pool.background.run(refuse_another_model(settings, self.who, server.client))
-                else:
-                    self._pool.background.run(self._refuse_another_scorer(server.client))
-        except (LostRequestError, RefusedError) as error:
-            self._pool.close()
-            raise UserError(f"{self.who}: {error}") from None
-        except BaseException:
-            self._pool.close()
-            raise
 
-    async def _refuse_another_scorer(self, client: SGLangClient) -> None:
+    async def _refuse_another(self, client: SGLangClient) -> None:
+        """Raises UserError: the server holds another model."""
+        if self.settings.engine == "sglang":
+            await refuse_another_model(self.settings, self.who, client)
+            return
         about, wanted = await client.get("/model_info"), describe(self.settings.model)
         wrong = _differences(wanted["architecture"], about.get("architecture", {}))
         if about.get("tokenizer") != wanted["tokenizer"]:
             wrong.append("another tokenizer")
-        _refuse(wrong, self.settings, self.who, client.url, about.get("model_path"))
+        refuse_unlike(wrong, self.settings, self.who, client.url, about.get("model_path"))
 
 
 def _pool_name(who: str) -> str:
@@ -113,7 +117,7 @@ async def refuse_another_model(settings: schema.Scorer, who: str, client: SGLang
     served = Path(about["model_path"])
     if (served / "config.json").is_file():  # holds on a GPU too, whose checksums are made otherwise
         shapes = (asdict(Architecture.read(folder)) for folder in (settings.model, served))
-        _refuse(_differences(*shapes), settings, who, client.url, served)
+        refuse_unlike(_differences(*shapes), settings, who, client.url, served)
     if not comparable(await client.get("/server_info")):
         return
     theirs = await checksums_of(client, settings.server.patience_s)
@@ -129,7 +133,7 @@ async def refuse_another_model(settings: schema.Scorer, who: str, client: SGLang
         )
 
 
-def _refuse(wrong: list[str], settings: schema.Scorer, who: str, url: str, served: object) -> None:
+def refuse_unlike(wrong: list[str], settings: schema.Scorer, who: str, url: str, served: object) -> None:
     if wrong:
         raise UserError(
             f"{who}: {url} serves {served}, which is not like {settings.model}: {'; '.join(wrong[:3])}; "
@@ -148,9 +152,13 @@ async def _of_sglang(row: Row, temperature: float, client: SGLangClient) -> np.n
 
 
 async def _of_our_scorer(row: Row, temperature: float, client: SGLangClient) -> np.ndarray:
-    tokens = {"prompt_tokens": row.prompt_tokens, "response_tokens": row.response_tokens}
-    tokens = {name: np.asarray(ids).tolist() for name, ids in tokens.items()}  # JSON knows no array
-    logprobs = (await client.post("/score", tokens | {"temperature": temperature}))["logprobs"]
+    logprobs = (await client.post("/score", told_tokens(row) | {"temperature": temperature}))["logprobs"]
     if len(logprobs) != len(row.response_tokens):
         raise RefusedError(f"{client.url} gave {len(logprobs)} log-probs for {len(row.response_tokens)} tokens")
     return np.array(logprobs, dtype=np.float32)
+
+
+def told_tokens(row: Row) -> dict[str, list[int]]:
+    """As our scorer is asked; JSON knows no array."""
+    tokens = {"prompt_tokens": row.prompt_tokens, "response_tokens": row.response_tokens}
+    return {name: np.asarray(ids).tolist() for name, ids in tokens.items()}

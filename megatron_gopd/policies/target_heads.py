@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
@@ -51,13 +52,19 @@ def load_shard(settings: schema.Scorer, student: Model) -> Shard:
     The last rank has whatever rows follow, where the head was padded to more than the student's.
     Raises UserError: no such tensor, or of another shape than config.json says.
     """
-    architecture, folder = Architecture.read(settings.model), HFFolder(settings.model)
-    [name] = rule_for("output_layer.weight", architecture, 1).names
-    whole = folder.tensor(name)
-    if whole.shape != (architecture.vocab_size, architecture.hidden_size):
-        raise UserError(f"{settings.model}: {name} {list(whole.shape)} does not fit config.json")
+    whole = lm_head(settings.model)
     rank, ranks = student.groups.tp.rank(), student.groups.tp.size()
     step = student.architecture.padded_vocab(ranks) // ranks
     last = len(whole) if rank == ranks - 1 else step * (rank + 1)
     rows = whole[step * rank : last].to(device(), student.config.params_dtype, copy=True)
     return Shard(rows, len(rows))
+
+
+def lm_head(model: str | Path) -> Tensor:
+    """[rows, h] as a Hugging Face directory holds it. Raises UserError: see load_shard."""
+    architecture = Architecture.read(model)
+    [name] = rule_for("output_layer.weight", architecture, 1).names
+    whole = HFFolder(model).tensor(name)
+    if whole.shape != (architecture.vocab_size, architecture.hidden_size):
+        raise UserError(f"{model}: {name} {list(whole.shape)} does not fit config.json")
+    return whole

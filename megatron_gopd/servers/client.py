@@ -23,6 +23,10 @@ class RefusedError(Exception):
     """The server understood, and said no: asking again would not help."""
 
 
+class UnknownPathError(RefusedError):
+    """The server gives no such thing."""
+
+
 @dataclass
 class Answer:
     """A sampled response, as far as it came."""
@@ -66,6 +70,10 @@ class SGLangClient:
     async def post(self, path: str, body: dict, timeout: float | None = None) -> dict | list:
         """`timeout` in seconds; None: as long as it takes."""
         return await self._ask("POST", path, timeout, json=body)
+
+    async def post_for_bytes(self, path: str, body: dict) -> bytes:
+        """As post, for an answer that is no JSON."""
+        return await self._good("POST", path, None, json=body)
 
     async def generate(self, tokens: Sequence[int], sampling: dict) -> Answer:
         """Sample one response; `sampling` are SGLang's sampling_params."""
@@ -119,15 +127,20 @@ class SGLangClient:
         return np.array(given, dtype=np.float32)
 
     async def _ask(self, method: str, path: str, timeout: float | None, **body) -> dict | list:
-        status, said = await self._request(method, path, timeout, **body)
-        if status in (408, 429) or status >= 500:
-            raise LostRequestError(f"{self.url}{path} answered {status}: {_message(said)}")
-        if status >= 400:
-            raise RefusedError(f"{self.url}{path} answered {status}: {_message(said)}")
+        said = await self._good(method, path, timeout, **body)
         try:
             return json.loads(said)
         except ValueError:
             raise LostRequestError(f"{self.url}{path} answered {_message(said)!r}, which is not JSON") from None
+
+    async def _good(self, method: str, path: str, timeout: float | None, **body) -> bytes:
+        status, said = await self._request(method, path, timeout, **body)
+        if status in (408, 429) or status >= 500:
+            raise LostRequestError(f"{self.url}{path} answered {status}: {_message(said)}")
+        if status >= 400:
+            refused = UnknownPathError if status == 404 else RefusedError
+            raise refused(f"{self.url}{path} answered {status}: {_message(said)}")
+        return said
 
     async def _request(self, method: str, path: str, timeout: float | None, **body) -> tuple[int, bytes]:
         """Status and content of an answer, through no proxy of the environment: that is not meant for these servers."""

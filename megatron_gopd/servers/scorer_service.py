@@ -1,6 +1,8 @@
-"""Log-probs over HTTP: the front of `megatron-gopd serve-scorer`. It knows no model; rows wait in a queue for one.
+"""Log-probs and hidden states over HTTP: the front of `megatron-gopd serve-scorer`. It knows no model; rows wait in a
+queue for one.
 
 POST /score {"prompt_tokens": [...], "response_tokens": [...], "temperature": 1.0} -> {"logprobs": [...]}
+POST /hidden {"prompt_tokens": [...], "response_tokens": [...]}                     -> servers/wire.py
 GET  /model_info                                                                    -> what is served
 GET  /health
 """
@@ -11,37 +13,43 @@ import asyncio
 import queue
 import secrets
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 import uvicorn
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from megatron_gopd.errors import UserError
+from megatron_gopd.servers import wire
 
 Tokens = list[int]
 
 
-class Asked(BaseModel):
-    """The body of a request."""
+class AskedStates(BaseModel):
+    """The body of a request for hidden states."""
 
     model_config = ConfigDict(extra="forbid")
 
     prompt_tokens: Tokens = Field(min_length=1)
     response_tokens: Tokens = Field(min_length=1)
+
+
+class AskedLogprobs(AskedStates):
     temperature: float = Field(1.0, gt=0)
 
 
 @dataclass
 class Waiting:
-    """A row, and where its log-probs go."""
+    """A row, and where its log-probs [response], or its hidden states [response, h], go."""
 
-    asked: Asked
+    asked: AskedLogprobs | AskedStates
     answer: Future = field(default_factory=Future)
 
 
@@ -60,6 +68,7 @@ class ScorerService:
         self._about, self._vocab_size, self._token = about, vocab_size, token or None  # "": a variable that is unset
         routes = [
             Route("/score", self._score, methods=["POST"]),
+            Route("/hidden", self._hidden, methods=["POST"]),
             Route("/model_info", self._model_info),
             Route("/health", self._health),
         ]
@@ -86,36 +95,59 @@ class ScorerService:
     async def _model_info(self, request: Request) -> JSONResponse:
         return self._refusal(request) or JSONResponse(self._about)
 
-    async def _score(self, request: Request) -> JSONResponse:
+    async def _score(self, request: Request) -> Response:
+        return await self._answer(request, AskedLogprobs, _logprobs)
+
+    async def _hidden(self, request: Request) -> Response:
+        return await self._answer(request, AskedStates, self._states)
+
+    async def _answer(
+        self, request: Request, kind: type[AskedStates], reply: Callable[[np.ndarray | torch.Tensor], Response]
+    ) -> Response:
         if refusal := self._refusal(request):
             return refusal
         try:
-            asked = Asked.model_validate_json(await request.body())
+            asked = kind.model_validate_json(await request.body())
         except ValidationError as error:
             first = error.errors()[0]
             return _error(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
         outside = [t for t in (*asked.prompt_tokens, *asked.response_tokens) if not 0 <= t < self._vocab_size]
         if outside:
             return _error(400, f"token id {outside[0]} is outside the model's vocabulary of {self._vocab_size}")
+        if kind is AskedStates and not self._about.get("fingerprint"):
+            return _error(
+                400,
+                f"{self._about['model_path']} is a Megatron checkpoint, whose LM head cannot be compared with the "
+                f"asker's: convert it, megatron-gopd convert, and serve that",
+            )
         waiting = Waiting(asked)
         self._unanswered.add(waiting.answer)
         self.waiting.put(waiting)
         try:
-            logprobs: np.ndarray = await asyncio.wrap_future(waiting.answer)
+            return await asyncio.to_thread(reply, await asyncio.wrap_future(waiting.answer))
         except asyncio.CancelledError:  # by close()
             return _error(503, "this scorer is ending")
         finally:
             self._unanswered.discard(waiting.answer)
-        if not np.isfinite(logprobs).all():  # never a fill value
-            token = int(np.flatnonzero(~np.isfinite(logprobs))[0])
-            return _error(422, f"the log-prob of response token {token} is {logprobs[token]}")
-        return JSONResponse({"logprobs": logprobs.tolist()})
+
+    def _states(self, states: torch.Tensor) -> Response:
+        finite = torch.isfinite(states).all(1)
+        if not finite.all():  # never a fill value
+            return _error(422, f"the hidden state of response token {int(finite.int().argmin())} is not finite")
+        return Response(wire.packed(states, self._about["fingerprint"]), media_type="application/octet-stream")
 
     def _refusal(self, request: Request) -> JSONResponse | None:
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
         if self._token is None or secrets.compare_digest(given.encode(), self._token.encode()):
             return None
         return _error(401, "a token is asked for: set MEGATRON_GOPD_TOKEN to the one this scorer was started with")
+
+
+def _logprobs(logprobs: np.ndarray) -> JSONResponse:
+    if not np.isfinite(logprobs).all():  # never a fill value
+        token = int(np.flatnonzero(~np.isfinite(logprobs))[0])
+        return _error(422, f"the log-prob of response token {token} is {logprobs[token]}")
+    return JSONResponse({"logprobs": logprobs.tolist()})
 
 
 def _error(status: int, message: str) -> JSONResponse:

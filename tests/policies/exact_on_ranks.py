@@ -14,7 +14,7 @@ from megatron_gopd.data.trajectory import Prompt, Trajectory
 from megatron_gopd.objective import loss_of
 from megatron_gopd.policies.hidden_scorers import HiddenScorers
 from megatron_gopd.policies.student import Student
-from tests.chat_models import tokenizer
+from tests.chat_models import save_chat_model, tokenizer
 from tests.policies.steps_on_ranks import LENGTHS, weights_of
 from tests.tiny_models import load_plain
 
@@ -22,17 +22,32 @@ LAMBDA, TEMPERATURE, OUTCOMES = 1.25, 0.8, [1.0, -0.5, 0.0, 2.0, -1.0]
 SHARED = len(tokenizer())
 
 
-def settings(folders: dict[str, Path], *, layout="", scorers="", training=None, **algorithm) -> Config:
-    """Two teachers: `strong` has a reference of its own, `plain` the student's start."""
+def save_models(folder: Path) -> dict[str, Path]:
+    """Hidden sizes differ, and rows of vocabulary."""
+    return {
+        "student": save_chat_model(folder / "student", seed=1, tie_word_embeddings=True),
+        "other": save_chat_model(folder / "other", seed=2, hidden_size=48),
+        "teacher": save_chat_model(folder / "teacher", seed=3, family="Llama", hidden_size=96, vocab_size=307),
+        "past": save_chat_model(folder / "past", seed=4, vocab_size=400),
+    }
+
+
+def settings(folders: dict[str, Path], *, layout="", scorers="", training=None, served=None, **algorithm) -> Config:
+    """Two teachers: `strong` has a reference of its own, `plain` the student's start.
+
+    served: the URL of `strong`; None: it is in the job, as all others.
+    """
 
     def frozen(name: str) -> dict:
         return {"model": str(folders[name]), "dtype": "float32", "layout": Layout.parse(scorers)}
 
+    strong = frozen("teacher") | {"reference": frozen("past")}
+    strong |= {"engine": "served", "server": {"urls": [served]}} if served else {}
     return Config.model_validate(
         {
             "run": {"name": "test", "steps": 10},
             "student": {"model": str(folders["student"]), "layout": Layout.parse(layout), "dtype": "float32"},
-            "teachers": {"strong": frozen("teacher") | {"reference": frozen("past")}, "plain": frozen("other")},
+            "teachers": {"strong": strong, "plain": frozen("other")},
             "algorithm": {"gradient": "exact", "lambda": LAMBDA} | algorithm,
             "data": {"train": "train.jsonl", "batch_size": 1},
             "rollout": {"temperature": TEMPERATURE, "samples_per_prompt": 2},
@@ -61,8 +76,10 @@ def take_step(folders: dict[str, Path], ahead: int, **keys) -> tuple[object, dic
     """The Update, the weights after it, the trajectories; the first `ahead` of these are scored before the update."""
     config = settings(folders, **keys)
     student, scorers, trajectories = Student(config), HiddenScorers(config), batch()
+    scorers.start(folders["student"].parent)
     scorers.score(trajectories[:ahead])
     update = student.update(trajectories, loss_of(config.algorithm), scorers.payload)
+    scorers.close()
     return update, weights_of(student), trajectories
 
 

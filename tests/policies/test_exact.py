@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from megatron_gopd.policies import exchange
-from tests.chat_models import save_chat_model
-from tests.policies.exact_on_ranks import fetched, plain_step, take_all
+from tests.policies.exact_on_ranks import fetched, plain_step, save_models, take_all
 from tests.ranks import on_ranks
 
 LAYOUTS = {
@@ -36,14 +35,7 @@ CASES |= {"tp-sp-naive": LAYOUTS["tp-sp"] | {"ahead": SOME, "training": {"logpro
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Hidden sizes differ, and rows of vocabulary."""
-    folder = tmp_path_factory.mktemp("exact")
-    return {
-        "student": save_chat_model(folder / "student", seed=1, tie_word_embeddings=True),
-        "other": save_chat_model(folder / "other", seed=2, hidden_size=48),
-        "teacher": save_chat_model(folder / "teacher", seed=3, family="Llama", hidden_size=96, vocab_size=307),
-        "past": save_chat_model(folder / "past", seed=4, vocab_size=400),
-    }
+    return save_models(tmp_path_factory.mktemp("exact"))
 
 
 @pytest.fixture(scope="module")

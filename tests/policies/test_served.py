@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import httpx
 import numpy as np
 import pytest
@@ -12,12 +10,10 @@ from megatron_gopd.config import schema
 from megatron_gopd.data.packing import Row
 from megatron_gopd.errors import UserError
 from tests.chat_models import prompt_tokens
-from tests.ranks import environment_of_ranks
-from tests.servers.real_server import START_S, Proxy, healthy, load, wait_for
+from tests.servers.real_server import TOKEN, Proxy, load, real_scorer
 from tests.servers.test_client import logprobs_of
 from tests.tiny_models import load_plain
 
-TOKEN = "a secret"
 ROWS = [Row(prompt_tokens(f"What is {n} plus 1?"), [7, 295, 11 + n, 3][: 1 + n % 4]) for n in range(9)]
 
 
@@ -28,21 +24,9 @@ def plain(chat_models):
 
 @pytest.fixture(scope="module")
 def our_scorer(chat_models, tmp_path_factory):
-    """megatron-gopd serve-scorer of the Llama teacher on two tensor-parallel ranks."""
-    from megatron_gopd.servers.process import ServerProcess, free_port
-
-    port = free_port()
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    verb = ["--nproc-per-node", "2", "-m", "megatron_gopd", "serve-scorer", "--model", str(chat_models["teacher"])]
-    options = ["--layout", "tp=2", "--dtype", "float32", "--port", str(port)]
-    environment = environment_of_ranks() | {"MEGATRON_GOPD_TOKEN": TOKEN}
-    log = tmp_path_factory.mktemp("scorer") / "log"
-    process = ServerProcess([*launcher, *verb, *options], environment, log)
-    try:
-        wait_for(lambda: healthy(f"http://127.0.0.1:{port}"), START_S, process)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.stop()
+    """Of the Llama teacher."""
+    with real_scorer(chat_models["teacher"], tmp_path_factory.mktemp("scorer") / "log") as url:
+        yield url
 
 
 @pytest.fixture

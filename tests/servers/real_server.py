@@ -1,9 +1,10 @@
-"""A SGLang server for tests, and a proxy in front of it that misbehaves on request."""
+"""Real servers for tests, SGLang's and our scorer, and a proxy in front of it that misbehaves on request."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +12,10 @@ from pathlib import Path
 
 import httpx
 
+from tests.ranks import environment_of_ranks
+
 START_S = 240
+TOKEN = "a secret"  # of our scorer
 
 
 @contextlib.contextmanager
@@ -25,6 +29,24 @@ def real_server(model: Path, log: Path) -> Iterator[str]:
         return
     port = free_port()
     process = ServerProcess(command(model, port, "float32", {}), environment(), log)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_for(lambda: healthy(url), START_S, process)
+        yield url
+    finally:
+        process.stop()
+
+
+@contextlib.contextmanager
+def real_scorer(model: Path, log: Path) -> Iterator[str]:
+    """The URL of megatron-gopd serve-scorer of `model` on two tensor-parallel ranks, in float32."""
+    from megatron_gopd.servers.process import ServerProcess, free_port
+
+    port = free_port()
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    verb = ["--nproc-per-node", "2", "-m", "megatron_gopd", "serve-scorer", "--model", str(model)]
+    options = ["--layout", "tp=2", "--dtype", "float32", "--port", str(port)]
+    process = ServerProcess([*launcher, *verb, *options], environment_of_ranks() | {"MEGATRON_GOPD_TOKEN": TOKEN}, log)
     try:
         url = f"http://127.0.0.1:{port}"
         wait_for(lambda: healthy(url), START_S, process)
@@ -73,8 +95,8 @@ class Proxy:
             answer = self.fault(path, self.paths.count(path))
             if answer is not None:
                 return await answer if hasattr(answer, "__await__") else answer
-            kind = {"content-type": request.headers.get("content-type", "")}
-            reply = await self._client.request(request.method, path, content=await request.body(), headers=kind)
+            kept = {name: value for name, value in request.headers.items() if name in ("content-type", "authorization")}
+            reply = await self._client.request(request.method, path, content=await request.body(), headers=kept)
             return Response(reply.content, reply.status_code, media_type=reply.headers.get("content-type"))
 
         routes = [Route("/{path:path}", hand_on, methods=["GET", "POST"])]

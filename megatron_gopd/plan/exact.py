@@ -1,0 +1,116 @@
+"""What algorithm.gradient: exact asks beside the student's update: heads on its last stage, and hidden states that
+travel there through host memory."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from megatron_gopd.config import Config, schema
+from megatron_gopd.mcore.architecture import Architecture
+from megatron_gopd.plan import price
+from megatron_gopd.plan.counts import Collective, Counts
+from megatron_gopd.plan.hardware import GIB, Machine
+from megatron_gopd.plan.placement import ITEM, Placement
+from megatron_gopd.plan.workload import Workload
+from megatron_gopd.policies.exchange import ROUND_BYTES
+from megatron_gopd.policies.hidden_scorers import judges_of
+
+
+@dataclass(frozen=True)
+class Payload:
+    """Hidden states of the response tokens of one step, of all models that judge them."""
+
+    bytes: float  # of the batch
+    held: float  # bytes, of a rank that computed or fetched from servers as much as any, were memory not bounded
+    fetched: float  # bytes that come to a rank of the student's last stage
+    bound: float  # bytes of either that a rank may have at a time: half of training.hidden_states_gib
+    portions: int  # in which the update takes the batch
+    late: int  # of these, computed in the update, as the bound held no more before
+    seconds: float  # on their way: host links, and the exchange between ranks
+
+    @property
+    def host(self) -> float:
+        """Bytes of host memory that a rank takes."""
+        return min(self.held, self.bound) + min(self.fetched, self.bound)
+
+
+def payload_of(config: Config, where: Placement, work: Workload, machine: Machine) -> Payload | None:
+    """None: the algorithm reads log-probs."""
+    if config.algorithm.READS != "hidden states":
+        return None
+    layout, bound = config.student.layout, config.training.hidden_states_gib * GIB / 2
+    span = len(layout.span(where.world, "student"))
+    copies = 1 if layout.sequence_parallel else layout.tp  # of a token, on the ranks that share its vocabulary
+    total = held = served = 0.0
+    portions = late = 0
+    for teacher in config.teachers:
+        pieces = list(_pieces(config, teacher, where, work))
+        of_teacher = sum(size for _, size, _ in pieces)
+        of_rank = sum(size / ranks for _, size, ranks in pieces)
+        at_once = max(of_rank, of_teacher / (span // (layout.tp * layout.pp)))
+        portions += (count := max(1, math.ceil(at_once / bound)))
+        late += math.ceil(count * max(0.0, 1 - bound / len(config.teachers) / of_rank))
+        total, held = total + of_teacher, held + of_rank
+        served += sum(size / ranks for judge, size, ranks in pieces if judge.engine != "megatron")
+    fetched = total * copies / (span // layout.pp)
+    computed = held - served
+    over_host = computed + held * copies + 2 * fetched  # down; up to be sent; down, and up again to be judged
+    seconds = over_host / machine.host_bandwidth + served / price.bandwidth(False, machine)
+    seconds += _exchange_seconds(max(held * copies, fetched), portions, where, machine)
+    return Payload(total, held, fetched, bound, portions, late, seconds)
+
+
+def _pieces(
+    config: Config, teacher: str, where: Placement, work: Workload
+) -> Iterator[tuple[schema.Scorer, float, int]]:
+    """(a model that judges the teacher's tokens, bytes of their hidden states, the ranks that share these)."""
+    tokens = work.response_tokens / len(config.teachers)
+    for judge in judges_of(config, teacher).values():
+        ranks = where.world
+        if judge.engine == "megatron":
+            ranks = len(judge.layout.span(where.world, teacher)) // judge.layout.pp
+        yield judge, tokens * _width(judge) * ITEM[config.student.dtype], ranks
+
+
+def _exchange_seconds(sent: float, portions: int, where: Placement, machine: Machine) -> float:
+    """All ranks to all ranks, `sent` bytes of each or to each, in rounds."""
+    collective = Collective("all_to_all", tuple(range(where.world)))
+    rounds = max(portions, math.ceil(sent / ROUND_BYTES))
+    counts = Counts(collectives=Counter({collective: rounds}), sent_bytes=Counter({collective: sent}))
+    return price.message_seconds(counts, machine)
+
+
+def heads_bytes(config: Config, rank: int, world: int) -> float:
+    """Of the LM heads that a rank holds beside the student's own: its shard of each, where it is of the last stage."""
+    layout = config.student.layout
+    span = layout.span(world, "student")
+    last = span[len(span) - len(span) // layout.pp :]
+    if config.algorithm.READS != "hidden states" or rank not in last:
+        return 0.0
+    models = {judge.model: judge for teacher in config.teachers for judge in judges_of(config, teacher).values()}
+    rows = {model: math.ceil(Architecture.read(model).vocab_size / layout.tp) for model in models}
+    return sum(rows[model] * _width(judge) * ITEM[config.student.dtype] for model, judge in models.items())
+
+
+def _width(judge: schema.Scorer) -> int:
+    return Architecture.read(judge.model).hidden_size
+
+
+def told(payload: Payload) -> str:
+    """For a person."""
+    said = (
+        f"Hidden states of {payload.bytes / GIB:.1f} GiB a step go from scorers to the student's last stage, "
+        f"{payload.held / GIB:.2f} GiB from a rank and {payload.fetched / GIB:.2f} GiB to a rank, at most "
+        f"{payload.bound / GIB:.2f} GiB of either at a time: portions {payload.portions}, {payload.seconds:.1f} s of "
+        f"the update."
+    )
+    if not payload.late:
+        return said
+    enough = math.ceil(2 * max(payload.held, payload.fetched) / GIB)
+    return (
+        f"{said} {payload.late} of the portions are computed in the update: training.hidden_states_gib={enough} holds "
+        f"them all before it."
+    )

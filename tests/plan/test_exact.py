@@ -1,0 +1,116 @@
+"""What the plan makes of algorithm.gradient: exact."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from megatron_gopd.mcore.architecture import Architecture
+from megatron_gopd.plan.dry_run import step
+from megatron_gopd.plan.exact import heads_bytes, payload_of, told
+from megatron_gopd.plan.hardware import GIB, machine
+from megatron_gopd.plan.placement import place
+from megatron_gopd.plan.planning import plan
+from megatron_gopd.plan.report import show
+from megatron_gopd.plan.roles import roles_of, settled
+from megatron_gopd.plan.workload import Workload
+
+TOKENS = 256
+EXACT = "algorithm.gradient=exact"
+
+
+@pytest.fixture
+def vocabulary(dense):
+    return Architecture.read(dense).vocab_size
+
+
+@pytest.fixture
+def priced(configured):
+    """priced(*overrides) -> the payload of four ranks."""
+
+    def of(*overrides: str):
+        config = settled(configured(EXACT, *overrides))
+        return payload_of(config, place(config, 4, 8), Workload.of(config), machine("h100"))
+
+    return of
+
+
+def head_tokens(config, number: int, vocabulary: int) -> tuple[int, int, int]:
+    """Tokens in products with an LM head: logits, gradients of hidden states, gradients of weights."""
+    gemms = step(settled(config), roles_of(settled(config))[number], 1, TOKENS, 0).micro_batch.gemms
+    logits = sum(gemm.m * count for gemm, count in gemms.items() if gemm.n == vocabulary)
+    hidden = sum(gemm.m * count for gemm, count in gemms.items() if gemm.k == vocabulary)
+    return logits, hidden, sum(gemm.k * count for gemm, count in gemms.items() if gemm.m == vocabulary)
+
+
+@pytest.mark.parametrize(("lambda_", "heads"), [(1.0, 2), (1.25, 3)])
+def test_an_update_has_a_product_a_head_and_two_for_the_gradients(configured, vocabulary, lambda_, heads):
+    looked_at = 2 * (TOKENS // 64) if heads == 3 else 0  # whole laws of teacher and reference, of a few tokens
+    found = head_tokens(configured(EXACT, f"algorithm.lambda={lambda_}"), 0, vocabulary)
+    assert found == (heads * TOKENS + looked_at, TOKENS, TOKENS)
+
+
+def test_a_scorer_has_no_product_with_its_head(configured, vocabulary):
+    assert head_tokens(configured(EXACT), 1, vocabulary) == (0, 0, 0)
+    assert head_tokens(configured(), 1, vocabulary) == (TOKENS, 0, 0)
+
+
+def test_a_clamp_asks_for_normalised_log_probs_first(configured, vocabulary):
+    logits, _, _ = head_tokens(configured(EXACT, "algorithm.clamp=1.0"), 0, vocabulary)
+    assert logits == 5 * TOKENS + 2 * (TOKENS // 64)
+
+
+def test_the_last_stage_holds_its_shard_of_a_head_once(configured, dense):
+    """Teacher and reference are one folder here."""
+    a, config = Architecture.read(dense), configured(EXACT, "student.layout={tp: 2, pp: 2}")
+    expected = math.ceil(a.vocab_size / 2) * a.hidden_size * 2
+    assert [heads_bytes(config, rank, 4) for rank in range(4)] == [0, 0, expected, expected]
+
+
+def test_sampled_gradients_ask_for_no_heads(configured):
+    assert heads_bytes(configured(), 0, 4) == 0
+
+
+def test_hidden_states_are_shared_out_over_ranks(priced, configured, dense):
+    payload = priced()
+    h, tokens = Architecture.read(dense).hidden_size, Workload.of(configured()).response_tokens
+    assert payload.bytes == pytest.approx(tokens * 2 * h * 2)
+    assert payload.held == payload.fetched == pytest.approx(payload.bytes / 4)
+    assert (payload.portions, payload.late) == (1, 0)
+
+
+def test_without_sequence_parallelism_every_tensor_parallel_rank_fetches_all(priced):
+    whole = priced("student.layout={tp: 2}").fetched
+    assert whole == 2 * priced("student.layout={tp: 2, sequence_parallel: true}").fetched
+
+
+def test_memory_that_is_too_small_is_told_and_how_much_is_enough(priced):
+    held = priced().held
+    small = priced(f"training.hidden_states_gib={held / GIB / 2}")
+    assert small.portions == 4 and small.late == 3
+    assert small.host == pytest.approx(held / 2)
+    assert "3 of the portions are computed in the update: training.hidden_states_gib=1 " in told(small)
+
+
+def test_hidden_states_of_servers_come_over_the_network(configured):
+    """Those of ranks of one node do not."""
+    far = "teachers.teacher.engine=served", "teachers.teacher.server.urls=['http://there:1']"
+    h100 = machine("h100")
+    slow = h100.model_copy(update={"chip": h100.chip.model_copy(update={"network_bandwidth": 1e9})})
+
+    def seconds(on, *overrides):
+        config = settled(configured(EXACT, *overrides))
+        return payload_of(config, place(config, 4, 8), Workload.of(config), on).seconds
+
+    assert seconds(slow) == seconds(h100)
+    assert seconds(slow, *far) > 2 * seconds(h100, *far)
+
+
+def test_a_plan_tells_heads_and_hidden_states(configured):
+    config = configured(EXACT)
+    found = plan(config, 4, machine("h100"), Workload.of(config))
+    assert {"scorers' LM heads"} <= set.intersection(*(set(phase.parts) for phase in found.phases))
+    assert found.host["hidden states"] == pytest.approx(4 * found.payload.host)
+    assert told(found.payload) in show(found)
+    assert found.time.update > found.payload.seconds > 0
