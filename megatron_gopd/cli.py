@@ -382,7 +382,7 @@ def status(
     run: Annotated[Path, typer.Argument(help="the run's folder, runs/NAME")],
     json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
 ) -> None:
-    """How a run goes: step, seconds, time left, attempts, last error; from its folder alone."""
+    """How a run goes: step, seconds, time left, servers, attempts, last error; from its folder alone."""
     from megatron_gopd.launch import status as watching
 
     found = watching.status(run)

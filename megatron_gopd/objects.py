@@ -1,36 +1,69 @@
 """Objects on their way between ranks: numpy arrays in them as they lie in memory, the rest pickled.
 
-torch's object collectives pickle the arrays, too, and copy what they carry five times on the way.
+torch's object collectives pickle the arrays, too, and copy what they carry five times on the way. And gloo's broadcast
+knows no nodes: it sends one copy after the other to the same.
 """
 
 from __future__ import annotations
 
 import pickle
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Self, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
+from megatron_gopd.nodes import Nodes
+
 Value = TypeVar("Value")
 Head = tuple[bytes, list[int]]  # the pickle, and the bytes of each array that it leaves out
+Leg = tuple[dist.ProcessGroup | None, int]  # of a broadcast: its group, and the rank there that sends
 ALIGNED = 64  # bytes: where an array may begin, whatever its numbers are
+
+
+@dataclass(frozen=True)
+class Ways:
+    """Between the ranks of several nodes, for what goes to all: one way into each node, and on from there."""
+
+    nodes: Nodes
+    across: dist.ProcessGroup | None  # of the first rank of each node; None: there is one node
+    within: dist.ProcessGroup | None  # of the ranks of this node
+
+    @classmethod
+    def of(cls, nodes: Nodes) -> Self:
+        """Collective."""
+        if len(nodes.all) == 1:
+            return cls(nodes, None, None)
+        across = dist.new_group([node.first_rank for node in nodes.all], backend="gloo")
+        within = [dist.new_group(node.ranks, backend="gloo") for node in nodes.all]  # every rank makes all
+        return cls(nodes, across, within[nodes.all.index(nodes.here)])
+
+    def legs(self, source: int) -> list[Leg]:
+        """Those that this rank takes part in, in order, of a broadcast from `source`."""
+        if self.across is None:
+            return [(None, source)]
+        here, home = self.nodes.here, next(node for node in self.nodes.all if source in node.ranks)
+        across = [(self.across, self.nodes.all.index(home))] if self.nodes.acts else []
+        within = [(self.within, here.ranks.index(source) if here is home else 0)]
+        return within + across if here is home and source != home.first_rank else across + within
+
+
+_of_jobs: WeakKeyDictionary[dist.ProcessGroup, Ways] = WeakKeyDictionary()
 
 
 def broadcast(value: Value, *, source: int = 0, group: dist.ProcessGroup | None = None) -> Value:
     """The `value` of rank `source` of `group`, on all ranks of it (default: of the job). Collective.
 
-    A group that carries nothing in host memory (NCCL alone) takes values without arrays only.
+    Of the job, one copy goes to each other node, and on from rank to rank there. A group that carries nothing in host
+    memory (NCCL alone) takes values without arrays only.
     """
     sends = dist.get_rank(group) == source
     head, arrays = packed(value) if sends else (None, None)
-    told = [head]
-    dist.broadcast_object_list(told, group=group, group_src=source)
-    size = int(_starts(told[0])[-1])
-    if size:
-        arrays = arrays if sends else np.empty(size, dtype=np.uint8)
-        dist.broadcast(torch.from_numpy(arrays), group=group, group_src=source)
-    return value if sends else _unpacked(told[0], arrays)
+    for leg in _legs(source) if group is None else [(group, source)]:
+        head, arrays = _carried(head, arrays, *leg)
+    return value if sends else _unpacked(head, arrays)
 
 
 def all_gather(value: Value) -> list[Value]:
@@ -58,6 +91,26 @@ def packed(value: object) -> tuple[Head, np.ndarray]:
     for start, piece in zip(starts, pieces, strict=False):
         arrays[start : start + len(piece)] = piece
     return head, arrays
+
+
+def _carried(
+    head: Head | None, arrays: np.ndarray | None, group: dist.ProcessGroup | None, source: int
+) -> tuple[Head, np.ndarray | None]:
+    """What rank `source` of `group` holds: head, and arrays if it has any; the others hold None."""
+    told = [head]
+    dist.broadcast_object_list(told, group=group, group_src=source)
+    size = int(_starts(told[0])[-1])
+    if size:
+        arrays = np.empty(size, dtype=np.uint8) if arrays is None else arrays
+        dist.broadcast(torch.from_numpy(arrays), group=group, group_src=source)
+    return told[0], arrays
+
+
+def _legs(source: int) -> list[Leg]:
+    """Those of a broadcast to the job that this rank takes part in, in order. Collective at the first call."""
+    if dist.group.WORLD not in _of_jobs:
+        _of_jobs[dist.group.WORLD] = Ways.of(Nodes.of_job())
+    return _of_jobs[dist.group.WORLD].legs(source)
 
 
 def _unpacked(head: Head, arrays: np.ndarray | None) -> object:

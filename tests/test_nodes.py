@@ -23,7 +23,7 @@ def nodes():
 
 
 def everything() -> dict:
-    return {"first": nodes().first, "cores": cores()} | {name: asked(mine) for name, mine in ASKED.items()}
+    return {"nodes": nodes().all, "cores": cores()} | {name: asked(mine) for name, mine in ASKED.items()}
 
 
 def cores() -> list[set[int]]:
@@ -32,7 +32,7 @@ def cores() -> list[set[int]]:
 
     mine = frozenset({dist.get_rank() // 2})
     with mock.patch("megatron_gopd.nodes.usable_cores", return_value=mine):
-        found = nodes().cores
+        found = nodes().here.cores
     everyones = [None] * dist.get_world_size()
     dist.all_gather_object(everyones, found)
     return everyones
@@ -86,7 +86,11 @@ def found() -> dict:
 
 
 def test_a_node_is_known_by_its_first_rank(found):
-    assert list(found["first"].items()) == [("b", 0), ("a", 1)]
+    assert [(node.name, node.first_rank) for node in found["nodes"]] == [("b", 0), ("a", 1)]
+
+
+def test_a_node_knows_its_ranks(found):
+    assert [node.ranks for node in found["nodes"]] == [(0, 2), (1,)]
 
 
 def test_a_node_has_the_cores_of_all_its_ranks(found):
@@ -96,3 +100,9 @@ def test_a_node_has_the_cores_of_all_its_ranks(found):
 @pytest.mark.parametrize("name", EXPECTED)
 def test_every_rank_learns_what_each_node_found(found, name):
     assert found[name] == [EXPECTED[name]] * len(NAMES)
+
+
+def test_the_way_to_this_host_itself():
+    from megatron_gopd.nodes import address_towards
+
+    assert address_towards("127.0.0.1") == "127.0.0.1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from megatron_gopd import objects
 from tests.ranks import on_ranks
 
+NAMES = ["a", "b", "a", "c", "b", "b"]  # of the node of each rank
 KINDS = [np.int32, np.float32, np.float64, np.int64, np.bool_]
 
 
@@ -67,6 +69,34 @@ def check_everything() -> None:
 
 def test_every_rank_gets_what_was_sent_bit_for_bit():
     on_ranks(3, check_everything)
+
+
+def over_nodes() -> list[list[tuple[int, ...]]]:
+    """From each rank to all; returns the ranks of each group that each rank took part in, in the first of these."""
+    import torch.distributed as dist
+
+    rank, taken = dist.get_rank(), []
+    os.environ["SLURMD_NODENAME"] = NAMES[rank]
+    for source in range(len(NAMES)):
+        assert bits(objects.broadcast(sent(rank), source=source)) == bits(sent(source))
+        assert objects.broadcast(rank, source=source) == source
+    for group, _ in objects._legs(0):
+        taken.append(tuple(dist.get_process_group_ranks(group)))
+    everyones = [None] * len(NAMES)
+    dist.all_gather_object(everyones, taken)
+    return everyones
+
+
+def test_every_rank_gets_it_over_the_first_ranks_of_nodes():
+    first = (0, 1, 3)  # one way into each node
+    assert on_ranks(len(NAMES), over_nodes) == [
+        [first, (0, 2)],
+        [first, (1, 4, 5)],
+        [(0, 2)],
+        [first, (3,)],
+        [(1, 4, 5)],
+        [(1, 4, 5)],
+    ]
 
 
 def test_arrays_are_not_pickled():

@@ -65,9 +65,13 @@ def own_servers(config: Config) -> dict[str, Servers]:
     return {key: servers for key, servers in found.items() if not servers.urls}
 
 
-def serving(servers: Servers, nodes: int) -> int:
-    """On how many of a job's nodes, the first, they are."""
-    return nodes if servers.nodes == "all" else servers.nodes
+def serving(key: str, servers: Servers, nodes: int) -> int:
+    """On how many of a job's nodes, the first, they are. Raises UserError: `key` asks for more than there are."""
+    if servers.nodes == "all":
+        return nodes
+    if servers.nodes > nodes:
+        raise UserError(f"{key}.nodes: servers on {servers.nodes} nodes, and the job has {nodes}; say fewer, or all")
+    return servers.nodes
 
 
 def gpus_of_servers(servers: Servers, gpus: Sequence[str]) -> list[tuple[str, ...]]:
@@ -107,9 +111,7 @@ def check_placement(config: Config, nodes: Sequence[Node]) -> None:
         UserError: names the first that does not fit.
     """
     for key, servers in own_servers(config).items():
-        if (wanted := serving(servers, len(nodes))) > len(nodes):
-            raise UserError(f"{key}.nodes: servers on {wanted} nodes, and the job has {len(nodes)}; say fewer, or all")
-        for node in nodes[:wanted]:
+        for node in nodes[: serving(key, servers, len(nodes))]:
             _check_node(key, servers, node)
 
 
@@ -140,13 +142,14 @@ def idle(config: Config, nodes: Sequence[Node]) -> Idle:
     sampling = _on_gpus_of_ranks(config, own)
     for number, node in enumerate(nodes):
         served = {
-            key: set().union(*gpus_of_servers(servers, node.gpus)) if number < serving(servers, len(nodes)) else set()
+            key: set().union(*gpus_of_servers(servers, node.gpus))
             for key, servers in own.items()
+            if number < serving(key, servers, len(nodes))
         }
         ranks = set(node.gpus[: node.ranks])
         unused += len(set(node.gpus) - ranks - set().union(*served.values()))
         if sampling:
-            waiting += len(ranks - set().union(*(served[key] for key in sampling)))
+            waiting += len(ranks - set().union(*(served.get(key, ()) for key in sampling)))
     return Idle(sum(len(node.gpus) for node in nodes), unused, waiting)
 
 

@@ -29,7 +29,7 @@ class NodeGraders:
     def __init__(self, rewards: str, sandbox: Sandbox):
         """Collective. Workers start when they are needed."""
         self._nodes = Nodes.of_job()
-        self._graders = Graders(rewards, sandbox, self._nodes.cores) if self._nodes.mine else None
+        self._graders = Graders(rewards, sandbox, self._nodes.here.cores) if self._nodes.acts else None
 
     def grade(self, batch: Sequence[Trajectory], tokenizer) -> list[Grade | None]:
         """One Grade a trajectory, in order, None where nothing grades its prompt. Collective; every rank holds `batch`.
@@ -49,7 +49,7 @@ class NodeGraders:
         grades: dict[int, Grade | None] = {}
         lost: dict[str, str] = {}
         while left := [number for number in range(len(batch)) if number not in grades]:
-            if len(lost) == len(self._nodes.first):
+            if len(lost) == len(self._nodes.all):
                 raise RuntimeError("no node is left that can grade: " + "; ".join(map(": ".join, lost.items())))
             for name, share in self._shares(grade, left, lost).items():
                 grades |= share.grades
@@ -76,7 +76,7 @@ class NodeGraders:
         queue = f"graded/{next(_queues)}"
 
         def share() -> _Share:
-            if self._nodes.mine in lost:
+            if self._nodes.here.name in lost:
                 return _Share()
             # a thread for each worker and one more, whose answer waits for the first worker that is free
             return _Share.of(grade, numbers, queue, self._graders.workers + 1)

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_gopd.kernels.backend import Statistics, Upstream
+from megatron_gopd.kernels.backend import DistributionStatistics, DistributionUpstream, Heads, Statistics, Upstream
 
+TILE_ROWS = 128  # of the vocabulary, that share one peak: cpp/tiles.h
 POOL = 8  # buffers held between calls, at most
 
 
@@ -57,9 +58,54 @@ class CppBackend:
             grad_weight,
             add,
         )
+        self._give_back(buffer)
+        return grad_hidden
+
+    def distribution_statistics(
+        self, heads: Heads, targets: Tensor, temperature: float, keep: bool
+    ) -> DistributionStatistics:
+        student, rows = heads.hidden[0], len(heads.weight[0])
+        size = self._library.kept_size(len(student), rows)
+        exp, other = (self._buffer(size, student.dtype) if keep else None for _ in range(2))
+        peaks = student.new_empty((2, size // TILE_ROWS if keep else 0), dtype=torch.float32)
+        columns = self._library.distribution_statistics(
+            heads.hidden, heads.weight, targets.contiguous(), temperature, *_settings(heads), exp, other, peaks
+        )
+        count, kept = len(heads.hidden), (exp, other, peaks) if keep else None
+        return DistributionStatistics(*columns.split([count + 1, count + 1, count + 1, count]), kept)
+
+    def distribution_gradients(
+        self,
+        kept: tuple[Tensor, Tensor, Tensor] | None,
+        heads: Heads,
+        targets: Tensor,
+        temperature: float,
+        upstream: DistributionUpstream,
+        grad_weight: Tensor | None,
+        add: bool,
+    ) -> Tensor:
+        exp, other, peaks = kept or (None, None, heads.hidden[0].new_empty(0, dtype=torch.float32))
+        columns = torch.stack([torch.zeros_like(upstream.gap) if column is None else column for column in upstream])
+        grad_hidden = self._library.distribution_gradients(
+            exp,
+            other,
+            peaks,
+            heads.hidden,
+            heads.weight,
+            targets.contiguous(),
+            temperature,
+            *_settings(heads),
+            columns.float(),
+            grad_weight,
+            add,
+        )
+        self._give_back(exp)
+        self._give_back(other)
+        return grad_hidden
+
+    def _give_back(self, buffer: Tensor | None) -> None:
         if buffer is not None and len(self._pool) < POOL:
             self._pool.append(buffer)
-        return grad_hidden
 
     def _buffer(self, size: int, dtype: torch.dtype) -> Tensor:
         while self._pool:
@@ -69,3 +115,9 @@ class CppBackend:
         buffer = torch.empty(size, dtype=dtype)
         self._library.prefer_huge_pages(buffer)
         return buffer
+
+
+def _settings(heads: Heads) -> tuple[float, float | None, bool, Tensor | None]:
+    """lambda, clamp, forward, log_sums of the library's operators."""
+    log_sums = None if heads.log_sums is None else heads.log_sums.float().contiguous()
+    return heads.target.lambda_, heads.target.clamp, heads.target.divergence == "forward_kl", log_sums

@@ -71,7 +71,7 @@ def _command(compiler: str, capability: str, output: Path) -> list[str]:
     flags = f"-std=c++20 -O3 -w -fPIC -shared -fopenmp {FLAGS.get(capability, '')}"
     define = f"-DCPU_CAPABILITY={capability} -DCPU_CAPABILITY_{capability} -DAT_PARALLEL_OPENMP=1"
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
-    source = str(SOURCES / "linear_logprob.cpp")
+    source = str(SOURCES / "library.cpp")
     words = [*shlex.split(f"{flags} {define} {abi}"), *include, source, "-o", str(output), *libraries]
     return [compiler, *words, "-ltorch_cpu", "-lc10"]
 

@@ -112,7 +112,7 @@ class _DistributionPass(Pass):
         self.head, self.log_sums = DistributionHead.of(job, target, weight.detach()), target.log_sums
 
     def inputs(self, chunk: Chunk, hidden: Tensor) -> Inputs:
-        states = [hidden, *(head.hidden.detach() for head in self.target.heads.values())]
+        states = [hidden, *(head.hidden.detach().contiguous() for head in self.target.heads.values())]
         log_sums = None if self.log_sums is None else self.log_sums[:, chunk.rows].to(self.job.dtype)
         return Inputs([chunk.gather(own) for own in states], log_sums, self.targets[chunk.rows])
 

@@ -1,4 +1,4 @@
-"""The naive distribution loss: the logits of every head, softmax and autograd; what tests compare the fused one with."""
+"""The naive distribution loss: the logits of every head, softmax and autograd; tests compare the fused one with it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from megatron_gopd.kernels.job import Job
 from megatron_gopd.kernels.linear_distribution_loss import DistributionLossFunction, LinearDistributionLoss
 from megatron_gopd.kernels.one_pass import stated
-from megatron_gopd.kernels.reference import log_sum_exp, naive_logprob, sum_over
+from megatron_gopd.kernels.reference import log_sum_exp, naive_logprob, sum_over, to_shards
 from megatron_gopd.kernels.target import Target
 from megatron_gopd.objective.token_loss import TokenRows
 
@@ -60,6 +60,6 @@ def _divergence(job: Job, hidden: Tensor, weight: Tensor, target: Target) -> Ten
     of_target = [logits(head.hidden, head.weight).detach() for head in target.heads.values()]
     log_sums = None if target.log_sums is None else target.log_sums.to(job.dtype)
     sides = logits(hidden, weight), target.mixture(of_target, log_sums)
-    p, q = (side - log_sum_exp(side, group)[:, None] for side in sides)
+    p, q = (side - to_shards(log_sum_exp(side, group), group)[:, None] for side in sides)
     leading, trailing = (q, p) if target.divergence == "forward_kl" else (p, q)
     return sum_over((leading.exp() * (leading - trailing)).sum(dim=1), group)

@@ -34,7 +34,8 @@ def naive_logprob(
     target_logit, found = sum_over(torch.stack([torch.where(here, picked, 0.0), here.to(wide)]), group)
     if (found == 0).any():
         raise ValueError(f"target {int(targets[found == 0][0])} lies outside the vocabulary")
-    mean_logit = sum_over((torch.exp(logits - log_sum[:, None]) * logits).sum(dim=1), group)
+    log_p = logits - to_shards(log_sum, group)[:, None]
+    mean_logit = sum_over((torch.exp(log_p) * logits).sum(dim=1), group)
     return target_logit - log_sum, log_sum - mean_logit
 
 
@@ -47,6 +48,11 @@ def log_sum_exp(logits: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 def sum_over(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """The sum over the ranks of a group, every one of which goes on to compute the same loss from it."""
     return _SumOver.apply(values, group)
+
+
+def to_shards(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """values, of which every rank of a group goes on to use its own part: their gradient is the sum over the ranks."""
+    return _ToShards.apply(values, group)
 
 
 def _peak(logits: Tensor, group: dist.ProcessGroup | None) -> Tensor:
@@ -66,4 +72,18 @@ class _SumOver(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
+        return grad, None
+
+
+class _ToShards(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values, group):
+        ctx.group = group
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx, grad):
+        if ctx.group is not None:
+            grad = grad.clone()
+            dist.all_reduce(grad, group=ctx.group)
         return grad, None

@@ -50,16 +50,17 @@ def merge(one: Triple, other: Triple) -> Triple:
 
 
 def merge_sides(one: Triple, other: Triple, forward: bool) -> Triple:
-    """merge() of [rows, tokens], of which the first and the last are the two sides: see backend.DistributionStatistics.
+    """merge() of [..., rows, tokens], of which the first and the last are the two sides: see backend.DistributionStatistics.
 
     forward: the divergence weighs by the last row's distribution, not by the first's.
     """
     peak, total, weighted = merge(one, other)
     leading, trailing = (-1, 0) if forward else (0, -1)
-    gap = torch.zeros_like(peak[0])
+    gap = torch.zeros_like(peak[..., 0, :])
     for part_peak, part_total, part_weighted in (one, other):
-        empty = part_peak[0] == -torch.inf
+        empty = part_peak[..., :1, :] == -torch.inf
         lower = torch.where(empty, 0.0, part_peak - peak)
-        shrink = torch.where(empty, 0.0, lower[leading].exp())
-        gap = gap + (part_weighted[-1] + part_total[leading] * (lower[leading] - lower[trailing])) * shrink
-    return peak, total, torch.cat([weighted[:-1], gap[None]])
+        shrink = torch.where(empty[..., 0, :], 0.0, lower[..., leading, :].exp())
+        shift = lower[..., leading, :] - lower[..., trailing, :]
+        gap = gap + (part_weighted[..., -1, :] + part_total[..., leading, :] * shift) * shrink
+    return peak, total, torch.cat([weighted[..., :-1, :], gap[..., None, :]], -2)

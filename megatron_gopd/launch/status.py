@@ -12,13 +12,15 @@ from pathlib import Path
 import yaml
 
 from megatron_gopd.errors import UserError
+from megatron_gopd.runs.servers import ServerRow, read_servers
 
 RECENT = 20  # steps over which speed is averaged
 
 
 @dataclass(frozen=True)
 class Status:
-    """Steps done and asked for, seconds of each phase and of a step, tokens a second (recent means), seconds left."""
+    """Steps done and asked for, seconds of each phase and of a step, tokens a second (recent means), seconds left; and
+    what each server did that the newest attempt started."""
 
     run: str
     step: int
@@ -28,6 +30,7 @@ class Status:
     tokens_per_s: float | None
     eta_s: float | None
     last_row_age_s: float | None  # since the newest step: many times a step's seconds mean that nothing runs
+    servers: dict[str, list[ServerRow]]  # by node
     checkpoint: str | None
     attempts: list[dict]
     last_error: str | None
@@ -58,6 +61,7 @@ def status(run: Path) -> Status:
         tokens_per_s=_mean([row["tokens_per_s"] for row in recent]) if recent else None,
         eta_s=None if finished or "step" not in seconds else (steps - step) * seconds["step"],
         last_row_age_s=time.time() - (run / "metrics.jsonl").stat().st_mtime if rows else None,
+        servers=read_servers(run),
         checkpoint=checkpoints[-1] if checkpoints else None,
         attempts=attempts,
         last_error=None if finished else _last_error(run, attempts),
@@ -72,6 +76,7 @@ def show(found: Status) -> str:
         phases = " ".join(f"{name} {value:.1f}" for name, value in found.seconds.items() if name != "step")
         step = found.seconds.get("step", 0)
         lines.append(f"a step   {step:.1f} s ({phases}), {found.tokens_per_s:.0f} tokens/s")
+    lines += [f"servers  {node}: {_line(server)}" for node, those in found.servers.items() for server in those]
     lines.append(f"newest   {found.checkpoint or 'no checkpoint yet'}")
     for attempt in found.attempts:
         lines.append(f"attempt  {attempt['attempt']}: {attempt['kind']} {attempt['message']}".rstrip()[:200])
@@ -90,6 +95,12 @@ def _pace(found: Status) -> str:
     left = timedelta(seconds=round(found.eta_s))
     age = timedelta(seconds=round(found.last_row_age_s))
     return f"{left} left, newest step {age} ago"
+
+
+def _line(server: ServerRow) -> str:
+    speed = "" if server.tokens_per_s is None else f", {server.tokens_per_s:.0f} tokens/s"
+    away = "" if server.up else ", away now"
+    return f"{server.name}: {server.requests} requests{speed}, {server.restarts} restarts{away}"
 
 
 def _attempts(run: Path) -> list[dict]:

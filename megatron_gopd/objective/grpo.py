@@ -8,6 +8,8 @@ from torch import Tensor
 from megatron_gopd.objective.correction import rollout_correction
 from megatron_gopd.objective.token_loss import TokenLoss, TokenRows
 
+LARGEST_K3 = 10.0  # nats
+
 
 def grpo_loss(
     *,
@@ -22,12 +24,14 @@ def grpo_loss(
         rho_t = pi_theta(y_t) / pi_old(y_t)
         l_t   = max(-A rho_t, -A clamp(rho_t, 1 - clip_low, 1 + clip_high)),  and where A < 0: min(l_t, -A dual_clip)
         L     = sum_t weight_t (w_t l_t + kl_coefficient k_t)
-        k_t   = exp(log pi_ref - log pi_theta) - (log pi_ref - log pi_theta) - 1
+        k_t   = min(exp(log pi_ref - log pi_theta) - (log pi_ref - log pi_theta) - 1, 10)
 
     A is the response's group advantage, rows.outcome. Without rows.old_logprobs the step is on-policy: rho_t is 1 and
     nothing is clipped. w_t is objective.rollout_correction of the old log-probs. Log-ratios are clamped to +-20.
+    k_t estimates KL(pi_theta || pi_ref), but its gradient is, in expectation, that of KL(pi_ref || pi_theta). Where its
+    bound holds, which is where pi_ref / pi_theta is above 13.6 or below 1.7e-5, that gradient is 0.
     Sources: PPO (arXiv:1707.06347), dual clip (arXiv:1912.09729), k3 (joschu.net/blog/kl-approx.html),
-    GRPO (arXiv:2402.03300); verl's compute_policy_loss_vanilla and low_var_kl.
+    GRPO (arXiv:2402.03300); verl's compute_policy_loss_vanilla and low_var_kl, whose bound of k_t is NeMo RL's too.
     """
 
     def token_loss(logprobs: Tensor, entropy: Tensor, rows: TokenRows) -> TokenLoss:
@@ -64,6 +68,7 @@ def _surrogate(
 
 def _k3(log_ratio: Tensor) -> tuple[Tensor, Tensor]:
     """The estimate of KL(pi_theta || pi_ref) from log pi_ref - log pi_theta, and its derivative in log pi_theta."""
-    bounded = log_ratio.clamp(-20.0, 20.0)
+    bounded = log_ratio.clamp(-20.0, 20.0)  # past either end the value is past its own bound
     ratio = bounded.exp()
-    return ratio - bounded - 1, torch.where(log_ratio == bounded, 1 - ratio, 0.0)
+    value = ratio - bounded - 1
+    return value.clamp(max=LARGEST_K3), torch.where(value <= LARGEST_K3, 1 - ratio, 0.0)

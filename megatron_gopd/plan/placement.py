@@ -99,7 +99,7 @@ def _served(kind: str, world: int, model: Model, servers: Servers, key: str, nod
         fraction = fraction and float(fraction)
     except ValueError:
         raise UserError(f"{key}.options.{name}: {fraction!r} is not a number") from None
-    count = len(servers.urls) or servers.count * serving(servers, len(nodes))
+    count = len(servers.urls) or servers.count * serving(key, servers, len(nodes))
     own_gpus = count * servers.gpus_each if kind in ("split", "disjoint") else 0
     most = 0
     if kind in ("colocated", "resident") and key == ROLLOUT:

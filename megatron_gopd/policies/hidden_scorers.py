@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -13,18 +12,9 @@ from megatron_gopd.data.packing import Row
 from megatron_gopd.data.trajectory import Trajectory
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.policies.distribution_payload import DistributionPayload
-from megatron_gopd.policies.hidden_states import Held, hidden_states
+from megatron_gopd.policies.hidden_states import Held, Piece, hidden_states
 from megatron_gopd.policies.scorers import Scorers
 from megatron_gopd.policies.target_heads import shared_ids
-
-
-@dataclass
-class Piece:
-    """Trajectories of one teacher, and what each model that judges them gave."""
-
-    teacher: str
-    trajectories: list[Trajectory]
-    held: dict[str, Held]  # by who; indices are of the response tokens of `trajectories`, end to end
 
 
 class HiddenScorers(Scorers):
@@ -46,8 +36,8 @@ class HiddenScorers(Scorers):
         """Hold the hidden states of a chunk, as far as memory allows. Collective; every rank passes the same chunk."""
         for name in self.config.teachers:
             taught = [trajectory for trajectory in chunk if trajectory.prompt.teacher == name]
-            room = self.budget - sum(map(self.bytes_held, self.ahead))
-            if taught and self.bytes_held(Piece(name, taught, {})) <= room:
+            held = sum(piece.tokens * self.token_bytes_held(piece.teacher) for piece in self.ahead)
+            if taught and held + sum(map(len, taught)) * self.token_bytes_held(name) <= self.budget:
                 self.ahead.append(self.piece(name, taught))
 
     def take(self) -> list[Piece]:
@@ -73,10 +63,9 @@ class HiddenScorers(Scorers):
             held[who] = self._hidden_states(settings, rows, starts)
         return Piece(teacher, taught, held)
 
-    def bytes_held(self, piece: Piece) -> int:
-        """On a rank of the models that judge it, about."""
-        tokens = sum(map(len, piece.trajectories))
-        return sum(tokens * bytes_ // ranks for bytes_, ranks in map(self._token, self.judges(piece.teacher).values()))
+    def token_bytes_held(self, teacher: str) -> float:
+        """Of a token's hidden states, of all that judge it, on a rank that computes them; about."""
+        return sum(bytes_ / ranks for bytes_, ranks in map(self._token, self.judges(teacher).values()))
 
     def token_bytes(self, teacher: str) -> int:
         """Of the hidden states of one token, of all that judge it."""

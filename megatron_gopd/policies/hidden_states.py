@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from megatron_gopd.data.packing import MicroBatch, Row
+from megatron_gopd.data.trajectory import Trajectory
 from megatron_gopd.mcore.forward import run, slice_of
 from megatron_gopd.mcore.model import Model
 from megatron_gopd.policies.micro_batches import my_micro_batches
@@ -27,6 +29,26 @@ class Held(NamedTuple):
     @classmethod
     def joined(cls, pieces: Sequence[Held]) -> Self:
         return cls(*map(torch.cat, zip(*pieces, strict=True)))
+
+
+@dataclass
+class Piece:
+    """Trajectories of one teacher, and what each model that judges them gave."""
+
+    teacher: str
+    trajectories: list[Trajectory]
+    held: dict[str, Held]  # by who; indices are of the response tokens of `trajectories`, end to end
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.trajectories))
+
+    def of_batch(self, who: str, starts: Tensor) -> Held:
+        """What this rank holds, under other indices: `starts` [rows] of each trajectory's first response token."""
+        held, ends = self.held[who], torch.tensor([len(each) for each in self.trajectories]).cumsum(0)
+        row = torch.bucketize(held.indices, ends, right=True)
+        before = torch.cat([torch.zeros(1, dtype=torch.int64), ends[:-1]])
+        return Held(starts[row] + held.indices - before[row], held.values)
 
 
 def hidden_states(model: Model, rows: Sequence[Row], starts: Tensor, dtype: torch.dtype, max_tokens: int) -> Held:

@@ -45,7 +45,7 @@ class ServedScorer:
         Raises:
             UserError: a server does not start, or holds another model than `settings.model`.
         """
-        self._homes = Homes(self.settings.server, logs)
+        self._homes = Homes(f"{self.who}.server", self.settings.server, logs)
         on_first(lambda: self._start(logs))
 
     def score(self, rows: list[Row]) -> list[np.ndarray]:
@@ -73,10 +73,9 @@ class ServedScorer:
 
     def _start(self, logs: Path) -> None:
         settings = self.settings
-        name = "-".join(self.who.replace(".", " ").split()[-2:])
         self._pool = ServerPool(
             settings.server,
-            name=name,
+            name=_pool_name(self.who),
             model=settings.model,
             dtype=settings.dtype,
             logs=logs,
@@ -102,6 +101,11 @@ class ServedScorer:
         if about.get("tokenizer") != wanted["tokenizer"]:
             wrong.append("another tokenizer")
         _refuse(wrong, self.settings, self.who, client.url, about.get("model_path"))
+
+
+def _pool_name(who: str) -> str:
+    """For files: a teacher's is not its reference's."""
+    return who.replace("the ", "").replace(".", "-").replace(" ", "-")
 
 
 async def refuse_another_model(settings: schema.Scorer, who: str, client: SGLangClient) -> None:

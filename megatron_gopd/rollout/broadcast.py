@@ -19,7 +19,7 @@ from torch import Tensor
 
 from megatron_gopd.config import Config
 from megatron_gopd.errors import UserError
-from megatron_gopd.node_addresses import address_towards
+from megatron_gopd.nodes import address_towards
 from megatron_gopd.rollout.updates import InBuckets, UpdateError
 from megatron_gopd.servers.loop import in_a_thread
 from megatron_gopd.servers.pool import ServerPool

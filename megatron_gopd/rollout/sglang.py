@@ -14,6 +14,7 @@ import torch
 
 from megatron_gopd.config import Config
 from megatron_gopd.config.models import COLOCATED_MEMORY, Model, RolloutServers, Scorer, Servers
+from megatron_gopd.config.placement import ROLLOUT
 from megatron_gopd.data import Prompt, Trajectory, load_tokenizer, stop_ids
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
@@ -49,7 +50,7 @@ class SGLangEngine:
 
     def __init__(self, config: Config, model: Model | None = None, servers: Servers | None = None):
         """`model`, in `servers`, where it is not the student's. Raises UserError: it has no tokenizer or no stop id."""
-        self.config, self._model = config, model or config.student
+        self.config, self._model, self._key = config, model or config.student, ROLLOUT
         self._servers = servers or config.rollout.sglang
         self._colocated = isinstance(self._servers, RolloutServers) and self._servers.colocated
         self._folder = self._model.model
@@ -65,7 +66,7 @@ class SGLangEngine:
 
     def start(self, student: Exports, logs: Path) -> None:
         """See RolloutEngine.start."""
-        self._homes = Homes(self._servers, logs)
+        self._homes = Homes(self._key, self._servers, logs)
         on_first(lambda: self._start(logs))
         self._weights = ServerWeights(self.config, self._pool, self._probes, self._homes.first_ranks)
         self.sync(student, 0)
@@ -210,11 +211,11 @@ class FrozenSGLangEngine(SGLangEngine):
     def __init__(self, config: Config, model: Scorer, who: str):
         """`who` it is, in messages and log files."""
         super().__init__(config, model, model.server)
-        self._who = who
+        self._who, self._key = who, f"{who}.server"
 
     def start(self, policy: Exports, logs: Path) -> None:
         """Start or find the servers. Raises UserError: one does not start, or holds another model."""
-        self._homes = Homes(self._servers, logs)
+        self._homes = Homes(self._key, self._servers, logs)
         on_first(lambda: self._start(logs))
 
     def _start(self, logs: Path) -> None:

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from megatron_gopd.errors import UserError
+from megatron_gopd.srun import this_node
+
 LOGGER = logging.getLogger("megatron_gopd")
 
 
@@ -15,10 +18,19 @@ def log_to(folder: Path, rank: int) -> Iterator[Path]:
     """Write what the package logs within the block to folder/rank-R.log, and the traceback that ends it, if one does.
 
     Rank 0 shows warnings on stderr too. Yields the file.
+
+    Raises:
+        UserError: this node cannot write it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"rank-{rank}.log"
-    handlers: list[logging.Handler] = [logging.FileHandler(file, encoding="utf-8")]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handlers: list[logging.Handler] = [logging.FileHandler(file, encoding="utf-8")]
+    except OSError as error:
+        raise UserError(
+            f"{this_node()} cannot write to {folder} ({error.strerror}); "
+            f"set run.folder to a folder that all nodes share and can write"
+        ) from None
     handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     if rank == 0:
         handlers.append(logging.lastResort)  # Python's own for warnings, which a file handler would silence

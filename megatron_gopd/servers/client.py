@@ -34,6 +34,9 @@ class Answer:
     finish: str  # stop, length, or abort: cut short by the server
     weight_version: str  # of the weights that sampled the first token
 
+    def __len__(self) -> int:
+        return len(self.tokens)
+
 
 class SGLangClient:
     """One server by its URL. Every method raises LostRequestError or RefusedError."""

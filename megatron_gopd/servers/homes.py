@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from megatron_gopd.config.placement import serving
 from megatron_gopd.config.schema import Servers
 from megatron_gopd.errors import UserError
-from megatron_gopd.node_addresses import Node, nodes
+from megatron_gopd.nodes import Node, Nodes
 from megatron_gopd.ranks import is_first, on_first
 from megatron_gopd.servers.keeper import Keeper, KeptProcess, Orders
 from megatron_gopd.servers.launch import Launch, start
@@ -57,9 +58,9 @@ class Homes:
     `each` are they for rank 0, where the pool is; the other nodes' first ranks keep the servers of theirs.
     """
 
-    def __init__(self, settings: Servers, logs: Path):
-        """Raises UserError: `settings.nodes` are more than the job's, or nodes differ in their GPUs."""
-        self.nodes = nodes_of_servers(settings)
+    def __init__(self, key: str, settings: Servers, logs: Path):
+        """`key`: of `settings`. Raises UserError: it wants more nodes than there are, or they differ in their GPUs."""
+        self.nodes = nodes_of_servers(key, settings)
         self.each: list[Here | There] = [Here()]
         self._keeper: Keeper | None = None
         self._key: Path | None = None
@@ -96,7 +97,7 @@ class Homes:
             self._keeper = Keeper(own_client(mine[0]), mine[0].address, self._key)
 
 
-def nodes_of_servers(settings: Servers) -> Sequence[Node]:
+def nodes_of_servers(key: str, settings: Servers) -> Sequence[Node]:
     """Those of the job on which `settings` has servers started; at urls, none. Collective.
 
     Raises:
@@ -104,15 +105,8 @@ def nodes_of_servers(settings: Servers) -> Sequence[Node]:
     """
     if settings.urls:
         return []
-    found = nodes()
-    if settings.nodes == "all":
-        return found
-    if settings.nodes > len(found):
-        raise UserError(
-            f"servers on {settings.nodes} nodes are asked for (nodes), and the job has {len(found)}: "
-            f"{', '.join(node.name for node in found)}; ask for fewer, or for all"
-        )
-    return found[: settings.nodes]
+    found = Nodes.of_job().all
+    return found[: serving(key, settings, len(found))]
 
 
 def _refuse_unlike(nodes: Sequence[Node]) -> None:

@@ -23,7 +23,7 @@ def main() -> None:
         return record
 
     logging.setLogRecordFactory(blackened)
-    sys.argv = ["sglang.launch_server", *sys.argv[2:], "--api-key", key]
+    sys.argv = ["sglang.launch_server", *sys.argv[2:], f"--api-key={key}"]  # one word: a key may begin with a dash
     sys.path.pop(0)  # this file's folder, which hides others behind its own names
     runpy.run_module("sglang.launch_server", run_name="__main__")
 

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +22,13 @@ from megatron_gopd.servers.homes import Here, There
 from megatron_gopd.servers.launch import Launch
 from megatron_gopd.servers.loop import Background
 from megatron_gopd.servers.memory import Memory
+from megatron_gopd.servers.record import Record
 from megatron_gopd.servers.server import Server, State
 from megatron_gopd.servers.supervisor import Supervisor
 
 LOGGER = logging.getLogger(__name__)
 RETRY_S, LOOK_S, ANSWERING_S = 0.1, 0.25, 1.0
-Result = TypeVar("Result")
+Result = TypeVar("Result", bound=Sized)
 
 
 @dataclass
@@ -83,24 +84,28 @@ class ServerPool:
         self.background = Background()
         self._supervisor = Supervisor(settings, self.servers, self._launch, needs_weights=needs_weights)
         self._memory = Memory(self._supervisor)
+        self._record = Record(name, self.servers, logs)
         try:
             self.background.run(self._supervisor.bring_all_up())
         except BaseException:
             self.close()
             raise
+        self.background.start(self._record.keep())
         for server in self.servers:
             self.background.start(self._supervisor.watch(server))
 
     def close(self) -> None:
         """End every server that was started here, and forget the others."""
         self.background.close(self._hang_up)
+        self._record.close()
         with ThreadPoolExecutor(len(self.servers)) as threads:  # each takes seconds to end
             list(threads.map(Server.stop, self.servers))
 
     async def ask(
         self, request: Callable[[SGLangClient], Awaitable[Result]], together: Together | None = None
     ) -> Result:
-        """The result of `request`, asked of the least loaded server, and again where an answer is lost.
+        """The result of `request`, of which the length counts tokens: asked of the least loaded server, and again where
+        an answer is lost.
 
         `together`: those it goes with, to one server.
 
@@ -110,10 +115,10 @@ class ServerPool:
         while True:
             server = await self._least_loaded(together or Together())
             task = asyncio.ensure_future(request(server.client))
-            server.requests.add(task)
+            server.begin(task)
             try:
                 result = await task
-                server.answered()
+                server.answered(len(result))
                 return result
             except LostRequestError as error:
                 LOGGER.info("%s; asked again", error)
@@ -125,7 +130,7 @@ class ServerPool:
                     task.cancel()
                     raise
             finally:
-                server.requests.discard(task)
+                server.end(task)
                 await self._supervisor.notify()
             await asyncio.sleep(RETRY_S)
 

@@ -34,18 +34,39 @@ class Server:
         self.state = State.DOWN
         self.process: ServerProcess | KeptProcess | None = None
         self.client = SGLangClient(url, token) if url else None
-        self.requests: set[asyncio.Task] = set()
+        self.requests: set[asyncio.Task] = set()  # under way
+        self.done, self.tokens = 0, 0  # requests, and tokens of their answers
         self.failing_since: float | None = None  # requests
         self.mute_since: float | None = None  # its health
         self.rests_until = 0.0
         self.starts = 0  # since the last good answer
         self.lives = 0  # how often it was up, here or elsewhere: each time it knows nothing of the last
+        self._worked_s, self._busy_since = 0.0, None
 
     def __str__(self) -> str:
         return f"{self.name} ({self.url})"
 
-    def answered(self) -> None:
+    def begin(self, request: asyncio.Task) -> None:
+        """It is asked, and is at work until the last end()."""
+        if not self.requests:
+            self._busy_since = time.monotonic()
+        self.requests.add(request)
+
+    def end(self, request: asyncio.Task) -> None:
+        self.requests.discard(request)
+        if not self.requests:
+            self._worked_s, self._busy_since = self.worked_s, None
+
+    @property
+    def worked_s(self) -> float:
+        """Seconds in which there were requests under way."""
+        busy_since = self._busy_since
+        return self._worked_s + (time.monotonic() - busy_since if busy_since else 0.0)
+
+    def answered(self, tokens: int) -> None:
+        """A request, with as many."""
         self.failing_since, self.rests_until, self.starts = None, 0.0, 0
+        self.done, self.tokens = self.done + 1, self.tokens + tokens
 
     def failed(self) -> None:
         """A request was lost: others are asked first for a while, longer as it goes on."""

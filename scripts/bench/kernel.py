@@ -26,12 +26,14 @@ SHAPES = {"A": (2048, 512, 32768), "B": (512, 1024, 151936), "C": (1024, 2560, 1
 SCALED = (4608, 640, 9496)  # for the workspace: a quarter of (18432, 2560, 37984) each way
 JUDGED = torch.cpu._is_avx512_bf16_supported()
 DTYPE = torch.bfloat16 if JUDGED else torch.float32  # elsewhere torch.mm takes bf16 apart, and is no yardstick
+DISTRIBUTION = ["ours_distribution", "ours_distribution_1", "ours_distribution_forward_kl", "ours_distribution_recompute"]
 FORWARD = ["ours", "naive", "torch", "liger", "cce"]
-BOTH = ["ours_main_grad", "ours_fresh", "ours_recompute", "naive", "torch", "liger", "cce"]
+BOTH = ["ours_main_grad", "ours_fresh", "ours_recompute", *DISTRIBUTION, "naive", "torch", "liger", "cce"]
 BOUNDS = {  # (contender, pass): time over torch.mm
     ("ours", "forward"): 1.05,
     ("ours_main_grad", "both"): 3.3,
     ("ours_fresh", "both"): 3.5,
+    ("ours_distribution", "both"): 5.4,  # 3 heads: 3 products, 2 gradients, 8 %
 }
 FORWARD_MB = 16
 WORKSPACE_GIB = 0.25
@@ -124,8 +126,9 @@ def measure(shape: str, name: str, what: str, threads: int, rounds: int) -> dict
     clock = time.process_time if threads == 1 else time.perf_counter
     once = contender(name, what)
     with torch.set_grad_enabled(what == "both"):
-        once(*inputs(64, 64, 256))  # imports, compilation, libraries
-        tensors = inputs(*(SHAPES[shape] if shape else SCALED))
+        heads = 3 if "distribution" in name else 1
+        once(*inputs(64, 64, 256, heads))  # imports, compilation, libraries
+        tensors = inputs(*(SHAPES[shape] if shape else SCALED), heads)
         first_mb = peak_mb(lambda: once(*tensors))
         plain = plain_mm(*tensors[:2])
         plain()
@@ -141,14 +144,19 @@ def measure(shape: str, name: str, what: str, threads: int, rounds: int) -> dict
     return found | {"first_mb": first_mb, "mb": mb}
 
 
-def inputs(tokens: int, hidden: int, vocabulary: int):
+def inputs(tokens: int, hidden: int, vocabulary: int, heads: int = 1):
+    """x and w, targets, teacher's log-probs, main_grad; then x and w of the further heads."""
     torch.manual_seed(0)
-    x = torch.randn(tokens, hidden).to(DTYPE)
-    w = torch.empty(vocabulary, hidden, dtype=DTYPE)
-    for rows in w.split(8192):
-        rows.copy_(torch.randn(rows.shape) * hidden**-0.5)
+    pairs = []
+    for _ in range(heads):
+        w = torch.empty(vocabulary, hidden, dtype=DTYPE)
+        for rows in w.split(8192):
+            rows.copy_(torch.randn(rows.shape) * hidden**-0.5)
+        pairs.append((torch.randn(tokens, hidden).to(DTYPE), w))
     gradient = torch.zeros(vocabulary, hidden).fill_(0.0)  # main_grad, resident
-    return x, w, torch.randint(0, vocabulary, (tokens,)), -12 * torch.rand(tokens), gradient
+    (x, w), *further = pairs
+    rest = (tensor for pair in further for tensor in pair)
+    return x, w, torch.randint(0, vocabulary, (tokens,)), -12 * torch.rand(tokens), gradient, *rest
 
 
 def plain_mm(x, w):
@@ -180,6 +188,8 @@ def status(key: str) -> float:
 
 
 def contender(name: str, what: str):
+    if name.startswith("ours_distribution"):
+        return ours_distribution(name)
     if name.startswith("ours"):
         return ours_forward if what == "forward" else ours_both(name)
     forward = {"naive": naive, "torch": torch_loss, "liger": liger_forward if what == "forward" else liger, "cce": cce}
@@ -203,6 +213,28 @@ def ours_both(name: str):
         where |= {"main_grad_scale": 1.0} if name == "ours_main_grad" else {}
         mode = "recompute" if name == "ours_recompute" else "one_pass"
         linear_token_loss(x, w, y, gopd_loss(1.0, None), rows, mode=mode, **where).loss.backward()
+        return x.grad, w.grad
+
+    return run
+
+
+def ours_distribution(name: str):
+    """Against teacher and reference, or (_1) the teacher alone; into main_grad as early as the mode can."""
+    from megatron_gopd.kernels import Target, TargetHead, linear_distribution_loss
+    from megatron_gopd.objective import DistributionLoss, TokenRows
+
+    def loss(divergence, logprobs, entropy, rows):
+        return DistributionLoss((rows.weights * divergence).sum(), rows.weights, None, {})
+
+    def run(x, w, y, _, main_grad, *heads):
+        x, w = x.detach().requires_grad_(), w.detach().requires_grad_()
+        rows = TokenRows(torch.full((len(x),), 1 / len(x)))
+        teacher, reference = (TargetHead(states, head, len(head)) for states, head in (heads[:2], heads[2:]))
+        divergence = "forward_kl" if name.endswith("forward_kl") else "reverse_kl"
+        lambda_, reference = (1.0, None) if name.endswith("_1") else (1.25, reference)
+        target = Target(teacher, reference, lambda_, len(w), None, divergence)
+        how = {"mode": "recompute"} if name.endswith("recompute") else {"main_grad_scale": 1.0}
+        linear_distribution_loss(x, w, y, loss, rows, target, main_grad=main_grad, **how).loss.backward()
         return x.grad, w.grad
 
     return run

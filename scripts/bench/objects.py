@@ -40,10 +40,10 @@ def main() -> int:
     print(f"  {'':52}{'pickled lists':>20}{'arrays':>20}")
     for what, ways in found.items():
         print(f"  {what:52}" + "".join(f"{way.seconds:8.3f} s {way.bytes / 1e6:6.1f} MB" for way in ways))
-    out, into = crossings(NODES, RANKS)
-    print(
-        f"{AT_SCALE} rows from rank 0 on {NODES} nodes of {RANKS}: {out} copies leave its node, {into} enter each other"
-    )
+    out, into = crossings(NODES, 1)  # between the first ranks of nodes
+    flat = "{} and {}".format(*crossings(NODES, RANKS))  # of one that knows no nodes
+    where = f"{AT_SCALE} rows from rank 0 on {NODES} nodes of {RANKS}"
+    print(f"{where}: {out} copies leave its node, {into} enters each other, where one broadcast to all has {flat}")
     for what, ways in list(found.items())[:3]:  # those from rank 0
         sizes = (way.bytes * AT_SCALE / ROWS / 1e9 for way in ways)
         told = "; ".join(f"{size:.2f} GB a copy, {size * out:.1f} out, {size * into:.1f} in" for size in sizes)

@@ -9,6 +9,7 @@ from tests.config.minimal import MINIMAL
 START, REST = MINIMAL.split("teachers:\n")
 WITHOUT_TEACHERS = START + REST[REST.index("data:") :]
 GRPO = WITHOUT_TEACHERS + "algorithm: {type: grpo}\nrewards: math\n"
+EXACT = MINIMAL + "algorithm: {gradient: exact, lambda: 1.25}\n"
 SFT = WITHOUT_TEACHERS + "algorithm: {type: sft}\n"
 
 
@@ -41,6 +42,12 @@ def test_nothing_is_scored_that_grpo_does_not_read(load):
         (GRPO, "data.balance=equal", "data.balance: equal is a matter of teachers"),
         (MINIMAL, "algorithm.reward_weight=0.1", "rewards is none, but algorithm.reward_weight learns from them"),
         (MINIMAL, "algorithm.clamp=1", "algorithm.clamp bounds the term of lambda - 1, which is 0"),
+        (MINIMAL, "algorithm.gradient=exat", "algorithm.gradient: write sampled or exact (given: 'exat')"),
+        (MINIMAL, "algorithm.divergence=forward_kl", "algorithm.divergence: forward_kl needs gradient: exact"),
+        (EXACT, "algorithm.divergence=kl", "algorithm.divergence: Input should be 'reverse_kl' or 'forward_kl'"),
+        (EXACT, "teachers.math.engine=sglang", "reads hidden states, and teachers.math.engine is sglang"),
+        (EXACT, "teachers.math.dtype=float32", "teachers.math.dtype is float32 and student.dtype bfloat16"),
+        (GRPO, "algorithm.gradient=exact", "unknown key 'algorithm.gradient'; keys here: type, normalize_std"),
         (MINIMAL, "rewards=mine.py", "rewards: write none, exact, math, code, auto, or FILE.py:FUNCTION"),
         (MINIMAL, "evaluation={suites: [mine.jsonl]}", "evaluation.suites: nothing grades the answers to mine.jsonl"),
         (SFT, "rollout.samples_per_prompt=2", "rollout.samples_per_prompt: a row of data has one response"),

@@ -8,8 +8,7 @@ import importlib
 import pytest
 import torch
 
-from megatron_gopd.kernels import backend, chunks, linear_distribution_loss, naive_distribution_loss
-from megatron_gopd.objective import DistributionLoss
+from megatron_gopd.kernels import backend, chunks, linear_distribution_loss
 from tests.kernels.distribution_case import TEMPERATURE, Case, relative, rows_of, values_of
 from tests.kernels.test_backends import CPP, needs_cpp
 
@@ -49,9 +48,13 @@ def fused(case: Case, upstream: float = 1.0, **settings):
 
 def compare(found, expected, of_values: float, of_gradients: float):
     for what, value in values_of(expected[0]).items():
-        torch.testing.assert_close(values_of(found[0])[what].double(), value, rtol=0, atol=of_values, msg=what)
+        torch.testing.assert_close(values_of(found[0])[what].double(), value, rtol=1e-6 if of_values > 1e-6 else 0, atol=of_values)
     torch.testing.assert_close(found[0].loss.double(), expected[0].loss, rtol=of_values, atol=of_values)
-    assert max(relative(one, two) for one, two in zip(found[1:], expected[1:], strict=True)) < of_gradients
+    for gradient, exact in zip(found[1:], expected[1:], strict=True):
+        if exact.abs().max() > 1e-12:  # a vocabulary of one has none
+            assert relative(gradient, exact) < of_gradients
+        else:
+            assert gradient.abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("block", [1, 5, 20, 21, 8192])
@@ -64,20 +67,20 @@ def test_float64_equals_the_oracle(kind, mode, block, monkeypatch):
 
 
 BOUNDS = {torch.float32: (1e-5, 1e-5), torch.bfloat16: (1e-5, 5e-3)}  # values (nats), gradients (relative)
-SHAPES = [
-    {"tokens": 1, "rows": (1, 1, 1), "hidden": (2, 2, 2), "shared": 1},
-    {"tokens": 64, "rows": (128, 128, 128), "hidden": (64, 64, 64), "shared": 128},
-    {"tokens": 65, "rows": (129, 140, 130), "hidden": (66, 34, 80), "shared": 129},
-    {"tokens": 130, "rows": (5010, 5003, 5020), "hidden": (130, 96, 66), "shared": 5001},
-    {"tokens": 130, "rows": (5003, 5003, 5003), "hidden": (64, 64, 64), "shared": 5001, "near": 0.1},
-    {"tokens": 40, "rows": (300, 300, 300), "hidden": (33, 33, 33), "shared": 300},  # odd: not for C++ in bf16
-]
+SHAPES = {
+    "one": Case(1, (1, 1, 1), (2, 2, 2), 1),
+    "whole tiles": Case(64, (128, 128, 128), (64, 64, 64), 128),
+    "ragged": Case(130, (2310, 2303, 2320), (130, 34, 66), 2301),
+    "near": Case(70, (1303, 1303, 1303), (64, 64, 64), 1301, near=0.3),
+    "odd": Case(40, (300, 300, 300), (33, 33, 33), 300),  # C++ does not take its bf16
+}
 
 
 @pytest.mark.parametrize("dtype", BOUNDS, ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape['tokens']}x{shape['rows'][0]}")
+@pytest.mark.parametrize(("shape", "kind"), [(shape, kind) for shape in SHAPES for kind in KINDS if shape == "ragged" or kind in ("lambda 1", "lambda 1.25", "forward")])
 def test_values_and_gradients_are_those_of_the_oracle(name, shape, kind, mode, dtype):
-    case = dataclasses.replace(KINDS[kind], **shape, dtype=dtype)
+    shape = SHAPES[shape]
+    sizes = {field: getattr(shape, field) for field in ("tokens", "rows", "hidden", "shared", "near")}
+    case = dataclasses.replace(KINDS[kind], **sizes, dtype=dtype)
     compare(fused(case, 3.0, mode=mode), case.expected(3.0), *BOUNDS[dtype])

@@ -8,6 +8,7 @@ import sys
 import psutil
 import pytest
 
+from megatron_gopd.launch.status import status
 from tests.chat_models import write_questions
 from tests.cli.run_verb import write_config
 from tests.launch.conftest import submit_job
@@ -29,6 +30,9 @@ def test_servers_of_both_nodes_sample_what_is_trained_on(cluster, chat_models, t
     logs = {path.name: path.read_text() for path in job.run.glob("logs/attempt-*/rollout-*.log")}
     assert set(logs) == {"rollout-node1-0.log", "rollout-node2-0.log"}
     assert all("POST /generate" in log for log in logs.values())
+    told = status(job.run).servers
+    assert {node: [each.restarts for each in those] for node, those in told.items()} == {"node1": [0], "node2": [0]}
+    assert sum(each.requests for those in told.values() for each in those) >= 4  # two steps of two
     assert "api_key='***'" in logs["rollout-node2-0.log"].replace('"', "'").replace("'api_key': ", "api_key=")
     assert not list(job.run.glob("logs/attempt-*/.*")) and not list((tmp_path / "shared").glob("*"))
     assert not [each for each in psutil.process_iter() if str(tmp_path) in " ".join(each.cmdline())]

@@ -37,6 +37,46 @@ def test_for_programs(invoke, run):
     assert (said["step"], said["steps"], said["eta_s"], said["finished"]) == (4, 10, 12.0, False)
 
 
+COLUMNS = ("name", "node", "requests", "tokens_per_s", "restarts", "up")
+SERVERS = {
+    "rollout": [("rollout-node1-0", "node1", 512, 1834.2, 0, True), ("rollout-node2-0", "node2", 430, 15.0, 2, False)],
+    "teachers-math": [("teachers-math-node1-0", "node1", 0, None, 0, True)],
+}
+
+
+@pytest.fixture
+def served(run) -> Path:
+    logs = run / "logs" / "attempt-1"
+    logs.mkdir(parents=True)
+    (run / "logs" / "latest").symlink_to("attempt-1")
+    for name, rows in SERVERS.items():
+        told = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
+        (logs / f"servers-{name}.json").write_text(json.dumps(told))
+    return run
+
+
+def test_servers_are_listed_node_by_node(invoke, served):
+    shown = [line for line in invoke("status", served).out.splitlines() if line.startswith("servers")]
+    assert shown == [
+        "servers  node1: rollout-node1-0: 512 requests, 1834 tokens/s, 0 restarts",
+        "servers  node1: teachers-math-node1-0: 0 requests, 0 restarts",
+        "servers  node2: rollout-node2-0: 430 requests, 15 tokens/s, 2 restarts, away now",
+    ]
+
+
+def test_servers_by_node_for_programs(invoke, served):
+    servers = json.loads(invoke("status", served, "--json").out)["servers"]
+    assert {node: [each["requests"] for each in those] for node, those in servers.items()} == {
+        "node1": [512, 0],
+        "node2": [430],
+    }
+
+
+def test_a_run_without_servers_lists_none(invoke, run):
+    assert "servers  " not in invoke("status", run).out
+    assert json.loads(invoke("status", run, "--json").out)["servers"] == {}
+
+
 def test_a_finished_run_has_no_time_left_and_no_error(invoke, run):
     (run / "config.yaml").write_text("run: {steps: 4}")
     (run / "model").mkdir()

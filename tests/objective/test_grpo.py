@@ -41,7 +41,7 @@ def formula(logprobs, rows, *, dual=3.0, kl=0.0, cap=None):
     if cap is not None:
         loss = loss * torch.exp(rows.old_logprobs - rows.behaviour_logprobs).clamp(max=cap)
     gap = rows.reference_logprobs - logprobs
-    return (rows.weights * (loss + kl * (gap.exp() - gap - 1))).sum()
+    return (rows.weights * (loss + kl * (gap.exp() - gap - 1).clamp(max=10))).sum()
 
 
 @pytest.mark.parametrize(
@@ -82,3 +82,40 @@ def test_the_k3_estimate_is_the_kl_in_expectation():
     rows = TokenRows(theta.exp(), theta, reference_logprobs=reference, outcome=torch.zeros(9, dtype=torch.float64))
     result = grpo_loss(kl_coefficient=1.0)(theta, None, rows)
     torch.testing.assert_close(result.loss, (theta.exp() * (theta - reference)).sum(), rtol=0, atol=1e-14)
+
+
+def low_var_kl(logprobs, reference):
+    """As verl has it; NeMo RL bounds input and output alike."""
+    kl = torch.clamp(reference - logprobs, min=-20, max=20)
+    return torch.clamp(torch.exp(kl) - kl - 1, min=-10, max=10)
+
+
+def test_k3_is_bounded_as_in_verl_and_its_gradient_is_0_beyond():
+    logprobs = torch.zeros(601, dtype=torch.float64, requires_grad=True)
+    reference = torch.linspace(-30, 30, 601, dtype=torch.float64)
+    weights, nothing = torch.ones_like(reference), torch.zeros_like(reference)
+    expected = low_var_kl(logprobs, reference)
+    (slope,) = torch.autograd.grad(expected.sum(), logprobs)
+    rows = TokenRows(weights, reference_logprobs=reference, outcome=nothing)
+    result = grpo_loss(kl_coefficient=1.0, correction_cap=None)(logprobs, None, rows)
+    torch.testing.assert_close(result.metrics["reference_kl"], expected.detach(), rtol=0, atol=0)
+    torch.testing.assert_close(result.dloss_dlogprobs, slope, rtol=0, atol=0)
+    assert (slope[(reference > 0.1) & (reference < 2.6)] < 0).all()
+    assert (slope[reference > 2.7] == 0).all()
+
+
+def test_the_gradient_of_k3_is_that_of_the_kl_from_the_reference():
+    """Enumerated: E_theta[d k3] = d KL(ref || theta), which is not d KL(theta || ref), though that is k3's mean."""
+    generator = torch.Generator().manual_seed(2)
+    reference, logits = torch.randn(2, 9, dtype=torch.float64, generator=generator)
+    reference, theta = reference.log_softmax(0), logits.requires_grad_().log_softmax(0)
+    rows = TokenRows(theta.detach().exp(), reference_logprobs=reference, outcome=torch.zeros_like(reference))
+    slope = grpo_loss(kl_coefficient=1.0, correction_cap=None)(theta, None, rows).dloss_dlogprobs
+    from_reference = (reference.exp() * (reference - theta)).sum()
+    from_theta = (theta.exp() * (theta - reference)).sum()
+    gradient, forward, reverse = (
+        torch.autograd.grad(scalar, logits, retain_graph=True)[0]
+        for scalar in ((theta * slope).sum(), from_reference, from_theta)
+    )
+    torch.testing.assert_close(gradient, forward, rtol=0, atol=1e-15)
+    assert (gradient - reverse).abs().max() > 0.05

@@ -148,3 +148,10 @@ def test_our_scorer_is_not_opened_to_others_without_a_token():
 
     with pytest.raises(UserError, match="--host 0.0.0.0 lets other machines in; set .* MEGATRON_GOPD_TOKEN"):
         ScorerService("0.0.0.0", 0, about={}, vocab_size=1, token=None)
+
+
+def test_a_reference_has_files_of_its_own():
+    from megatron_gopd.policies.served import _pool_name
+
+    assert _pool_name("teachers.math") == "teachers-math"
+    assert _pool_name("the reference of teachers.math") == "reference-of-teachers-math"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -86,6 +87,21 @@ def sample_on_two_nodes(model: Path, folder: Path, servers: dict):
         engine.close()
 
 
+def sample_few_prompts(model: Path, folder: Path) -> dict[int, list[int]]:
+    """{prompts: how many requests each of the four servers was asked}, of eight samples each."""
+    in_nodes()
+    engine, asked = engine_of(model, folder, count=2), {}
+    try:
+        engine.start(policy(), folder / "logs")
+        for count in (1, 2, 3):
+            before = told(engine)
+            list(engine.generate(prompts(count), 1, samples=8))
+            asked[count] = [new["sampled"] - old["sampled"] for old, new in zip(before, told(engine), strict=True)]
+        return asked
+    finally:
+        engine.close()
+
+
 def kill_one_of_the_other_node(model: Path, folder: Path):
     """What servers said before and after one of node b was killed, and the ids of what was sampled meanwhile."""
     in_nodes()
@@ -127,7 +143,12 @@ def refusals(model: Path, folder: Path) -> dict[str, str]:
         "too many": refusal(engine_of(model, folder, nodes=3), folder),
         "cannot write": refusal(engine_of(model, folder, sync_folder="/proc/none"), folder),
     }
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        if dist.get_rank() == 2:
+            launch.free_port = lambda host: taken.getsockname()[1]
+        said["port taken"] = refusal(engine_of(model, folder), folder)
     if dist.get_rank() == 2:
+        launch.free_port = process.free_port
         launch.command = lambda *_, **__: [sys.executable, "-c", "print('no such GPU'); raise SystemExit(3)"]
     return said | {"cannot start": refusal(engine_of(model, folder), folder)}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import psutil
 import pytest
 
@@ -45,6 +47,20 @@ def test_the_samples_of_a_prompt_are_asked_of_one_server(sampled):
     assert sum(each["sampled"] for each in servers) == len(EVERY)
 
 
+def test_samples_of_fewer_prompts_than_servers_are_spread(chat_models, tmp_path):
+    asked = on_ranks(4, plays.sample_few_prompts, model=chat_models["student"], folder=tmp_path)
+    assert asked[1] == [2, 2, 2, 2]
+    assert asked[2] == [4, 4, 4, 4]
+    assert sorted(asked[3]) == [0, 8, 8, 8]  # a fourth server would not end sooner: it would compute a prompt again
+
+
+def test_what_every_server_did_is_told_by_node(sampled):
+    _, servers, folder = sampled
+    rows = json.loads((folder / "logs" / "servers-rollout.json").read_text())
+    assert [row["node"] for row in rows] == ["a", "a", "b", "b"]
+    assert [row["requests"] for row in rows] == [each["sampled"] for each in servers]
+
+
 def test_only_servers_of_other_nodes_want_a_key(sampled):
     _, servers, folder = sampled
     assert [each["token"] is None for each in servers] == [True, True, False, False]
@@ -70,8 +86,13 @@ def test_a_node_whose_server_does_not_start_is_named_with_the_end_of_its_log(ref
     assert "the server rollout-b-0" in said and "ended with exit code 3" in said and said.endswith("no such GPU")
 
 
+def test_a_node_on_which_the_port_of_a_server_was_taken_meanwhile_is_named(refusals):
+    said = refusals["port taken"]
+    assert "the server rollout-b-0" in said and said.endswith("Address already in use")
+
+
 def test_more_nodes_than_the_job_has_are_refused(refusals):
-    assert "servers on 3 nodes are asked for (nodes), and the job has 2: a, b" in refusals["too many"]
+    assert refusals["too many"] == "rollout.sglang.nodes: servers on 3 nodes, and the job has 2; say fewer, or all"
 
 
 def test_a_node_that_cannot_write_the_weights_is_named(refusals):

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import logging
 import re
+from pathlib import Path
 
 import pytest
 
+from megatron_gopd.errors import UserError
 from megatron_gopd.runs import log_to
 
 LOGGER = logging.getLogger("megatron_gopd.training.distill")
@@ -40,3 +42,9 @@ def test_after_the_block_the_file_is_left_alone(tmp_path):
     with log_to(tmp_path / "two", 0):
         LOGGER.info("second")
     assert one.read_text() == ""
+
+
+def test_a_node_that_cannot_write_its_log_is_named(monkeypatch):
+    monkeypatch.setenv("SLURMD_NODENAME", "node7")
+    with pytest.raises(UserError, match=r"node7 cannot write to /proc/none \(No such.*\); set run.folder to"):
+        log_to(Path("/proc/none"), 3).__enter__()

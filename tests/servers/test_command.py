@@ -66,13 +66,15 @@ def test_a_key_is_told_to_the_server_only(tmp_path):
     package.mkdir()
     package.joinpath("__init__.py").touch()
     package.joinpath("launch_server.py").write_text(
-        "import logging, sys\n"
-        "given = sys.argv[sys.argv.index('--api-key') + 1]\n"
+        "import argparse, logging, sys\n"
+        "parser = argparse.ArgumentParser()\n"
+        "parser.add_argument('--api-key')\n"
+        "given = parser.parse_known_args()[0].api_key\n"
         "logging.warning(f'server_args={sys.argv}')\n"
         "logging.warning('%s and %d', given, 7)\n"
         "print(len(given), sys.argv[1:3])\n"
     )
-    key.write_text("a secret of the run")
+    key.write_text("-secret-of-the-run-")  # which may begin with a dash
     words = commands.command("DIR", 1234, "bfloat16", {}, host="10.0.0.7", key=key)
     assert words[words.index("--host") + 1] == "10.0.0.7" and "secret" not in " ".join(words)
     told = {"PYTHONPATH": str(tmp_path)}

@@ -2,40 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import stat
+from types import SimpleNamespace
 
 import pytest
 
 from megatron_gopd.config.models import Servers
 from megatron_gopd.errors import UserError
-from megatron_gopd.node_addresses import Node
+from megatron_gopd.nodes import Node
 from megatron_gopd.servers import homes
-from tests.ranks import on_ranks
 
-TWO = [Node("a", 0, "10.0.0.1"), Node("b", 4, "10.0.0.2")]
-
-
-def nodes_of_ranks() -> list[Node]:
-    """Of five ranks, each third on another node."""
-    import torch.distributed as dist
-
-    from megatron_gopd.node_addresses import nodes
-
-    os.environ["SLURMD_NODENAME"] = f"node{dist.get_rank() % 3}"
-    return nodes()
-
-
-def test_every_node_is_known_by_its_first_rank():
-    found = on_ranks(5, nodes_of_ranks)
-    assert [(node.name, node.first_rank) for node in found] == [("node0", 0), ("node1", 1), ("node2", 2)]
+TWO = [Node("a", (0, 1, 2, 3), "10.0.0.1", frozenset()), Node("b", (4, 5), "10.0.0.2", frozenset())]
 
 
 def test_servers_stand_on_as_many_nodes_as_asked_for(monkeypatch):
-    monkeypatch.setattr(homes, "nodes", lambda: TWO)
-    assert homes.nodes_of_servers(Servers()) == TWO
-    assert homes.nodes_of_servers(Servers(nodes=1)) == TWO[:1]
-    assert homes.nodes_of_servers(Servers(urls=["http://c:1"])) == []
+    monkeypatch.setattr(homes.Nodes, "of_job", lambda: SimpleNamespace(all=TWO))
+    assert homes.nodes_of_servers("key", Servers()) == TWO
+    assert homes.nodes_of_servers("key", Servers(nodes=1)) == TWO[:1]
+    assert homes.nodes_of_servers("key", Servers(urls=["http://c:1"])) == []
 
 
 def test_nodes_that_differ_in_their_gpus_are_refused(monkeypatch):

@@ -24,6 +24,7 @@ def kept(monkeypatch, tmp_path):
     """kept(program) -> rank 0's orders, the keeper, and what starts the program."""
     monkeypatch.setattr(process, "STOP_S", 1.0)
     monkeypatch.setattr(keeper, "LAST_ORDER_S", 0.5)
+    (tmp_path / "key").write_text("secret")
     store, keepers = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False), []
 
     def make(program: str = SLEEPS, log: str = "log"):
@@ -63,6 +64,13 @@ def test_one_that_ends_by_itself_is_told_of(kept):
 def test_a_log_that_the_node_cannot_write_is_told_of(kept):
     orders, _, what = kept(log="../../../../../../proc/none/log")
     with pytest.raises(UserError, match="node b cannot start a server: .*proc/none"):
+        asyncio.run(orders.start(what))
+
+
+def test_a_folder_that_the_node_does_not_share_is_told_of(kept, tmp_path):
+    orders, _, what = kept()
+    (tmp_path / "key").unlink()
+    with pytest.raises(UserError, match="node b cannot start a server: .*/key is not there; set run.folder to"):
         asyncio.run(orders.start(what))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 
@@ -11,6 +12,7 @@ from megatron_gopd.config.schema import Servers
 from megatron_gopd.servers import launch, supervisor
 from megatron_gopd.servers.pool import ServerPool
 from megatron_gopd.servers.supervisor import LostServersError
+from megatron_gopd.srun import this_node
 
 # healthy, but a POST is `fault`; `count` is how often it was started, this time included
 STAND_IN = """
@@ -40,13 +42,13 @@ def make_pool(monkeypatch, tmp_path):
     monkeypatch.setattr(supervisor, "WATCH_S", 0.1)
     made = []
 
-    def make(fault, begin="", *, needs_weights=False, **settings):
+    def make(fault, begin="", *, name="one", needs_weights=False, **settings):
         program = STAND_IN.replace("FAULT", fault).replace("BEGIN", begin)
         words = [sys.executable, "-c", program]
         monkeypatch.setattr(
             launch, "command", lambda model, port, *_, **__: [*words, str(port), str(tmp_path / "starts")]
         )
-        kind = {"name": "one", "model": "", "dtype": "", "logs": tmp_path, "most_requests": 8}
+        kind = {"name": name, "model": "", "dtype": "", "logs": tmp_path, "most_requests": 8}
         made.append(ServerPool(Servers(**settings), needs_weights=needs_weights, **kind))
         return made[-1]
 
@@ -69,6 +71,22 @@ def ask(pool):
 def test_a_server_that_ends_at_every_request_ends_the_run_though_it_takes_weights(make_pool):
     with pytest.raises(LostServersError, match="failed 3 times in a row"):
         ask(make_pool("os._exit(3)", needs_weights=True))
+
+
+def test_what_servers_did_is_told_beside_their_logs(make_pool, tmp_path):
+    answer = """self.send_response(200), self.end_headers(), self.wfile.write(b'{"a": 1, "b": 2}')"""
+    pool = make_pool(f"os._exit(3) if count == 1 else ({answer})")
+    ask(pool)  # by the second one
+    pool.close()
+    (row,) = json.loads((tmp_path / "servers-one.json").read_text())
+    assert (row["name"], row["node"], row["requests"], row["restarts"]) == ("one-0", this_node(), 1, 1)
+    assert row["tokens_per_s"] > 0
+
+
+def test_of_servers_that_others_run_nothing_is_told(make_pool, tmp_path):
+    (own,) = make_pool("pass").servers
+    make_pool("pass", urls=[own.url], name="theirs").close()
+    assert not (tmp_path / "servers-theirs.json").exists()
 
 
 def test_a_restart_that_fails_is_tried_again(make_pool):

@@ -30,7 +30,8 @@ def two_ranks(chat_models, questions, tmp_path_factory) -> Path:
     trees = {name: two_teachers(chat_models, questions, folder, name, layout) for name, layout in LAYOUTS.items()}
     for teacher in trees["apart"]["teachers"].values():
         teacher["layout"] = {"ranks": [1, 1]}
-    on_ranks(2, distill_all, trees=[*trees.values(), grpo(chat_models, questions, folder, {"tp": 2})])
+    more = [grpo(chat_models, questions, folder, {"tp": 2}), exact(chat_models, questions, folder, LAYOUTS["tp-sp"])]
+    on_ranks(2, distill_all, trees=[*trees.values(), *more])
     return folder
 
 
@@ -44,6 +45,11 @@ def grpo(chat_models, questions, folder: Path, layout: dict) -> dict:
     tree["rollout"] |= {"samples_per_prompt": 2}
     tree["optimizer"] = {"type": "sgd", "lr": 0.3}
     return tree
+
+
+def exact(chat_models, questions, folder: Path, layout: dict) -> dict:
+    tree = two_teachers(chat_models, questions, folder, "exact", layout)
+    return tree | {"algorithm": {"gradient": "exact", "lambda": 1.25}}
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +72,14 @@ def test_grpo_on_two_ranks_follows_one(two_ranks, chat_models, questions, distil
     rows, alone = (metrics_of(folder / "grpo" / "metrics.jsonl") for folder in (two_ranks, tmp_path))
     for row, expected in zip(rows, alone, strict=True):
         assert row == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_exact_on_two_ranks_follows_one(two_ranks, chat_models, questions, distill, tmp_path):
+    distill(Config.model_validate(exact(chat_models, questions, tmp_path, {})))
+    rows, alone = (metrics_of(folder / "exact" / "metrics.jsonl") for folder in (two_ranks, tmp_path))
+    for row, expected in zip(rows, alone, strict=True):
+        assert row == pytest.approx(expected, rel=1e-4, abs=1e-4)
+        assert row["target_kl"] > 0
 
 
 @pytest.fixture(scope="module")
