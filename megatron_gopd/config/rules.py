@@ -107,7 +107,7 @@ def hidden_states_can_be_had(config: Config) -> None:
         if scorer.engine == "sglang":
             raise ValueError(
                 f"algorithm.gradient is exact, which reads hidden states, and {who}.engine is sglang: set engine: "
-                f"megatron, or served, of a megatron-gopd serve-scorer"
+                f"megatron, or served, of a megatron-gopd serve-scorer; or algorithm.gradient: top_k"
             )
         if scorer.dtype == "float32" and config.student.dtype == "bfloat16":
             raise ValueError(
