@@ -19,7 +19,7 @@ class AlgorithmSection(Section):
     LOOP: ClassVar[str]  # MODULE:FUNCTION, called with the configuration
     LOSS: ClassVar[str]  # MODULE:FUNCTION, called with loss_settings: builds what the loop hands to the student
     SCORERS: ClassVar[str] = "megatron_gopd.policies.scorers:Scorers"  # called with the configuration
-    READS: ClassVar[Literal["log-probs", "hidden states"]] = "log-probs"  # of scorers
+    READS: ClassVar[Literal["log-probs", "hidden states", "top log-probs"]] = "log-probs"  # of scorers
     KIND: ClassVar[str]  # of methods that a report compares with each other
     TEACHERS: ClassVar[Literal["needed", "allowed", "refused"]] = "needed"
     WHY_TEACHERS: ClassVar[str] = ""  # they are needed or refused

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from megatron_gopd.config.schema import Config
 
 
-GRADIENTS = ("sampled", "exact")
+GRADIENTS = ("sampled", "exact", "top_k")
 
 
 class TokenCorrection(Section):
@@ -28,13 +28,15 @@ class TokenCorrection(Section):
 
 def _known_gradient(value: object) -> object:
     if value not in GRADIENTS:
-        raise ValueError(f"write {' or '.join(GRADIENTS)}")
+        raise ValueError(f"write {', '.join(GRADIENTS[:-1])} or {GRADIENTS[-1]}")
     return value
 
 
 def _of_sampled_tokens(value: object) -> object:
     if value == "forward_kl":
-        raise ValueError("forward_kl needs gradient: exact; a sampled token's advantage is that of the reverse KL")
+        raise ValueError(
+            "forward_kl needs gradient: exact or top_k; a sampled token's advantage is that of the reverse KL"
+        )
     return value
 
 
@@ -49,7 +51,9 @@ class Gopd(AlgorithmSection):
 
     type: Literal["gopd"] = "gopd"
     gradient: Annotated[Literal["sampled"], BeforeValidator(_known_gradient)] = Field(
-        "sampled", description="of the sampled token's advantage; exact: of the divergence over the whole vocabulary"
+        "sampled",
+        description="of the sampled token's advantage; exact: of the divergence over the whole vocabulary; "
+        "top_k: over a server's most likely tokens and a tail",
     )
     divergence: Annotated[Literal["reverse_kl"], BeforeValidator(_of_sampled_tokens)] = "reverse_kl"
     lambda_: float = Field(1.0, alias="lambda", description="1: on-policy distillation; > 1: ExOPD")
@@ -102,6 +106,16 @@ class ExactGopd(Gopd):
     divergence: Literal["reverse_kl", "forward_kl"] = Field(
         "reverse_kl", description="KL(pi_theta || q), or KL(q || pi_theta), q = pi*^lambda pi_ref^(1 - lambda) / Z"
     )
+
+
+class TopKGopd(ExactGopd):
+    """The same for teachers behind SGLang, which tell of their most likely tokens: these, and a tail of all others."""
+
+    SCORERS = "megatron_gopd.policies.top_k_scorers:TopKScorers"
+    READS = "top log-probs"
+
+    gradient: Literal["top_k"]
+    top_k: int = Field(20, ge=1, description="tokens that the teacher tells of at every position")
 
 
 class Grpo(AlgorithmSection):
@@ -167,6 +181,7 @@ class Sft(AlgorithmSection):
 ALGORITHMS: dict[str, type[AlgorithmSection]] = {
     "gopd": Gopd,
     "gopd exact": ExactGopd,
+    "gopd top_k": TopKGopd,
     "grpo": Grpo,
     "sft": Sft,
 }

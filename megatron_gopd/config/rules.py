@@ -107,12 +107,29 @@ def hidden_states_can_be_had(config: Config) -> None:
         if scorer.engine == "sglang":
             raise ValueError(
                 f"algorithm.gradient is exact, which reads hidden states, and {who}.engine is sglang: set engine: "
-                f"megatron, or served, of a megatron-gopd serve-scorer"
+                f"megatron, or served, of a megatron-gopd serve-scorer; or algorithm.gradient: top_k"
             )
         if scorer.dtype == "float32" and config.student.dtype == "bfloat16":
             raise ValueError(
                 f"{who}.dtype is float32 and student.dtype bfloat16, in which algorithm.gradient: exact multiplies "
                 f"hidden states by heads: give both the same dtype"
+            )
+
+
+def top_logprobs_can_be_had(config: Config) -> None:
+    if config.algorithm.READS != "top log-probs":
+        return
+    teachers = config.named_teachers()
+    for who, scorer in config.scorers().items():
+        if who in teachers and scorer.engine != "sglang":
+            raise ValueError(
+                f"algorithm.gradient is top_k, for teachers behind SGLang, and {who}.engine is {scorer.engine}, which "
+                f"gives more: set algorithm.gradient to exact"
+            )
+        if who not in teachers and scorer.engine != "megatron":
+            raise ValueError(
+                f"algorithm.gradient is top_k and {who} has engine: {scorer.engine}, which gives no log-probs of the "
+                f"teacher's most likely tokens, other ones in every place: set its engine to megatron"
             )
 
 
@@ -180,6 +197,7 @@ RULES = (
     fp8_scales_are_learned_where_it_trains,
     fp8_weights_have_masters_to_follow,
     hidden_states_can_be_had,
+    top_logprobs_can_be_had,
     servers_score_at_temperature_1,
     exact_measures_have_a_teacher_here,
     teachers_that_are_examined_answer,

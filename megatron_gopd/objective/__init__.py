@@ -5,6 +5,7 @@ from pkgutil import resolve_name
 from megatron_gopd.config.algorithm import AlgorithmSection
 from megatron_gopd.objective.advantage import advantage
 from megatron_gopd.objective.aggregation import token_weights
+from megatron_gopd.objective.coarse import coarse_divergence
 from megatron_gopd.objective.correction import rollout_correction
 from megatron_gopd.objective.distribution_loss import DistributionLoss
 from megatron_gopd.objective.exact import exact_loss
@@ -19,6 +20,7 @@ __all__ = [
     "TokenLoss",
     "TokenRows",
     "advantage",
+    "coarse_divergence",
     "exact_loss",
     "gopd_loss",
     "group_advantages",

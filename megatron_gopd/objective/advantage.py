@@ -27,10 +27,15 @@ def advantage(
     Raises:
         ValueError: lambda_ != 1 without a reference.
     """
+    refuse_no_reference(lambda_, reference)
     gap = teacher - student
     if lambda_ != 1:
-        if reference is None:
-            raise ValueError(f"lambda = {lambda_} needs the reference's log-probs")
         beyond = (lambda_ - 1) * (teacher - reference)
         gap = gap + (beyond if clamp is None else beyond.clamp(-clamp, clamp))
     return gap.detach()
+
+
+def refuse_no_reference(lambda_: float, reference: Tensor | None) -> None:
+    """Raises ValueError."""
+    if lambda_ != 1 and reference is None:
+        raise ValueError(f"lambda = {lambda_} needs the reference's log-probs")

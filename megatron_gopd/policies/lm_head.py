@@ -11,6 +11,7 @@ from megatron_gopd.kernels import (
     Target,
     linear_distribution_loss,
     linear_log_softmax,
+    linear_logits,
     linear_logprob,
     linear_token_loss,
     naive_distribution_loss,
@@ -97,6 +98,27 @@ def distribution_losses(
         main_grad=model.lm_head().main_grad,
         check_finite=False,
     )
+
+
+def support_logprobs(
+    model: Model, hidden: Tensor, micro_batch: MicroBatch, ids: Tensor, temperature: float, naive: bool
+) -> tuple[Tensor, Tensor]:
+    """Log-probs of `ids` [response tokens, k], and the entropy [response tokens]; differentiable.
+
+    The weight's gradient goes straight to its main_grad, but for naive.
+
+    Args:
+        ids: in host memory; the first column is the micro-batch's targets. Where there is no such token, garbage.
+    """
+    targets, weight = micro_batch.targets.to(hidden.device), model.lm_head()
+    head, slices = _head(model, temperature), None if naive else rows_per_rank(model, micro_batch)
+    into = {"rows_per_rank": slices, "main_grad": None if naive else getattr(weight, "main_grad", None)}
+    if naive:
+        logprobs, entropy = naive_logprob(hidden, weight, targets, **head)
+    else:
+        logprobs, entropy = linear_logprob(hidden, weight, targets, **head, **into, check_finite=False)
+    logits = linear_logits(hidden, weight, ids.long(), **head, **into)
+    return logits - logits[:, :1] + logprobs[:, None], entropy
 
 
 def log_sums(

@@ -84,6 +84,9 @@ class Scorers:
         with self._offloaders[identity].resident() if identity in self._offloaders else contextlib.nullcontext():
             yield self._models[identity]
 
+    def _servers(self, settings: schema.Scorer) -> ServedScorer | None:
+        return self._served.get(_identity(settings))
+
     def _hold(self, settings: schema.Scorer, who: str) -> None:
         """Load a model, or note that servers hold it, unless the same one, held in the same way, is there already."""
         if settings.engine != "megatron":
@@ -100,7 +103,7 @@ class Scorers:
         return ServedScorer(settings, who, self.config.rollout.temperature)
 
     def _ask(self, settings: schema.Scorer, who: str, rows: list[Row], taught: list[Trajectory]) -> list[np.ndarray]:
-        if served := self._served.get(_identity(settings)):
+        if served := self._servers(settings):
             logprobs = served.score(rows)
         else:
             with self._resident(settings) as model:

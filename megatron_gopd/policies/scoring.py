@@ -13,7 +13,7 @@ from megatron_gopd.data.packing import MicroBatch, Row
 from megatron_gopd.kernels import linear_log_softmax
 from megatron_gopd.mcore.forward import run
 from megatron_gopd.mcore.model import Model
-from megatron_gopd.policies.lm_head import token_logprobs
+from megatron_gopd.policies.lm_head import support_logprobs, token_logprobs
 from megatron_gopd.policies.micro_batches import micro_batch_of, my_micro_batches, reports
 from megatron_gopd.policies.token_table import TokenTable
 
@@ -45,6 +45,34 @@ def score(
         run(model, my_micro_batches(model, rows, max_tokens), head, train=False, gather=naive)
     columns = table.gather()
     return columns["logprobs"], columns["entropy"]
+
+
+def score_support(
+    model: Model | None,
+    rows: Sequence[Row],
+    ids: Sequence[np.ndarray],
+    *,
+    temperature: float,
+    max_tokens: int,
+    naive: bool = False,
+) -> list[np.ndarray]:
+    """As score, the log-probs of each response token's own `ids` [response, k], of which it is the first.
+
+    Returns a float32 array [response, k] for every row, nats; garbage where the model has no such token.
+    """
+    columns = [f"column {number}" for number in range(ids[0].shape[1])]
+    table = TokenTable([len(row.response_tokens) for row in rows], columns)
+    of_all = torch.from_numpy(np.concatenate(ids))
+
+    def head(hidden: torch.Tensor, micro_batch: MicroBatch) -> None:
+        asked = of_all[table.indices(micro_batch)]
+        logprobs, _ = support_logprobs(model, hidden, micro_batch, asked, temperature, naive)
+        if reports(model):
+            table.put(micro_batch, dict(zip(columns, logprobs.unbind(1), strict=True)))
+
+    if model is not None:
+        run(model, my_micro_batches(model, rows, max_tokens), head, train=False, gather=naive)
+    return [np.stack(of_row, axis=1) for of_row in zip(*table.gather().values(), strict=True)]
 
 
 def distribution(model: Model | None, row: Row, *, temperature: float) -> torch.Tensor:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,8 +24,10 @@ from megatron_gopd.servers.client import LostRequestError, RefusedError, SGLangC
 from megatron_gopd.servers.fingerprints import Fingerprints, checksums_of, comparable, told
 from megatron_gopd.servers.homes import Homes
 from megatron_gopd.servers.pool import ServerPool
+from megatron_gopd.servers.top_logprobs import Scored
 
 REQUESTS = 64  # in flight at a server
+Result = TypeVar("Result")
 
 
 class ServedScorer:
@@ -46,10 +50,18 @@ class ServedScorer:
 
     def score(self, rows: list[Row]) -> list[np.ndarray]:
         """Log-prob of every response token of each row: [response] float32, nats."""
-        ask = _of_sglang if self.settings.engine == "sglang" else _of_our_scorer
+        if self.settings.engine == "sglang":
+            return [scored.logprobs for scored in self.score_top(rows, 0)]
+        return self._ask_of_each(rows, partial(_of_our_scorer, temperature=self.temperature))
 
-        async def every() -> list[np.ndarray]:
-            return await asyncio.gather(*(self._pool.ask(partial(ask, row, self.temperature)) for row in rows))
+    def score_top(self, rows: list[Row], top_k: int) -> list[Scored]:
+        """As score, and the most likely tokens beside; SGLang's servers only."""
+        assert self.temperature == 1  # the configuration sees to it
+        return self._ask_of_each(rows, partial(_of_sglang, top_k=top_k))
+
+    def _ask_of_each(self, rows: list[Row], ask: Callable[[SGLangClient, Row], Awaitable[Result]]) -> list[Result]:
+        async def every() -> list[Result]:
+            return await asyncio.gather(*(self._pool.ask(partial(ask, row=row)) for row in rows))
 
         return on_first(lambda: self._pool.background.run(every()))
 
@@ -146,12 +158,11 @@ def _differences(ours: dict, theirs: dict) -> list[str]:
     return [f"{key}: {ours[key]} here, {theirs.get(key)} there" for key in ours if theirs.get(key) != ours[key]]
 
 
-async def _of_sglang(row: Row, temperature: float, client: SGLangClient) -> np.ndarray:
-    assert temperature == 1  # the configuration sees to it
-    return await client.score(row.prompt_tokens, row.response_tokens)
+async def _of_sglang(client: SGLangClient, row: Row, top_k: int) -> Scored:
+    return await client.score_top(row.prompt_tokens, row.response_tokens, top_k)
 
 
-async def _of_our_scorer(row: Row, temperature: float, client: SGLangClient) -> np.ndarray:
+async def _of_our_scorer(client: SGLangClient, row: Row, temperature: float) -> np.ndarray:
     logprobs = (await client.post("/score", told_tokens(row) | {"temperature": temperature}))["logprobs"]
     if len(logprobs) != len(row.response_tokens):
         raise RefusedError(f"{client.url} gave {len(logprobs)} log-probs for {len(row.response_tokens)} tokens")

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import aiohttp
 import numpy as np
 
+from megatron_gopd.servers.top_logprobs import Scored, top_logprobs
+
 SCORED_AT_A_TIME = 4096  # response tokens of one request
 IDLE_S = 3.0  # of a connection: SGLang and uvicorn close it after 5, and a request just then would be lost
 HEALTH_TIMEOUT_S = 30.0  # SGLang's own health check gives up after 20
@@ -95,17 +97,21 @@ class SGLangClient:
         return Answer(ids, logprobs, finish["type"], str(versions[0]["version"]))
 
     async def score(self, prompt: Sequence[int], response: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Log-prob of every response token at temperature 1: [response] float32, nats.
+        """Log-prob of every response token at temperature 1: [response] float32, nats."""
+        return (await self.score_top(prompt, response, 0)).logprobs
+
+    async def score_top(self, prompt: Sequence[int], response: Sequence[int] | np.ndarray, top_k: int) -> Scored:
+        """As score, and the log-probs of the `top_k` tokens most likely in each place.
 
         A long response is asked for in pieces, each of which finds what comes before it in the server's cache.
         """
         response, pieces = np.asarray(response).tolist(), []  # JSON knows no array
         for first in range(0, len(response), SCORED_AT_A_TIME):
             piece = response[first : first + SCORED_AT_A_TIME]
-            pieces.append(await self._score_piece([*prompt, *response[:first]], piece))
-        return np.concatenate(pieces)
+            pieces.append(await self._score_piece([*prompt, *response[:first]], piece, top_k))
+        return Scored(*map(np.concatenate, zip(*pieces, strict=True)))
 
-    async def _score_piece(self, before: Sequence[int], piece: Sequence[int]) -> np.ndarray:
+    async def _score_piece(self, before: Sequence[int], piece: Sequence[int], top_k: int) -> Scored:
         # from one position before the piece, which predicts its first token; from 0 on, nothing could be taken from
         # the cache, and every token before it would cost a row of the vocabulary's size
         body = {
@@ -114,6 +120,9 @@ class SGLangClient:
             "return_logprob": True,
             "logprob_start_len": len(before) - 1,
         }
+        if top_k:
+            flat = {"return_flat_raw_top_logprobs": True, "return_flat_raw_top_logprobs_b64": True}
+            body |= {"top_logprobs_num": top_k} | flat
         about = (await self.post("/generate", body))["meta_info"]
         finish = about["finish_reason"]
         if finish["type"] == "abort":
@@ -124,7 +133,11 @@ class SGLangClient:
                 f"{self.url} gave {len(given) - given.count(None)} log-probs for {len(piece)} tokens after "
                 f"{len(before)} others; none can be made up"
             )
-        return np.array(given, dtype=np.float32)
+        try:
+            top = top_logprobs(about, len(piece), top_k)
+        except ValueError as error:
+            raise RefusedError(f"{self.url} gave {error}; none can be made up") from None
+        return Scored(np.array(given, dtype=np.float32), *top)
 
     async def _ask(self, method: str, path: str, timeout: float | None, **body) -> dict | list:
         said = await self._good(method, path, timeout, **body)

@@ -12,6 +12,7 @@ COLUMNS = {
     "clipped": "clip_fraction",
     "reference_kl": "reference_kl",
     "target_kl": "target_kl",
+    "tail_mass": "tail_mass",
 }
 
 

@@ -10,6 +10,8 @@ START, REST = MINIMAL.split("teachers:\n")
 WITHOUT_TEACHERS = START + REST[REST.index("data:") :]
 GRPO = WITHOUT_TEACHERS + "algorithm: {type: grpo}\nrewards: math\n"
 EXACT = MINIMAL + "algorithm: {gradient: exact, lambda: 1.25}\n"
+TOP_K = MINIMAL.replace("model: /teacher", "model: /teacher\n    engine: sglang")
+TOP_K += "algorithm: {gradient: top_k, lambda: 1.25}\n"
 SFT = WITHOUT_TEACHERS + "algorithm: {type: sft}\n"
 
 
@@ -28,6 +30,11 @@ def test_nothing_is_scored_that_grpo_does_not_read(load):
     assert load(GRPO, "algorithm.kl_coefficient=0.1").scorers()["the reference"].model == "/student"
 
 
+def test_a_server_tells_of_twenty_tokens_unless_asked_for_others(load):
+    assert load(TOP_K).algorithm.top_k == 20
+    assert load(TOP_K, "algorithm.top_k=7", "algorithm.divergence=forward_kl").algorithm.top_k == 7
+
+
 @pytest.mark.parametrize(
     ("text", "override", "expected"),
     [
@@ -42,11 +49,24 @@ def test_nothing_is_scored_that_grpo_does_not_read(load):
         (GRPO, "data.balance=equal", "data.balance: equal is a matter of teachers"),
         (MINIMAL, "algorithm.reward_weight=0.1", "rewards is none, but algorithm.reward_weight learns from them"),
         (MINIMAL, "algorithm.clamp=1", "algorithm.clamp bounds the term of lambda - 1, which is 0"),
-        (MINIMAL, "algorithm.gradient=exat", "algorithm.gradient: write sampled or exact (given: 'exat')"),
+        (MINIMAL, "algorithm.gradient=exat", "algorithm.gradient: write sampled, exact or top_k (given: 'exat')"),
         (MINIMAL, "algorithm.divergence=forward_kl", "algorithm.divergence: forward_kl needs gradient: exact"),
         (EXACT, "algorithm.divergence=kl", "algorithm.divergence: Input should be 'reverse_kl' or 'forward_kl'"),
         (EXACT, "teachers.math.engine=sglang", "reads hidden states, and teachers.math.engine is sglang"),
         (EXACT, "teachers.math.dtype=float32", "teachers.math.dtype is float32 and student.dtype bfloat16"),
+        (
+            TOP_K,
+            "teachers.math.engine=megatron",
+            "top_k, for teachers behind SGLang, and teachers.math.engine is megatron",
+        ),
+        (TOP_K, "algorithm.top_k=0", "algorithm.top_k: Input should be greater than or equal to 1"),
+        (
+            TOP_K,
+            "teachers.math.reference={model: /r, engine: sglang}",
+            "the reference of teachers.math has engine: sglang",
+        ),
+        (TOP_K, "rollout.temperature=0.5", "rollout.temperature is 0.5, but SGLang's log-probs"),
+        (EXACT, "algorithm.top_k=5", "unknown key 'algorithm.top_k'; keys here: type, gradient"),
         (GRPO, "algorithm.gradient=exact", "unknown key 'algorithm.gradient'; keys here: type, normalize_std"),
         (MINIMAL, "rewards=mine.py", "rewards: write none, exact, math, code, auto, or FILE.py:FUNCTION"),
         (MINIMAL, "evaluation={suites: [mine.jsonl]}", "evaluation.suites: nothing grades the answers to mine.jsonl"),

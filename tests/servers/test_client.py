@@ -41,9 +41,17 @@ def ask(url: str, request):
 def logprobs_of(plain, prompt: list[int], response: list[int], temperature: float = 1.0) -> np.ndarray:
     import torch
 
+    law = law_of(plain, prompt, response, temperature)
+    return law.gather(1, torch.tensor(response)[:, None])[:, 0].numpy()
+
+
+def law_of(plain, prompt: list[int], response: list[int], temperature: float = 1.0):
+    """[response, vocabulary] log-probs."""
+    import torch
+
     with torch.no_grad():
         logits = plain(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
-    return (logits / temperature).log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0].numpy()
+    return (logits / temperature).log_softmax(-1)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -74,6 +82,33 @@ def test_a_long_response_is_scored_in_pieces(server, monkeypatch):
     monkeypatch.setattr(clients, "SCORED_AT_A_TIME", 10)
     pieces = ask(server, lambda client: client.score(PROMPT, response))
     np.testing.assert_allclose(pieces, whole, rtol=0, atol=1e-5)
+
+
+@pytest.fixture(params=["flat", "nested"])
+def form(request, monkeypatch):
+    """Of the most likely tokens: servers that do not know the flat one take no notice of what asks for it."""
+    post = clients.SGLangClient.post
+
+    def without(self, path, body, timeout=None):
+        return post(self, path, {key: value for key, value in body.items() if "flat" not in key}, timeout)
+
+    if request.param == "nested":
+        monkeypatch.setattr(clients.SGLangClient, "post", without)
+
+
+def test_the_most_likely_tokens_come_with_their_logprobs(server, plain, monkeypatch, form):
+    monkeypatch.setattr(clients, "SCORED_AT_A_TIME", 4)
+    response = [5, 295, 7, 7, 0, 295]
+    scored = ask(server, lambda client: client.score_top(PROMPT, response, 5))
+    expected = law_of(plain, PROMPT, response).topk(5)
+    assert scored.top_ids.tolist() == expected.indices.tolist()
+    np.testing.assert_allclose(scored.top_logprobs, expected.values, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(scored.logprobs, logprobs_of(plain, PROMPT, response), rtol=0, atol=2e-5)
+
+
+def test_the_last_of_the_vocabulary_is_named_by_its_own_id_among_the_most_likely(server):
+    scored = ask(server, lambda client: client.score_top(PROMPT, [5, 7], 296))
+    assert [sorted(row) for row in scored.top_ids.tolist()] == [list(range(296))] * 2
 
 
 def test_a_prompt_that_is_too_long_is_refused_in_the_server_s_words(server):

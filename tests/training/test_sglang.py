@@ -13,7 +13,7 @@ import yaml
 from megatron_gopd.config import Config
 from megatron_gopd.errors import UserError
 from tests.ranks import torchrun
-from tests.servers.real_server import Proxy
+from tests.servers.real_server import Proxy, load
 from tests.training.runs_on_ranks import two_teachers
 
 
@@ -101,6 +101,18 @@ def test_without_servers_the_run_stops_with_a_checkpoint_and_goes_on_later(tree,
     distill(Config.model_validate(given))
     assert [row["step"] for row in rows(given)] == [1, 2, 3]
     proxy.close()
+
+
+def test_top_k_learns_from_the_tokens_that_servers_hold_most_likely(tree, distill, chat_models, sglang_server):
+    load(sglang_server, chat_models["other"])
+    given = tree() | {"rollout": {"max_response_tokens": 10}}
+    served = {"engine": "sglang", "server": {"urls": [sglang_server]}, "dtype": "float32"}
+    given["teachers"] = {name: {"model": str(chat_models["other"])} | served for name in ("short", "strong")}
+    given["algorithm"] = {"gradient": "top_k", "top_k": 5, "lambda": 1.25}
+    distill(Config.model_validate(given))
+    first, _, last = rows(given)
+    assert last["target_kl"] < 0.9 * first["target_kl"]
+    assert 0.1 < first["tail_mass"] < 1
 
 
 def test_sft_learns_what_servers_of_the_teacher_write(tree, distill, chat_models, sglang_server, tmp_path, one_rank):
