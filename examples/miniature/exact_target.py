@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated
 
 import torch
@@ -23,7 +24,7 @@ from megatron_gopd.config import Layout
 from megatron_gopd.data import Prompt, load_tokenizer, stop_ids
 from megatron_gopd.data.packing import Row
 from megatron_gopd.errors import UserError
-from megatron_gopd.evaluation.answers import Answer
+from megatron_gopd.evaluation.answers import Answer, Answers
 from megatron_gopd.evaluation.run_suites import Settings, problems_of
 from megatron_gopd.evaluation.suite_report import SuiteResult, write_summary
 from megatron_gopd.mcore import weights
@@ -79,6 +80,41 @@ def sample(law: Law, prompts: Tensor, max_tokens: int, end: int, seed: int) -> t
         if finished.all():
             break
     return torch.cat(drawn, dim=1), torch.cat(known, dim=1)
+
+
+@torch.inference_mode()
+def divergences(law: Law, student: Path, answers: list[tuple[list[int], list[int]]]) -> list[float]:
+    """KL(pi_theta || q) at every prefix of an answer, a mean over them: nats a token. Collective.
+
+    answers: (prompt tokens, response tokens)
+    """
+    models = [load_for_decoding(folder, "float32") for folder in (student, law.teacher, law.reference)]
+    whole = [torch.tensor(prompt + response) for prompt, response in answers]
+    found = []
+    for start in range(0, len(whole), 256):
+        tokens = torch.nn.utils.rnn.pad_sequence(whole[start : start + 256], batch_first=True)  # behind the answers
+        ours, teacher, reference = (model(input_ids=tokens).logits.log_softmax(dim=-1) for model in models)
+        of_token = (ours.exp() * (ours - mixture(teacher, reference, law.lambda_))).sum(dim=-1)
+        for row, (prompt, response) in zip(of_token, answers[start : start + 256], strict=True):
+            found.append(row[len(prompt) - 1 :][: len(response)].mean().item())
+    return found
+
+
+def measure(law: Law, student: Path, suite: Path, answered: Path, settings: Settings) -> None:
+    """Write SUITE.target_kl.json beside the student's answers: {problem id: its distance from the law}. Collective."""
+    tokenizer = load_tokenizer(student)
+    (problems,) = problems_of([str(suite)], settings, tokenizer)
+    (end,) = stop_ids(student, tokenizer)
+    prompts = {prompt.id: prompt.student_tokens for prompt in problems.prompts}
+    rows = Answers(answered, problems.samples).rows
+    ends = [[end] if row.finish_reason == "stop" else [] for row in rows]
+    answers = [
+        (prompts[row.id], tokenizer(row.response)["input_ids"] + last) for row, last in zip(rows, ends, strict=True)
+    ]
+    found: dict[str, list[float]] = {}
+    for row, distance in zip(rows, divergences(law, student, answers), strict=True):
+        found.setdefault(row.id, []).append(distance)
+    write_text(answered.with_suffix(".target_kl.json"), json.dumps({id: fmean(each) for id, each in found.items()}))
 
 
 def evaluate(law: Law, suite: Path, folder: Path, settings: Settings, seed: int, checked: int = 64) -> SuiteResult:

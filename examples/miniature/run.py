@@ -2,10 +2,11 @@
 
     python examples/miniature/run.py            # from nothing (make miniature)
     python examples/miniature/run.py --quick    # from the shipped base and teachers, one seed
+    python examples/miniature/run.py --exact    # from these: the exact gradient beside the sampled one, three seeds
 
-Every training stage is an ordinary run, runs/miniature/NAME (--quick: runs/miniature-quick/NAME), of a YAML file beside
-this one: it can be started, stopped and continued by `megatron-gopd train` as well. What they print is in the folder
-`output` beside them.
+Every training stage is an ordinary run, runs/miniature/NAME (--quick: runs/miniature-quick/NAME; --exact:
+runs/miniature-exact/NAME), of a YAML file beside this one: it can be started, stopped and continued by `megatron-gopd
+train` as well. What they print is in the folder `output` beside them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch: two threads of one process 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import typer
+from exact_outcome import report_gradients
+from exact_stages import exact
 from outcome import report_outcome
 from perform import perform
 from stages import DATA, Stage, full, quick
@@ -51,18 +54,21 @@ def run(stages: list[Stage], workers: int) -> None:
 
 def main(
     quickly: Annotated[bool, typer.Option("--quick", help="from the shipped models, one seed")] = False,
+    exactly: Annotated[bool, typer.Option("--exact", help="from the shipped models, both gradients")] = False,
     workers: Annotated[int, typer.Option(min=1, help="processes, of one core each")] = 2,
 ) -> None:
     """Run what is missing of the study, and report on it."""
     begun = time.monotonic()
+    if quickly and exactly:
+        raise UserError("--quick and --exact are two studies; ask for one after the other")
     if not (DATA / "corpus.jsonl").exists():
         raise UserError(f"{DATA} lacks the prompts; make miniature writes them (examples/miniature/tasks.py)")
-    stages = quick() if quickly else full()
+    stages = exact() if exactly else quick() if quickly else full()
     try:
         run(stages, workers)
     except SystemExit:
         raise UserError("a stage failed, as said above; mend that, and the same command goes on from it") from None
-    holds = report_outcome(stages, time.monotonic() - begun)
+    holds = (report_gradients if exactly else report_outcome)(stages, time.monotonic() - begun)
     raise typer.Exit(0 if holds else 1)
 
 

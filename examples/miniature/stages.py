@@ -14,6 +14,11 @@ GRID = (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 3)
 SEEDS = (0, 1, 2)
 
 
+def held_out(domain: str) -> Path:
+    """The problems on which students are judged."""
+    return DATA / f"{domain}_held_out.jsonl"
+
+
 @dataclass(frozen=True)
 class Stage:
     """Something that is made once; its folder is runs/name."""
@@ -48,6 +53,7 @@ class Evaluate(Stage):
     """A model that no run here has made, asked on both tasks."""
 
     model: Path = Path()
+    domains: tuple[str, ...] = DOMAINS
 
 
 @dataclass(frozen=True)
@@ -133,27 +139,30 @@ def grpo(name: str, domain: str, start: str, steps: int) -> Train:
     return Train(name, RUNS, needs=(start,), config="grpo.yaml", overrides=tuple(overrides.split()))
 
 
-def single(models: Models, domain: str, lambda_: float, steps: int, seed: int = 0) -> Train:
+def single(models: Models, domain: str, lambda_: float, steps: int, seed: int = 0, gradient: str = "sampled") -> Train:
     """G-OPD from one teacher into the base."""
+    name = f"{_with(domain, gradient)}-lambda-{lambda_:g}"
     return Train(
-        f"{domain}-lambda-{lambda_:g}-steps-{steps}-seed-{seed}",
+        f"{name}-steps-{steps}-seed-{seed}",
         models.runs,
         needs=models.needs("base", domain),
         config="single.yaml",
         overrides=(
-            *_named(models, f"{domain}-lambda-{lambda_:g}", steps, seed),
+            *_named(models, name, steps, seed),
             f"student.model={models.base}",
             f"teachers={{{domain}: {{model: {models.of(domain)}, dtype: float32}}}}",
             f"algorithm.lambda={lambda_}",
+            f"algorithm.gradient={gradient}",
             f"data.train={DATA}/{domain}_train.jsonl",
-            f"evaluation.suites=[{DATA}/{domain}_held_out.jsonl]",
+            f"evaluation.suites=[{held_out(domain)}]",
         ),
     )
 
 
-def multi(models: Models, lambda_: float, steps: int, seed: int = 0) -> Train:
+def multi(models: Models, lambda_: float, steps: int, seed: int = 0, gradient: str = "sampled") -> Train:
     """G-OPD from both teachers into the base."""
-    return _of_both(models, "multi.yaml", f"multi-lambda-{lambda_:g}", steps, seed, f"algorithm.lambda={lambda_}")
+    more = f"algorithm.lambda={lambda_}", f"algorithm.gradient={gradient}"
+    return _of_both(models, "multi.yaml", f"{_with('multi', gradient)}-lambda-{lambda_:g}", steps, seed, *more)
 
 
 def multi_sft(models: Models, steps: int) -> Train:
@@ -212,6 +221,10 @@ def _of_both(models: Models, config: str, name: str, steps: int, seed: int, *mor
             *more,
         ),
     )
+
+
+def _with(name: str, gradient: str) -> str:
+    return name if gradient == "sampled" else f"{name}-{gradient}"
 
 
 def _named(models: Models, name: str, steps: int, seed: int) -> tuple[str, ...]:

@@ -19,18 +19,20 @@ def test_every_example_is_a_configuration(file):
     assert load_config(file).run.name
 
 
-@pytest.mark.parametrize("which", ["quick", "full"])
+@pytest.mark.parametrize("which", ["quick", "full", "exact"])
 def test_every_stage_of_the_study_can_start(which):
+    import exact_stages
     import stages
 
-    study = getattr(stages, which)()
+    study = {"quick": stages.quick, "full": stages.full, "exact": exact_stages.exact}[which]()
     names = [stage.name for stage in study]
     assert len(set(names)) == len(names)
     for number, stage in enumerate(study):
         assert set(stage.needs) <= set(names[:number])
-        if isinstance(stage, stages.Train):
-            config = load_config(stages.HERE / stage.config, list(stage.overrides))
-            assert Path(config.run.folder, config.run.name) == stage.folder
+        run = stage.run if isinstance(stage, exact_stages.Control) else stage
+        if isinstance(run, stages.Train):
+            config = load_config(stages.HERE / run.config, list(run.overrides))
+            assert Path(config.run.folder, config.run.name) == run.folder
 
 
 def test_a_character_is_a_token():
@@ -69,6 +71,50 @@ def test_what_is_sampled_from_the_target_has_the_probability_that_megatron_gives
         worst_disagreement(Law(law.teacher, law.reference, 1.0), [(prompts[0].tolist(), responses[0], logprobs[0])])
         > 1e-3
     )
+
+
+def test_the_distance_from_the_target_is_the_divergence_that_megatron_gives(one_rank):
+    import torch
+    from exact_target import Law, divergences, mixture
+
+    from megatron_gopd.config import Layout
+    from megatron_gopd.data import load_tokenizer
+    from megatron_gopd.data.packing import Row
+    from megatron_gopd.mcore import weights
+    from megatron_gopd.mcore.model import build_model
+    from megatron_gopd.policies.scoring import distribution
+
+    law, tokenizer = Law(MODELS / "math", MODELS / "base", 1.25), load_tokenizer(MODELS / "base")
+    prompt = tokenizer(PROMPT)["input_ids"]
+    answers = [(prompt, [*tokenizer(text)["input_ids"], 0]) for text in ("A51B46C44", "C44")]  # padded in their batch
+    models = [build_model(folder, Layout(), "float32") for folder in (MODELS / "code", law.teacher, law.reference)]
+    for model, name in zip(models, ("code", "math", "base"), strict=True):
+        weights.load(model, MODELS / name)
+    for found, answer in zip(divergences(law, MODELS / "code", answers), answers, strict=True):
+        student, teacher, reference = (distribution(model, Row(*answer), temperature=1.0) for model in models)
+        expected = torch.nn.functional.kl_div(
+            mixture(teacher, reference, 1.25), student, log_target=True, reduction="sum"
+        )
+        assert found == pytest.approx(expected.item() / len(answer[1]), rel=1e-4)
+
+
+def test_the_control_lowers_the_least_likely_fifth_alone():
+    import numpy as np
+    import torch
+    from control import fixed_advantage, least_likely
+
+    from megatron_gopd.data import Trajectory
+    from megatron_gopd.objective import TokenRows
+
+    logprobs = [
+        np.array([-3.0, -0.1, -0.2], np.float32),
+        np.array([-0.3, -2.0, -0.4, -0.5, -0.6, -0.7, -0.8], np.float32),
+    ]
+    batch = [Trajectory(None, 0, np.zeros(len(each), np.int32), each, "stop") for each in logprobs]
+    rows = TokenRows(torch.full((10,), 0.1), behaviour_logprobs=torch.from_numpy(np.concatenate(logprobs)))
+    found = fixed_advantage(least_likely(batch))(rows.behaviour_logprobs, torch.zeros(10), rows)
+    assert found.dloss_dlogprobs.nonzero().flatten().tolist() == [0, 4]  # minimised: these fall
+    assert found.dloss_dlogprobs[0].item() == pytest.approx(0.05)
 
 
 def test_prompts_of_several_lengths_are_refused_by_the_target(tmp_path):

@@ -29,9 +29,7 @@ def report(paths: Sequence[Path], output: Path) -> list[Finding]:
     whole = Report(study, findings(study), tables(study), figures(study))
     with atomic_folder(output) as folder:
         whole.write(folder)
-    print_table(
-        "The paper's claims, asked of these runs", ["claim", ""], [(f.claim.text, f.verdict) for f in whole.findings]
-    )
+    print_table("Claims, asked of these runs", ["claim", ""], [(f.claim.text, f.verdict) for f in whole.findings])
     print(f"{output / PAGE}, {output / TEXT}")
     return whole.findings
 

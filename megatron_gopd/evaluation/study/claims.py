@@ -1,4 +1,4 @@
-"""The paper's claims, and the rule by which each is judged."""
+"""The paper's claims and a few of this project, and the rule by which each is judged."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from megatron_gopd.evaluation.study.verdicts import (
 GRID = "distillations of one recipe with several lambdas, and evaluations of teacher and student"
 TEACHER = "and evaluations of its teacher and student"
 PAIR = "OPD and ExOPD of one recipe"
+GRADIENTS = "runs that differ in algorithm.gradient alone"
+BEYOND = "not the paper's"
 SEVERAL = "with several teachers, and evaluations of them"
 
 
@@ -148,7 +150,7 @@ CLAIMS = (
         "Section 4.1.3, Table 2",
         "ExOPD, and SFT with as many steps",
         above_zero,
-        evidence.beats_sft,
+        evidence.beats_beside,
         recipes=same_size,
         choices=(exopd,),
     ),
@@ -191,7 +193,7 @@ CLAIMS = (
         "Section 4.2.2, Table 3",
         "OPD or ExOPD, and SFT with as many steps, from a larger teacher",
         above_zero,
-        evidence.beats_sft,
+        evidence.beats_beside,
         recipes=strong_to_weak,
         choices=(opd, exopd),
     ),
@@ -204,5 +206,31 @@ CLAIMS = (
         recipes=strong_to_weak,
         ours=corrected,
         theirs=exopd,
+    ),
+    _claim(
+        "At equal steps, the exact gradient is more accurate than the sampled one",
+        BEYOND,
+        GRADIENTS,
+        above_zero,
+        evidence.exact_beside_sampled,
+        quantity="accuracy",
+    ),
+    _claim(
+        "At equal steps, the exact gradient comes nearer to its target than the sampled one",
+        BEYOND,
+        f"{GRADIENTS}, and their distances from the exact target",
+        above_zero,
+        evidence.exact_beside_sampled,
+        quantity="target_kl",
+    ),
+    _claim(
+        "OPD is more accurate than a baseline of one's own with as many steps",
+        BEYOND,
+        "OPD, and evaluations of models with a baseline.json",
+        above_zero,
+        evidence.beats_beside,
+        recipes=same_size,
+        choices=(opd,),
+        kind="baseline",
     ),
 )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from megatron_gopd.evaluation.study.models import Subject
 from megatron_gopd.evaluation.study.settings import Domain, Setting, Study
-from megatron_gopd.evaluation.study.variants import Variant
+from megatron_gopd.evaluation.study.variants import GRADIENT, Variant
 from megatron_gopd.evaluation.study.verdicts import Evidence
 
 PAPER_LAMBDA = 1.25
@@ -38,9 +38,18 @@ def strong_to_weak(study: Study) -> Iterator[tuple[Setting, list[Variant]]]:
 
 
 def beside(setting: Setting, recipe: list[Variant], kind: str) -> list[Variant]:
-    """The baselines of a recipe: of SFT those with as many steps."""
+    """The baselines of a recipe, those with as many steps where they have steps."""
     steps = recipe[0].steps
     return [each for each in setting.variants if each.method.kind == kind and each.steps in (None, steps)]
+
+
+def by_gradient(study: Study) -> Iterator[tuple[Setting, Variant, Variant]]:
+    """(setting, exact, sampled): distillations that differ in `algorithm.gradient` alone."""
+    for setting in study.settings:
+        twins = {_but_gradient(each): each for each in setting.variants if each.recipe.get(GRADIENT) == "sampled"}
+        for ours in setting.variants:
+            if ours.exact and (theirs := twins.get(_but_gradient(ours))):
+                yield setting, ours, theirs
 
 
 def compare(
@@ -62,8 +71,13 @@ def compare(
 
 def place(setting: Setting, variant: Variant, domain: Domain) -> str:
     """Where a figure belongs, in words."""
-    parts = [setting.title, domain.name if setting.multi else "", f"{variant.steps} steps" if variant.steps else ""]
+    parts = [setting.title, domain.name if setting.multi else "", variant.budget]
     return ", ".join(filter(None, parts))
+
+
+def _but_gradient(variant: Variant) -> str:
+    recipe = {key: value for key, value in variant.recipe.items() if key != GRADIENT}
+    return repr((variant.method, variant.references, sorted(recipe.items())))
 
 
 def _nearest(recipe: list[Variant], corrected: bool) -> Variant | None:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from megatron_gopd.evaluation.study.compare import (
     Choice,
     beside,
+    by_gradient,
     compare,
     exopd,
     opd,
@@ -15,6 +16,7 @@ from megatron_gopd.evaluation.study.compare import (
     same_size,
 )
 from megatron_gopd.evaluation.study.dynamics import compare_training
+from megatron_gopd.evaluation.study.folders import TARGET_KL
 from megatron_gopd.evaluation.study.settings import Setting, Study
 from megatron_gopd.evaluation.study.variants import Variant
 from megatron_gopd.evaluation.study.verdicts import Evidence
@@ -70,15 +72,26 @@ def rivals(study: Study, kind: str) -> Iterator[Evidence]:
     for setting in study.settings:
         for variant in setting.variants if setting.multi and not setting.strong else ():
             if variant.method.kind == kind and (kind != "gopd" or variant.method.strength == 1):
-                name = f"{setting.title} {variant.method} {variant.steps}"
+                name = f"{setting.title} {variant.method} {variant.budget}"
                 yield from _against_teachers(study, setting, variant, rival=name)
 
 
-def beats_sft(study: Study, recipes, choices: tuple[Choice, ...]) -> Iterator[Evidence]:
+def beats_beside(study: Study, recipes, choices: tuple[Choice, ...], kind: str = "sft") -> Iterator[Evidence]:
     for setting, recipe in recipes(study):
-        for sft in beside(setting, recipe, "sft"):
+        for other in beside(setting, recipe, kind):
             for ours in choices:
-                yield from compare(setting, ours(recipe), sft.subject)
+                yield from compare(setting, ours(recipe), other.subject)
+
+
+def exact_beside_sampled(study: Study, quantity: str) -> Iterator[Evidence]:
+    """Positive where the exact gradient is ahead: more accurate, or nearer to its target."""
+    for setting, exact, sampled in by_gradient(study):
+        more, less, order = exact, sampled, "exact − sampled"
+        if quantity == TARGET_KL:
+            more, less, order = sampled, exact, "sampled − exact"
+        for domain in setting.domains:
+            if value := more.subject.minus(less.subject, domain.suites, quantity):
+                yield Evidence(place(setting, sampled, domain), f"{exact.method}, {order}", value, quantity)
 
 
 def excess(study: Study) -> Iterator[Evidence]:

@@ -24,7 +24,7 @@ def trained(study: Study) -> Iterator[tuple[str, list[Variant]]]:
     for setting in study.settings:
         for recipe in setting.recipes():
             pair = [each for each in (opd(recipe), exopd(recipe), corrected(recipe)) if each]
-            title = f"{setting.title}, {recipe[0].steps} steps"
+            title = f"{setting.title}, {recipe[0].budget}"
             yield title, [each for each in pair or recipe if _shown(each)]
     for variant in study.variants:
         if not variant.teachers and _shown(variant):

@@ -35,7 +35,7 @@ def _over_lambda(study: Study) -> Iterator[Figure]:
         drawn = figure_lambda.draw(study, setting, recipe)
         yield Figure(
             f"lambda-{number}",
-            f"Accuracy and length over λ: {setting.title}, {recipe[0].steps} steps",
+            f"Accuracy and length over λ: {setting.title}, {recipe[0].budget}",
             caption,
             drawn,
             table,

@@ -14,6 +14,7 @@ from megatron_gopd.errors import UserError
 from megatron_gopd.evaluation.answers import parse_answers
 
 QUANTITIES = ("accuracy", "tokens", "truncated")
+TARGET_KL = "target_kl"  # SUITE.target_kl.json: {problem id: nats a token}, beside SUITE.jsonl
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,17 @@ def _suite(file: Path) -> Suite:
         "tokens": {id: _mean(row.tokens for row in rows) for id, rows in answers.items()},
         "truncated": {id: _mean(row.finish_reason == "length" for row in rows) for id, rows in answers.items()},
     }
+    beside = file.with_suffix(f".{TARGET_KL}.json")
+    if beside.exists():
+        values[TARGET_KL] = _figures(beside)
     return Suite(values, max(map(len, answers.values()), default=0))
+
+
+def _figures(file: Path) -> dict[str, float]:
+    found = _json(file)
+    if not isinstance(found, dict) or not all(isinstance(value, float | int) for value in found.values()):
+        raise UserError(f"{file} is not a figure for each problem id; measure again")
+    return found
 
 
 def _json(file: Path):

@@ -25,11 +25,8 @@ class Subject:
 
     def values(self, suite: str, quantity: str) -> Values:
         """Empty where it was not asked."""
-        return {
-            seed: evaluation.suites[suite].values[quantity]
-            for seed, evaluation in self.evaluations.items()
-            if suite in evaluation.suites
-        }
+        asked = {seed: each.suites[suite] for seed, each in self.evaluations.items() if suite in each.suites}
+        return {seed: each.values[quantity] for seed, each in asked.items() if quantity in each.values}
 
     @property
     def suites(self) -> list[str]:
@@ -55,6 +52,16 @@ class Merge:
     teachers: tuple[Path, ...]
     base: Path | None
     alpha: float
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What a model's baseline.json says: a method of one's own, and what it was given."""
+
+    name: str
+    student: Path
+    teachers: tuple[Path, ...]  # whose tasks it was trained on
+    steps: int
 
 
 class Models:
@@ -100,6 +107,18 @@ class Models:
                 said = json.loads((model / "merge.json").read_text())
                 teachers = tuple(sorted(Path(each).resolve() for each in said["teachers"]))
                 found[model.resolve()] = Merge(teachers, Path(said["base"]).resolve(), said["alpha"])
+        return found
+
+    @cached_property
+    def baselines(self) -> dict[Baseline, dict[Seed, Evaluation]]:
+        """Of each, the students that were evaluated, by their seeds."""
+        found: dict[Baseline, dict[Seed, Evaluation]] = {}
+        for evaluation in self._evaluations:
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                said = json.loads((Path(evaluation.settings["model"]) / "baseline.json").read_text())
+                teachers = tuple(sorted(Path(each).resolve() for each in said["teachers"]))
+                baseline = Baseline(said["name"], Path(said["student"]).resolve(), teachers, said["steps"])
+                found.setdefault(baseline, {})[said["seed"]] = evaluation
         return found
 
     def targets(self, teacher: Path, reference: Path) -> dict[float, Subject]:

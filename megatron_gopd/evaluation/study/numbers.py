@@ -13,6 +13,7 @@ QUANTITIES = {
     "reward": (100, 1, "points"),
     "tokens": (1, 2, "tokens"),
     "entropy": (1, 3, "nats"),
+    "target_kl": (1, 5, "nats a token"),
 }
 
 

@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from megatron_gopd.evaluation.study.folders import Evaluation, Run
 from megatron_gopd.evaluation.study.models import Subject
 from megatron_gopd.evaluation.study.numbers import with_error
 from megatron_gopd.evaluation.study.settings import Study
-from megatron_gopd.evaluation.study.variants import method_of
+from megatron_gopd.evaluation.study.variants import EXACT, has_exact_gradient, method_of, recipe_of
 
-RUN_HEADINGS = ["run", "method", "student", "teachers", "seed", "steps", "benchmarks after the last step"]
+RUN_HEADINGS = ["run", "method", "student", "teachers", "seed", "steps", "s a step", "benchmarks after the last step"]
+LIMITS = ["lambda_limit/p01", "lambda_limit/unbounded", "teacher_reference_tv"]
+LIMIT_HEADINGS = ["run", "λ", "λ limit of 1 % of prefixes", "prefixes without one", "teacher − reference"]
+LIMIT_CAPTION = (
+    "Medians over the steps. At a prefix's limit the fixed point gives all tokens but the teacher's favourite 1/cap of "
+    "what the teacher gives them, cap being that of the rollout correction; 1 % of the limits there are lie below this "
+    "one. Last, the total variation of teacher and reference, a mean over prefixes. A λ beyond the limit is no error."
+)
 ASKED_HEADINGS = [
     "of",
     "benchmark",
@@ -33,13 +41,33 @@ def _run(study: Study, run: Run) -> list[str]:
     config = run.config
     return [
         config.run.name,
-        str(method_of(run)),
+        ", ".join([str(method_of(run)), *([EXACT] if has_exact_gradient(recipe_of(run)) else [])]),
         study.models.name(run.model_of(config.student.model)),
         ", ".join(config.teachers or ()),
         str(config.run.seed),
         str(config.run.steps) if run.finished else f"{run.done} of {config.run.steps}, unfinished",
+        _median(run, "timing/step_s", 2),
         _benchmarks(run),
     ]
+
+
+def limit_rows(study: Study) -> list[list[str]]:
+    """Of the runs that looked at whole laws: lambda, and how far the teachers allow it to go."""
+    return [
+        [
+            run.config.run.name,
+            f"{run.config.algorithm.strength:g}",
+            *(_median(run, metric, 2) for metric in LIMITS),
+        ]
+        for run in study.runs
+        if any(metric in row for row in run.metrics for metric in LIMITS)
+    ]
+
+
+def _median(run: Run, metric: str, digits: int) -> str:
+    """Over the steps that have it."""
+    values = [row[metric] for row in run.metrics if metric in row]
+    return f"{median(values):.{digits}f}" if values else "–"
 
 
 def _benchmarks(run: Run) -> str:

@@ -11,7 +11,8 @@ from megatron_gopd.config.same_run import MAY_CHANGE
 from megatron_gopd.evaluation.study.folders import Run
 from megatron_gopd.evaluation.study.models import Models, Subject, reference_of, teacher_of
 
-ORDER = ("sft", "expo", "gopd", "grpo")
+ORDER = ("baseline", "sft", "expo", "gopd", "grpo")
+GRADIENT, EXACT = "algorithm.gradient", "exact gradient"
 # what a method is, what a run measures and where it lies: the rest of a configuration is its recipe
 NOT_RECIPE = re.compile(
     r"run\.(name|seed|folder)|algorithm\.(type|lambda)|(algorithm|teachers\.[^.]+)\.reference(\..*)?"
@@ -21,13 +22,17 @@ NOT_RECIPE = re.compile(
 
 @dataclass(frozen=True)
 class Method:
-    """One of the paper's: SFT, ExPO, OPD (lambda 1), ExOPD (lambda above 1), what lies between, and GRPO."""
+    """One of the paper's: SFT, ExPO, OPD (lambda 1), ExOPD (lambda above 1), what lies between, and GRPO; or a
+    baseline of one's own."""
 
     kind: str  # one of ORDER
     strength: float = 1.0  # lambda, or ExPO's alpha
     corrected: bool = False  # the reference is another model than the student was: reward correction
+    name: str = ""  # of a baseline
 
     def __str__(self) -> str:
+        if self.kind == "baseline":
+            return self.name
         if self.kind == "expo":
             return f"ExPO α={self.strength:g}"
         if self.kind != "gopd":
@@ -55,7 +60,17 @@ class Variant:
 
     @property
     def steps(self) -> int | None:
-        return self.runs[0].config.run.steps if self.runs else None
+        return self.recipe.get("run.steps")
+
+    @property
+    def exact(self) -> bool:
+        """Whether the gradient is of whole distributions."""
+        return has_exact_gradient(self.recipe)
+
+    @property
+    def budget(self) -> str:
+        """How long, and with which gradient it was trained, in words."""
+        return ", ".join(filter(None, [f"{self.steps} steps" if self.steps else "", EXACT if self.exact else ""]))
 
     @property
     def unfinished(self) -> list[Run]:
@@ -76,7 +91,7 @@ def variants_of(runs: list[Run], models: Models) -> list[Variant]:
         if all(run.config.run.seed != other.config.run.seed for other in groups.setdefault(key, [])):
             groups[key].append(run)
     trained = [_variant(tuple(sorted(group, key=lambda run: run.config.run.seed))) for group in groups.values()]
-    return trained + list(_merged(models))
+    return [*trained, *_merged(models), *_baselines(models)]
 
 
 def method_of(run: Run) -> Method:
@@ -91,6 +106,10 @@ def recipe_of(run: Run) -> dict[str, object]:
     """{dotted key: value} of what a run's configuration says beyond its method."""
     whole = dict(_flat(run.config.model_dump(mode="json", by_alias=True)))
     return {key: value for key, value in whole.items() if not _is_beside(key)}
+
+
+def has_exact_gradient(recipe: dict[str, object]) -> bool:
+    return recipe.get(GRADIENT) == "exact"
 
 
 def apart(variants: list[Variant]) -> list[str]:
@@ -125,6 +144,14 @@ def _merged(models: Models) -> Iterator[Variant]:
             method = Method("expo", merge.alpha)
             teachers = {models.name(each): each for each in merge.teachers}
             yield Variant(method, merge.base, teachers, {}, {}, (), models.subject(model, str(method)))
+
+
+def _baselines(models: Models) -> Iterator[Variant]:
+    for baseline, evaluations in models.baselines.items():
+        method = Method("baseline", name=baseline.name)
+        teachers = {models.name(each): each for each in baseline.teachers}
+        subject = Subject(str(method), evaluations)
+        yield Variant(method, baseline.student, teachers, {}, {"run.steps": baseline.steps}, (), subject)
 
 
 def _references(run: Run) -> dict[str, Path]:

@@ -129,6 +129,40 @@ def test_a_teacher_that_was_trained_further(distill, folder, models):
     assert about(verdicts(folder.root), "trained further") == HOLDS
 
 
+def far_from_target(run: Path, nats: float) -> None:
+    answered = run / "evaluation" / "after" / "math_test.jsonl"
+    ids = {json.loads(line)["id"] for line in answered.read_text().splitlines()}
+    beside = {id: nats * (1 + int(id) % 3 / 10) for id in ids}
+    (answered.parent / "math_test.target_kl.json").write_text(json.dumps(beside))
+
+
+@pytest.mark.parametrize(("better", "nearer"), [(HOLDS, FAILS), (FAILS, HOLDS)])
+def test_the_exact_gradient_beside_the_sampled_one(distill, folder, better, nearer):
+    exact = distill("one", {"math_test": 0.7}, algorithm={"gradient": "exact"})
+    sampled = distill("two", {"math_test": 0.6 if better == HOLDS else 0.8})
+    distill("other-lambda", {"math_test": 0.1}, algorithm={"lambda": 1.25})
+    found = verdicts(folder.root)
+    assert about(found, "exact gradient is more accurate") == better
+    assert about(found, "exact gradient comes nearer") == OPEN
+    for run, nats in zip((exact, sampled), (0.1, 0.2) if nearer == HOLDS else (0.2, 0.1), strict=True):
+        far_from_target(run, nats)
+    assert about(verdicts(folder.root), "exact gradient comes nearer") == nearer
+
+
+def test_a_baseline_of_ones_own_is_compared_at_equal_steps(distill, folder, models):
+    def baseline(name: str, chance: float, steps: int) -> None:
+        model = Path(folder.model(name))
+        about = {"name": "mine", "student": models["student"], "teachers": [models["math"]], "steps": steps, "seed": 1}
+        (model / "baseline.json").write_text(json.dumps(about))
+        folder.evaluation(f"of-{name}", {"math_test": chance}, model=str(model))
+
+    distill("opd", {"math_test": 0.7})
+    baseline("longer", 0.9, steps=20)
+    assert about(verdicts(folder.root), "baseline of one's own") == OPEN
+    baseline("as-long", 0.5, steps=10)
+    assert about(verdicts(folder.root), "baseline of one's own") == HOLDS
+
+
 def evidence(mean: float, error: float, margin: float = 0.0) -> Evidence:
     return Evidence("", "", Measured(mean, error, float("nan"), 100, {1: mean}), margin=margin)
 

@@ -61,6 +61,11 @@ def test_an_evaluation_without_a_summary_has_no_suites(folder):
         ("evaluation/after/summary.json", '{"step": 10,', "summary.json is not JSON"),
         ("evaluation/after/summary.json", '{"step": 10}', "summary.json lists no suites"),
         ("evaluation/after/math_test.jsonl", "{}\n", "math_test.jsonl:1: not an answer of an evaluation"),
+        (
+            "evaluation/after/math_test.target_kl.json",
+            '{"0": "near"}',
+            "target_kl.json is not a figure for each problem",
+        ),
         ("config.yaml", "run: {name: x}\n", "'run.steps' is missing"),
     ],
 )

@@ -58,7 +58,7 @@ def test_a_run_without_an_evaluation_says_so(folder, tmp_path):
     models = {"student": {"model": folder.model("s")}, "teachers": {"t": {"model": folder.model("t")}}}
     folder.run("silent", None, **models)
     report([folder.root], tmp_path / "report")
-    assert "| silent | OPD | s | t | 1 | 10 | no evaluation |" in (tmp_path / "report" / "report.md").read_text()
+    assert "| silent | OPD | s | t | 1 | 10 | – | no evaluation |" in (tmp_path / "report" / "report.md").read_text()
 
 
 def test_a_report_is_replaced_and_anything_else_is_not(written, study_folder, tmp_path):
@@ -66,3 +66,21 @@ def test_a_report_is_replaced_and_anything_else_is_not(written, study_folder, tm
     with pytest.raises(UserError, match="holds something else than a report"):
         report([study_folder], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_how_far_lambda_may_go_stands_beside_it(folder, tmp_path):
+    models = {"student": {"model": folder.model("s")}, "teachers": {"t": {"model": folder.model("t")}}}
+    exact = {"algorithm": {"lambda": 1.25, "gradient": "exact"}}
+
+    def metrics(step: int) -> dict[str, float]:
+        seen = {"lambda_limit/unbounded": 0.1, "teacher_reference_tv": 0.05, "timing/step_s": 2.0}
+        return seen | ({"lambda_limit/p01": 1.4 + 0.01 * step} if step > 1 else {})
+
+    folder.run("bold", None, metrics=metrics, steps=3, **models, **exact)
+    folder.run("sampled", None, **models)
+    report([folder.root], tmp_path / "report")
+    for name in ("report.html", "report.md"):
+        assert "1/cap of" in (tmp_path / "report" / name).read_text()
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "| bold | 1.25 | 1.42 | 0.10 | 0.05 |" in text
+    assert "| bold | ExOPD λ=1.25, exact gradient | s | t | 1 | 3 | 2.00 | no evaluation |" in text
