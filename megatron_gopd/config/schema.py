@@ -26,7 +26,7 @@ from megatron_gopd.config.section import Section
 
 __all__ = ["Column", "Config", "Context", "Dtype", "Fp8", "Model", "Scorer", "Servers", "Student", "Suffix", "Teacher"]
 
-NAMED_REWARDS = ("none", "exact", "math", "code", "auto")
+NAMED_REWARDS = ("none", "exact", "math", "math_lenient", "code", "auto")
 
 
 def _known_reward(value: str) -> str:

@@ -41,7 +41,7 @@ def test_nothing_is_scored_that_grpo_does_not_read(load):
         (GRPO, "data.balance=equal", "data.balance: equal is a matter of teachers"),
         (MINIMAL, "algorithm.reward_weight=0.1", "rewards is none, but algorithm.reward_weight learns from them"),
         (MINIMAL, "algorithm.clamp=1", "algorithm.clamp bounds the term of lambda - 1, which is 0"),
-        (MINIMAL, "rewards=mine.py", "rewards: write none, exact, math, code, auto, or FILE.py:FUNCTION"),
+        (MINIMAL, "rewards=mine.py", "rewards: write none, exact, math, math_lenient, code, auto, or FILE.py:FUNCTION"),
         (MINIMAL, "evaluation={suites: [mine.jsonl]}", "evaluation.suites: nothing grades the answers to mine.jsonl"),
         (SFT, "rollout.samples_per_prompt=2", "rollout.samples_per_prompt: a row of data has one response"),
         (SFT, "teachers={t: {model: /student}}", "teachers.t is the student's own initial model"),

@@ -97,7 +97,7 @@ def test_a_problem_without_a_label_is_named(evaluate):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"grader": "none"}, "--grader none: choose math, exact, code, auto or FILE.py:FUNCTION"),
+        ({"grader": "none"}, "--grader none: choose math, math_lenient, exact, code, auto or FILE.py:FUNCTION"),
         ({"prompt_template": "poem"}, "--prompt-template poem: choose none, math, code"),
         ({"dtype": "float16"}, "--dtype float16: choose float32 or bfloat16"),
         ({"temperature": 0.0}, "--temperature 0.0: must be above 0"),
