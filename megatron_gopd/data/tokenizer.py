@@ -49,7 +49,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
 
     The file is the truth. transformers 5 rebuilds some classes from the vocabulary alone (LlamaTokenizer over a
     byte-level tokenizer.json loses every blank; Qwen2Tokenizer adds a token), so tokenizer.json is read as it stands.
-    Raises UserError when the directory has no tokenizer, or a broken one.
+    Raises UserError when the directory has no tokenizer, a broken one, or one with more ids than the model has rows.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -65,6 +65,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         tokenizer = loader.from_pretrained(str(folder), local_files_only=True)
         if bare_sentencepiece:
             _complete_conversion(tokenizer, folder / "tokenizer.model")
+        _refuse_ids_without_embedding(tokenizer, folder)
     except UserError:
         raise
     except Exception as error:  # the tokenizers library raises plain Exception
@@ -122,21 +123,39 @@ def check_same_tokenizer(
 
 
 def stop_ids(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids that end a response: generation_config.json's eos_token_id, else config.json's, else the tokenizer's.
+    """The ids that end a response: generation_config.json's eos_token_id, else config.json's; and the tokenizer's.
 
-    Raises UserError when none of them names one.
+    Raises UserError when nothing names one, or one is no id of the tokenizer.
     """
+    known, own = set(tokenizer.get_vocab().values()), tokenizer.eos_token_id
+    found: list[int] = []
     for name in ("generation_config.json", "config.json"):
         path = Path(folder) / name
         named = _read_json(path).get("eos_token_id")
         ids = named if isinstance(named, list) else [] if named is None else [named]
         if not all(type(i) is int for i in ids):
             raise UserError(f"{path}: eos_token_id {named!r} is neither an id nor a list of ids")
-        if ids:
-            return list(dict.fromkeys(ids))
-    if tokenizer.eos_token_id is None:
+        if unknown := [i for i in ids if i not in known]:
+            raise UserError(
+                f"{path}: eos_token_id {unknown[0]} is no id of the tokenizer, which has {len(known)}, so it would end "
+                f"nothing; name the id that ends a turn"
+            )
+        found = found or ids
+    stops = list(dict.fromkeys([*found, *([own] if own is not None else [])]))
+    if not stops:
         raise UserError(f"{folder}: nothing ends a response; name eos_token_id in generation_config.json")
-    return [tokenizer.eos_token_id]
+    return stops
+
+
+def _refuse_ids_without_embedding(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Rows of an embedding may outnumber the ids, which pads them; not the other way round."""
+    last = max(tokenizer.get_vocab().values(), default=0)
+    rows = _read_json(folder / "config.json").get("vocab_size")
+    if type(rows) is int and last >= rows:
+        raise UserError(
+            f"{folder}: its tokenizer has ids up to {last}, but vocab_size in config.json is {rows}: the embedding has "
+            f"no row for them; put back the tokenizer of this model, or resize its embedding"
+        )
 
 
 def _read_json(path: Path) -> dict:
