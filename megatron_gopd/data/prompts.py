@@ -12,7 +12,8 @@ from megatron_gopd.data.balance import equal_sample
 from megatron_gopd.data.context import render_with_context, teacher_messages
 from megatron_gopd.data.render import apply_prompt_template, render
 from megatron_gopd.data.rows import Row, column_of, errors_at, load_rows
-from megatron_gopd.data.tokenizer import Tokenizers, stop_ids
+from megatron_gopd.data.side_files import stop_ids
+from megatron_gopd.data.tokenizer import Tokenizers
 from megatron_gopd.data.trajectory import Prompt
 from megatron_gopd.errors import UserError
 

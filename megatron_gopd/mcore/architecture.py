@@ -78,7 +78,7 @@ class Architecture:
             tied=fields.flag("tie_word_embeddings", False),
             qkv_bias=model_type == "qwen2",
             qk_norm=model_type in ("qwen3", "qwen3_moe"),
-            experts=_experts(hf, fields) if model_type == "qwen3_moe" else None,
+            experts=_experts(hf, fields, where) if model_type == "qwen3_moe" else None,
         )
         found._refuse_impossible(where)
         return found
@@ -155,9 +155,12 @@ def _unless_null(hf: dict, key: str, usual: type) -> int | None:
     return None if key in hf else getattr(usual, key, None)
 
 
-def _experts(hf: dict, fields: Fields) -> Experts:
+def _experts(hf: dict, fields: Fields, where: str) -> Experts:
+    spellings = [key for key in ("num_local_experts", "num_experts") if hf.get(key) is not None]  # transformers 5, 4
+    if len(counts := {fields.count(key) for key in spellings}) > 1:
+        raise UserError(f"{where}: {' and '.join(spellings)} differ: {', '.join(map(str, sorted(counts)))}")
     return Experts(
-        count=fields.count("num_local_experts" if "num_local_experts" in hf else "num_experts"),  # transformers 5, 4
+        count=fields.count(spellings[0] if spellings else "num_experts"),
         per_token=fields.count("num_experts_per_tok"),
         ffn_size=fields.count("moe_intermediate_size"),
         normalize_top_k=fields.flag("norm_topk_prob", False),

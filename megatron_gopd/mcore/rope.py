@@ -61,7 +61,7 @@ def read_rope(hf: dict, where: str) -> tuple[float, RopeScaling | None]:
         Fields(hf, where).mapping(key)
     rope = _as_transformers_reads_it(hf, where)
     numbers = Fields(rope, where)
-    theta, kind = numbers.number("rope_theta", 10000.0), rope["rope_type"]
+    theta, kind = numbers.number("rope_theta", 10000.0), rope.get("rope_type")  # none: a block for each kind of layer
     _refuse_another_theta(hf, theta, where)
     if kind not in COMPUTED:
         raise UserError(f"{where}: RoPE scaling {rope} is not supported; supported: {', '.join(COMPUTED)}")
@@ -85,13 +85,19 @@ def read_rope(hf: dict, where: str) -> tuple[float, RopeScaling | None]:
 
 def _as_transformers_reads_it(hf: dict, where: str) -> dict:
     """The one block that transformers makes of every spelling; its configuration class says which wins."""
+    from transformers.utils import logging
+
     given = {key: copy.deepcopy(hf[key]) for key in SPELLINGS if hf.get(key) is not None}
+    level = logging.get_verbosity()
     try:
+        logging.set_verbosity_error()  # it warns at every reading, and once more where the model is made
         config = config_class(hf["model_type"])(**given)
         config.standardize_rope_params()
     except Exception as error:  # of its own validation: KeyError, ValueError, TypeError and classes that are not public
         said = " ".join(str(error.args[0] if error.args else error).split())
         raise UserError(f"{where}: transformers cannot read the RoPE parameters: {said}") from None
+    finally:
+        logging.set_verbosity(level)
     return config.rope_parameters
 
 

@@ -77,9 +77,9 @@ def build_job(config: Config) -> Job:
         every = config.needs_rewards
         Nodes.of_job().each(lambda: check_gradable(config.rewards, prompts.prompts, config.sandbox, every=every))
     check_suites(config, tokenizers)
-    told = [*prompts.warnings, *cautions(config, tokenizers, prompts.prompts), *idle]
+    warnings = on_first(lambda: cautions(config, tokenizers, prompts.prompts))
     if is_first():
-        _announce(prompts, told)
+        _announce(prompts, [*prompts.warnings, *warnings, *idle])
     loader = PromptLoader(prompts.prompts, config.data.batch_size, config.run.seed)
     student = Student(config)
     scorers = Scorers(config)

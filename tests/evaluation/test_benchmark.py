@@ -108,3 +108,8 @@ def test_a_bad_option_is_refused(evaluate, option, message):
     with pytest.raises(UserError) as caught:
         evaluate("7", "7", **option)
     assert str(caught.value) == message
+
+
+def test_answers_beyond_the_context_are_refused(evaluate):
+    with pytest.raises(UserError, match="--max-response-tokens 32768: max_position_embeddings of .* is 32768; ask for"):
+        evaluate("7", "7", max_response_tokens=32768)

@@ -153,6 +153,11 @@ def test_a_theta_that_transformers_would_lose_is_refused(hf):
         ({"layer_types": 4}, "x: layer_types is 4; a list is expected"),
         ({"num_key_value_heads": 3}, "x: num_attention_heads 8 is no multiple of num_key_value_heads 3"),
         ({"head_dim": 15}, "x: head_dim 15 is odd"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "x: RoPE scaling {'full_attention'"),
+        (
+            {"model_type": "qwen3_moe", **EXPERTS, "num_local_experts": 9},
+            "x: num_local_experts and num_experts differ: 8, 9",
+        ),
         ({"model_type": "qwen3_moe", **EXPERTS, "num_experts": 1}, "x: num_experts_per_tok 2 of 1 experts"),
     ],
 )
