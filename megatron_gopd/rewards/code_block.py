@@ -23,7 +23,7 @@ def last_code_block(text: str) -> str | None:
         elif closed is None:
             lines.append(line)
         else:
-            block = textwrap.dedent("\n".join([*lines, closed] if closed.strip() else lines))
+            block = _at_the_margin("\n".join([*lines, closed] if closed.strip() else lines))
             if language in PYTHON:
                 found = block
             elif not language:  # often what the program prints
@@ -35,13 +35,13 @@ def last_code_block(text: str) -> str | None:
 def _opened(line: str, within: str) -> tuple[str, str] | None:
     """(language, ticks) of a fence that begins on this line, be it `within` the ticks of one that was never closed."""
     fence = _FENCE.fullmatch(line)
-    if fence is None or len(fence["ticks"]) < len(within):
+    if fence is None or not fence["ticks"].startswith(within):
         return None
     language = _LANGUAGE.match(fence["info"].strip())[1].lower()
-    alone = not fence["before"].strip()
-    if language in PYTHON or (alone and (language or not within)):
-        return language, fence["ticks"]
-    return None
+    before = fence["before"].strip()
+    # in a block, what has words before it is a comment, or a string, unless a thought ends there
+    python = language in PYTHON and (not before or not within or before.endswith(">"))
+    return (language, fence["ticks"]) if python or (not before and (language or not within)) else None
 
 
 def _closed(line: str, ticks: str) -> str | None:
@@ -49,3 +49,8 @@ def _closed(line: str, ticks: str) -> str | None:
     bare = line.rstrip()
     before = bare.rstrip(ticks[0])
     return before if len(bare) - len(before) >= len(ticks) else None
+
+
+def _at_the_margin(block: str) -> str:
+    """Without the indentation of a list that it stands in; dedent would empty blank lines of strings, too."""
+    return textwrap.dedent(block) if block.lstrip("\n")[:1].isspace() else block

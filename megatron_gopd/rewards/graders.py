@@ -12,7 +12,7 @@ from decimal import Decimal
 UNBOXED_CHARACTERS = 10_000  # of a response, from its end: on a long run of numbers math-verify takes quadratic time
 TINY = 1e-3  # values below it, relative differences above it
 _WITH_EXPONENT = re.compile(r"[-+]?\d+(?:\.\d*)?[eE][-+]?\d{1,3}")
-_WITH_POINT = re.compile(r"[^.]*\d\.")
+_POINT_AFTER_NUMBER = re.compile(r"(?<=\d)\.$")
 _BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)  # \\. swallows escaped braces: \{ is text
 _NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
 
@@ -96,7 +96,7 @@ def _as_math(answer: str) -> str:
     answer = answer.strip()
     if _WITH_EXPONENT.fullmatch(answer):
         return format(Decimal(answer), "f")
-    return answer.removesuffix(".") if _WITH_POINT.fullmatch(answer) else answer
+    return _POINT_AFTER_NUMBER.sub("", answer)
 
 
 def _plain(answer: str) -> str:
