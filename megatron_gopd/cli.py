@@ -74,6 +74,9 @@ def train(
         for told in idle(settings, asked(settings, gpus, nodes, hardware().gpus_per_node)).told:
             print(f"warning: {told}", file=sys.stderr)
     if dry_run:
+        from megatron_gopd.training.dry_run import check_configurations
+
+        check_configurations(settings)
         print(to_yaml(settings), end="")
         return
     from megatron_gopd.ranks import ranks
@@ -133,7 +136,9 @@ def evaluate(
     suite: Annotated[list[str] | None, typer.Option(help="a benchmark by name, or a file; repeatable")] = None,
     data: Annotated[Path | None, typer.Option(help="or prompts with labels or tests: jsonl or parquet")] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="answers a prompt; default: 1, of suites 32 or 4")] = None,
-    grader: Annotated[str, typer.Option(help="of a file: math, exact, code, auto or FILE.py:FUNCTION")] = "math",
+    grader: Annotated[
+        str, typer.Option(help="of a file: math, math_lenient, exact, code, auto or FILE.py:FUNCTION")
+    ] = "math",
     prompt_template: Annotated[str, typer.Option(help="of a file: none, math or code")] = "none",
     max_response_tokens: Annotated[int | None, typer.Option(min=1, help="default: 1024, of suites 16384")] = None,
     temperature: Annotated[float, typer.Option()] = 1.0,

@@ -21,7 +21,7 @@ from tests.policies.score_on_ranks import LENGTHS, rows, score_all
 from tests.policies.steps_on_ranks import take_all
 from tests.policies.test_scoring import plain_laws
 from tests.ranks import on_ranks
-from tests.tiny_models import MIXTURES, NAMES, save_tiny
+from tests.tiny_models import MIXTURES, NAMES, SCALED, save_tiny
 
 BOUND = 1e-5
 BUDGET = 400  # packed tokens: the five rows make two micro-batches or more
@@ -39,8 +39,9 @@ class Case:
 
 
 QUICK = [
-    Case(1, ("",), (*NAMES, *MIXTURES)),
+    Case(1, ("",), (*NAMES, *MIXTURES, *SCALED)),
     Case(2, ("", "tp=2", "tp=2,sequence_parallel=true", "pp=2", "cp=2"), tuple(DENSE)),
+    Case(2, ("tp=2", "cp=2"), tuple(SCALED)),
     Case(2, ("", "ep=2", "tp=2", "tp=2,etp=2", "cp=2", "pp=2"), tuple(MIXTURES)),
 ]
 FOUR = [

@@ -39,20 +39,27 @@ EXPERTS = {
     "mlp_only_layers": [],
 }
 MIXTURES = ["qwen3moe-untied", "qwen3moe-tied"]
+# rows of tests are longer than the original positions, so that a scaling that is not computed shows
+YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 64}
+OF_ROPE = {"yarn": YARN, "linear": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}
+_SCALED = ("llama-untied", "qwen2-untied", "qwen3-tied", "qwen3moe-untied")
+SCALED = [f"{name}-{kind}" for kind in OF_ROPE for name in _SCALED]
 
 
 def save_tiny(folder: Path, name: str, **save) -> Path:
-    """Write the model `name` (of NAMES or MIXTURES) to folder/name; norms and biases are jittered away from 1 and 0.
+    """Write the model `name` (of NAMES, MIXTURES or SCALED) to folder/name.
 
+    Norms and biases are jittered away from 1 and 0.
     Call it where no process group is initialised: transformers then saves on rank 0 only.
     """
     import torch
     import transformers
 
-    family, head = name.split("-")
+    family, head, *scaling = name.split("-")
     kind, settings = FAMILIES.get(family, ("Qwen3MoeConfig", EXPERTS))
+    settings = settings | ({"rope_parameters": dict(OF_ROPE[scaling[0]])} if scaling else {})
     config = getattr(transformers, kind)(**SIZES, **settings, tie_word_embeddings=head == "tied")
-    torch.manual_seed([*NAMES, *MIXTURES].index(name))
+    torch.manual_seed([*NAMES, *MIXTURES, *SCALED].index(name))
     model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():

@@ -18,9 +18,17 @@ Key = tuple[str | int, ...]
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads `1e-5` as a number (PyYAML wants a dot in it)."""
+    """SafeLoader that reads `1e-5` as a number (PyYAML wants a dot in it), and `1:30` as text (PyYAML: 90)."""
 
 
+_NUMBERS = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float")}
+_Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, re.compile(rf"(?!.*\d:)(?:{pattern.pattern})", pattern.flags) if tag in _NUMBERS else pattern)
+        for tag, pattern in resolvers
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
 
 

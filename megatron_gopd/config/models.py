@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from megatron_gopd.config.layout import Layout
+from megatron_gopd.config.paths import PathText
 from megatron_gopd.config.section import Section
 
 Dtype = Literal["float32", "bfloat16"]
@@ -36,7 +37,7 @@ class Fp8(Section):
 class Model(Section):
     """A Hugging Face directory and how it is held."""
 
-    model: str = Field(description="Hugging Face directory: config.json and safetensors")
+    model: PathText = Field(description="Hugging Face directory: config.json and safetensors")
     layout: Layout = Layout()
     dtype: Dtype = "bfloat16"
     fp8: Fp8 | None = None

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from megatron_gopd.config.models import Model
     from megatron_gopd.config.schema import Config
 
+SAME_PROMPT = ("student_tokens", "own_template")  # of a teacher in the student's folder: one folder has one template
 FILES_OF_PROBLEMS = (".jsonl", ".jsonl.gz", ".parquet")
 
 
@@ -24,20 +25,30 @@ def somebody_teaches(config: Config) -> None:
 
 def every_teacher_teaches(config: Config) -> None:
     for name, teacher in config.teachers.items():
-        if teacher.prompt not in ("student_tokens", "own_template"):  # one folder has one template
-            continue
-        if _same_folder(teacher, config.student):
+        if reads_as_the_student(config, name) and _same_folder(teacher, config.student):
             samples = config.algorithm.SAMPLES_STUDENT
             nothing = "every advantage would be 0" if samples else "it knows all of it already"
             raise ValueError(
                 f"teachers.{name} is the student's own initial model reading the same prompt: {nothing}. "
-                f"Give teachers.{name}.prompt a suffix, a column or a context, or name another model"
+                f"Give teachers.{name}.prompt a suffix, a column or a context, name another model, or extrapolate from "
+                f"another reference"
             )
-        if config.algorithm.extrapolates and _same_folder(teacher, config.reference_of(name)):
+        if teacher.prompt not in SAME_PROMPT or not config.algorithm.extrapolates:
+            continue
+        if _same_folder(teacher, config.reference_of(name)):
             raise ValueError(
                 f"teachers.{name} and its reference are the same model, so lambda has nothing to scale. "
                 f"Name another reference, or set algorithm.lambda to 1"
             )
+
+
+def reads_as_the_student(config: Config, teacher: str, *, same_prompt: bool = True) -> bool:
+    """Whether a teacher with the student's weights would say what the student says: it reads the same prompt, and no
+    reference stands between them. `same_prompt`: the templates of both are the same."""
+    prompt = config.teachers[teacher].prompt
+    if prompt not in SAME_PROMPT or (prompt == "own_template" and not same_prompt):
+        return False
+    return not config.algorithm.extrapolates or _same_folder(config.student, config.reference_of(teacher))
 
 
 def lambda_has_what_is_clamped(config: Config) -> None:

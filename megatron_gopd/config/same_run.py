@@ -10,7 +10,8 @@ from collections.abc import Iterator
 MAY_CHANGE = re.compile(
     r"run\.(folder|steps)|sandbox\.(workers|isolation)"
     r"|(checkpoint|logging)(\..*)?|(.+\.)?layout\..*|(.+\.)?(offload|recompute|overlap_communication)"
-    r"|training\.(max_tokens_per_micro_batch|logprob|hidden_states_gib)|rollout\.(max_batch_size|max_logprob_abs_diff)"
+    r"|training\.(max_tokens_per_micro_batch|logprob|hidden_states_gib)"
+    r"|rollout\.(max_batch_size|(max|start)_logprob_abs_diff)"
     r"|(rollout\.sglang|.+\.server)\.(urls|token_variable|nodes|count|gpus|.*_s|sync|sync_folder|bucket_bytes"
     r"|verify_every|colocated)"
 )

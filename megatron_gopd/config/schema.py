@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Annotated, Literal
 
@@ -21,32 +22,37 @@ from megatron_gopd.config.models import (
     Suffix,
     Teacher,
 )
+from megatron_gopd.config.paths import PathText
 from megatron_gopd.config.rules import RULES
 from megatron_gopd.config.section import Section
 
 __all__ = ["Column", "Config", "Context", "Dtype", "Fp8", "Model", "Scorer", "Servers", "Student", "Suffix", "Teacher"]
 
-NAMED_REWARDS = ("none", "exact", "math", "code", "auto")
+NAMED_REWARDS = ("none", "exact", "math", "math_lenient", "code", "auto")
+# far above what precision does to one model (0.01 to 0.1 nats a token, in FP8 and of experts too), far below what lies
+# between a model and one of which a tensor was never filled
+LOGPROB_CEILING = 0.25
 
 
 def _known_reward(value: str) -> str:
     if value not in NAMED_REWARDS and not re.fullmatch(r".+\.py:[A-Za-z_]\w*", value):
         raise ValueError(f"write {', '.join(NAMED_REWARDS)}, or FILE.py:FUNCTION for a reward of your own")
-    return value
+    return os.path.expanduser(value)
 
 
 Rewards = Annotated[str, AfterValidator(_known_reward)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Run(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     steps: int = Field(ge=1, description="optimizer steps, one per rollout batch")
     seed: int = Field(42, ge=0)
-    folder: str = Field("runs", description="the run writes to FOLDER/NAME")
+    folder: PathText = Field("runs", description="the run writes to FOLDER/NAME")
 
 
 class Data(Section):
-    train: str | list[str] = Field(description="jsonl or parquet file(s) of prompts")
+    train: PathText | list[PathText] = Field(description="jsonl or parquet file(s) of prompts")
     batch_size: int = Field(ge=1, description="prompts a step")
     max_prompt_tokens: int = Field(2048, ge=1, description="longer prompts are left out and counted")
     prompt_template: Literal["none", "math", "code"] = "none"
@@ -66,6 +72,9 @@ class Rollout(Section):
     samples_per_prompt: int = Field(1, ge=1)
     max_batch_size: int = Field(64, ge=1, description="sequences a rank, or a server, decodes at a time")
     max_staleness: Literal[0, 1] = Field(0, description="1: sample the next batch while this one trains")
+    start_logprob_abs_diff: float = Field(
+        LOGPROB_CEILING, gt=0, description="stop where engine and trainer differ by more on average, nats a token"
+    )
     max_logprob_abs_diff: float | None = Field(
         None, gt=0, description="stop where engine and trainer differ by more on a token, nats; default: never"
     )
@@ -96,7 +105,7 @@ class Optimizer(Section):
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     clip_grad: float = Field(1.0, ge=0, description="global gradient norm; 0 turns clipping off")
 
@@ -106,15 +115,19 @@ class Evaluation(Section):
 
     every: int = Field(0, ge=0, description="steps between evaluations; 0: before and after only")
     before: bool = Field(True, description="false: nothing is measured before the first step")
-    prompts: str | None = Field(None, description="jsonl or parquet file of held-out prompts: how far the teacher is")
+    prompts: PathText | None = Field(
+        None, description="jsonl or parquet file of held-out prompts: how far the teacher is"
+    )
     limit: int = Field(16, ge=2, description="prompts used; standard errors are over prompts")
     max_response_tokens: int = Field(64, ge=1, description="of a continuation of such a prompt")
-    suites: list[str] = Field(default_factory=list, description="benchmarks to answer, as evaluate --suite names them")
+    suites: list[PathText] = Field(
+        default_factory=list, description="benchmarks to answer, as evaluate --suite names them"
+    )
     suite_samples: int = Field(4, ge=1, description="answers to each of their problems")
     suite_max_response_tokens: int | None = Field(None, ge=1, description="default: rollout.max_response_tokens")
     suite_limit: int | None = Field(None, ge=2, description="problems of each suite; default: all")
     teachers: bool = Field(False, description="have the teachers answer the suites too, before the first step")
-    benchmarks: str = Field("data/benchmarks", description="folder of the suites' files")
+    benchmarks: PathText = Field("data/benchmarks", description="folder of the suites' files")
 
     @model_validator(mode="after")
     def _something_to_measure(self):

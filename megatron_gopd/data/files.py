@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+import numpy as np
 
 from megatron_gopd.errors import UserError
 
@@ -35,13 +38,18 @@ def _read_jsonl(path: Path, only: tuple[str, ...]) -> Iterator[tuple[str, int, d
             if not line.strip():
                 raise UserError(f"{source}: an empty line; delete it")
             try:
-                columns = json.loads(line.decode("utf-8"))
+                columns = json.loads(line.decode("utf-8"), parse_constant=_constant)
             except ValueError as error:
                 raise UserError(f"{source}: not JSON: {error}") from None
             if not isinstance(columns, dict):
                 raise UserError(f"{source}: a JSON object with a 'prompt' is expected, not {type(columns).__name__}")
             _check_columns(only, columns, source)
-            yield source, number, {name: columns[name] for name in only or columns}
+            yield source, number, {name: _unpacked(name, columns[name], source) for name in only or columns}
+
+
+def _constant(written: str) -> float | None:
+    """NaN is how a table leaves a cell out."""
+    return None if written == "NaN" else float(written)
 
 
 def _check_columns(wanted: tuple[str, ...], found: Iterable[str], source: str | Path) -> None:
@@ -58,22 +66,31 @@ def _read_parquet(path: Path, only: tuple[str, ...]) -> Iterator[tuple[str, int,
     try:
         file = parquet.ParquetFile(path)
         _check_columns(only, file.schema_arrow.names, path)
+        single = {field.name for field in file.schema_arrow if field.type in (pyarrow.float16(), pyarrow.float32())}
         for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(only) or None):
-            for columns in batch.to_pylist():
+            for columns in batch.to_pylist(maps_as_pydicts="lossy"):
                 number += 1
                 source = f"{path}:row {number}"
+                columns |= {name: _shortest(columns[name]) for name in single & columns.keys()}
                 yield source, number, {name: _unpacked(name, value, source) for name, value in columns.items()}
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable parquet file: {error}") from None
 
 
+def _shortest(value: float | None) -> float | None:
+    """0.1 of a column of single precision, which Python would write 0.10000000149011612."""
+    return None if value is None else float(str(np.float32(value)))
+
+
 def _unpacked(name: str, value: object, source: str) -> object:
-    """Structs and lists of messages that a parquet file holds as JSON text; any other value as it is."""
+    """Mappings and messages that a file holds as JSON text; NaN, which is nothing; any other value as it is."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
     if not isinstance(value, str):
         return value
     if name in NESTED_COLUMNS and value.lstrip().startswith("{"):
         try:
-            return json.loads(value)
+            return json.loads(value, parse_constant=_constant)
         except ValueError as error:
             raise UserError(f"{source}: {name!r} is not JSON: {error}") from None
     return _messages_in(value) or value

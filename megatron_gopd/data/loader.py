@@ -69,9 +69,10 @@ class PromptLoader:
 
 
 def _fingerprint(prompts: list[Prompt]) -> str:
-    """Of what is asked and who teaches it, in order; not of ids, which may hold the place of a file."""
+    """Of what is asked, who teaches it and what is right, in order; not of ids, which may hold the place of a file."""
     digest = hashlib.sha256()
     for prompt in prompts:
         learned = [] if prompt.response_tokens is None else [prompt.response_tokens]
-        digest.update(json.dumps([prompt.messages, prompt.teacher, *learned], sort_keys=True, default=str).encode())
+        about = [prompt.messages, prompt.teacher, prompt.label, prompt.tests, *learned]
+        digest.update(json.dumps(about, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]

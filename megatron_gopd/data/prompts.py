@@ -12,7 +12,8 @@ from megatron_gopd.data.balance import equal_sample
 from megatron_gopd.data.context import render_with_context, teacher_messages
 from megatron_gopd.data.render import apply_prompt_template, render
 from megatron_gopd.data.rows import Row, column_of, errors_at, load_rows
-from megatron_gopd.data.tokenizer import Tokenizers, stop_ids
+from megatron_gopd.data.side_files import stop_ids
+from megatron_gopd.data.tokenizer import Tokenizers
 from megatron_gopd.data.trajectory import Prompt
 from megatron_gopd.errors import UserError
 
@@ -34,11 +35,11 @@ def build_prompts(config: Config, tokenizers: Tokenizers, *, held_out: bool = Fa
     """
     key, files = ("evaluation.prompts", config.evaluation.prompts) if held_out else ("data.train", config.data.train)
     learned = not config.algorithm.SAMPLES_STUDENT and not config.teachers
-    end = _end_of_response(config, tokenizers) if learned else None
+    ends = _ends_of_response(config, tokenizers) if learned else None
     every, cut = [], Counter()
     for row in load_rows(files):
         with errors_at(row.source):
-            prompt, shortened = _prompt(row, config, tokenizers, end)
+            prompt, shortened = _prompt(row, config, tokenizers, ends)
         every.append(prompt)
         cut[prompt.teacher] += shortened
     exceeded = [_exceeded(prompt, config) for prompt in every]
@@ -86,8 +87,8 @@ def choose_teacher(row: Row, teachers: Iterable[str]) -> str:
     return names[0]
 
 
-def _prompt(row: Row, config: Config, tokenizers: Tokenizers, end: int | None) -> tuple[Prompt, bool]:
-    """The prompt, and whether its context was cut; `end`: what ends the row's own response, where that is learned."""
+def _prompt(row: Row, config: Config, tokenizers: Tokenizers, ends: list[int] | None) -> tuple[Prompt, bool]:
+    """The prompt, and whether its context was cut; `ends`: what ends the row's own response, where that is learned."""
     teacher = choose_teacher(row, config.teachers)
     messages = apply_prompt_template(row.messages, config.data.prompt_template)
     kwargs = config.data.chat_template_kwargs
@@ -112,23 +113,30 @@ def _prompt(row: Row, config: Config, tokenizers: Tokenizers, end: int | None) -
         reference_tokens=reference_tokens,
         source=row.source,
         tests=row.tests,
-        response_tokens=None if end is None else [*_response(row, tokenizers), end],
+        golds=row.gold.golds,
+        any_of=row.gold.any_of,
+        response_tokens=None if ends is None else _response(row, tokenizers, ends),
         columns=row.columns if config.has_own_reward else {},
     )
     return prompt, cut
 
 
-def _response(row: Row, tokenizers: Tokenizers) -> list[int]:
+def _response(row: Row, tokenizers: Tokenizers, ends: list[int]) -> list[int]:
+    """Its tokens, with one end: the first of `ends`, unless the text has one already."""
     text = column_of(row, "response")
     if not isinstance(text, str) or not text:
         raise UserError(f"'response' is not text: {str(text)[:50]!r}")
-    return tokenizers.student(text, add_special_tokens=False)["input_ids"]
+    tokens = tokenizers.student(text, add_special_tokens=False)["input_ids"]
+    written = tokenizers.student(text.rstrip(), add_special_tokens=False)["input_ids"]  # a template adds a newline
+    if written and written[-1] in ends:
+        return written
+    return [*tokens, ends[0]]
 
 
-def _end_of_response(config: Config, tokenizers: Tokenizers) -> int:
-    """The tokenizer's own end, where that ends a response of the student; else the first id that does."""
+def _ends_of_response(config: Config, tokenizers: Tokenizers) -> list[int]:
+    """What ends a response of the student; the tokenizer's own end first, where there is one."""
     ends, own = stop_ids(config.student.model, tokenizers.student), tokenizers.student.eos_token_id
-    return own if own in ends else ends[0]
+    return sorted(ends, key=lambda end: end != own)
 
 
 def _limits(prompt: Prompt, config: Config) -> Iterator[tuple[str, int, int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_gopd.data.files import read_file
+from megatron_gopd.data.labels import ANY_OF, LABEL_COLUMNS, Label, as_text, is_missing, label_of
 from megatron_gopd.errors import UserError
-
-LABEL_COLUMNS = ("label", "answer", "ground_truth")
 
 
 @dataclass(frozen=True)
@@ -21,19 +19,23 @@ class Row:
 
     id: str
     messages: list[dict]
-    label: str | None
+    gold: Label
     tag: str | None  # opd_teacher
     data_source: str | None
     columns: dict
     source: str  # FILE:LINE, or FILE:row N counted from 1
     tests: str | None = None  # JSON, of a row that asks for a program
 
+    @property
+    def label(self) -> str | None:
+        return self.gold.text
+
 
 def load_rows(path: str | Path | list[str]) -> list[Row]:
     """Read a .jsonl or .parquet file, or several one after another.
 
     Columns: `prompt` (text or messages) or `messages`; optional `label` | `answer` | `ground_truth` |
-    `reward_model.ground_truth`; `tests`, which is the ground truth where `ability` is code; `id` |
+    `golden_answers` | `reward_model.ground_truth`; `tests`, which is the ground truth where `ability` is code; `id` |
     `extra_info.index` | the line number; `opd_teacher` at top level, in `metadata` or in `extra_info`; `data_source`.
     Ids are unique: an `id` written twice is a mistake, an index or a line number that several rows share gets its
     place added.
@@ -100,32 +102,33 @@ def _row(columns: dict, number: int, source: str) -> Row:
     extra, metadata = _mapping(columns, "extra_info"), _mapping(columns, "metadata")
     ground_truth = _mapping(columns, "reward_model").get("ground_truth")
     is_code = columns.get("ability") == "code"  # as verl and the published G-OPD files say it
-    labels = [*(columns.get(name) for name in LABEL_COLUMNS), None if is_code else ground_truth]
+    golden = {ANY_OF[0]: columns.get(ANY_OF[0])} if columns.get(ANY_OF[0]) else None
+    labels = [*(columns.get(name) for name in LABEL_COLUMNS), golden, None if is_code else ground_truth]
     return Row(
         id=_first_text(columns.get("id"), extra.get("index"), number),
-        messages=as_messages(columns[prompt_column], prompt_column),
-        label=_first_text(*map(_unless_blank, labels)),
+        messages=_asked(as_messages(columns[prompt_column], prompt_column), prompt_column),
+        gold=label_of(*labels),
         tag=_first_text(*(part.get("opd_teacher") for part in (columns, metadata, extra))),
         data_source=_first_text(columns.get("data_source")),
         columns=columns,
         source=source,
-        tests=_first_text(*map(_unless_blank, (columns.get("tests"), ground_truth if is_code else None))),
+        tests=_first_text(columns.get("tests"), ground_truth if is_code else None),
     )
 
 
+def _asked(messages: list[dict], column: str) -> list[dict]:
+    """Raises UserError: what would be answered has its answer already."""
+    if messages[-1]["role"] == "assistant":
+        raise UserError(
+            f"{column!r} ends with a message of the assistant, which would be read and then answered again; leave that "
+            f"message out (what SFT learns stands in a column 'response')"
+        )
+    return messages
+
+
 def _first_text(*values: object) -> str | None:
-    """The first value that is set, as text; lists and mappings (test cases) as JSON."""
-    for value in values:
-        if isinstance(value, list | dict):
-            return json.dumps(value, ensure_ascii=False, default=str)
-        if value is not None:
-            return str(value)
-    return None
-
-
-def _unless_blank(value: object) -> object:
-    """None for blank text, which is how files of math and code together often leave a column out."""
-    return None if isinstance(value, str) and not value.strip() else value
+    """The first value that is set, as text."""
+    return as_text(next((value for value in values if not is_missing(value)), None))
 
 
 def _mapping(columns: dict, name: str) -> dict:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_gopd.config import Config
+from megatron_gopd.data.side_files import read_json
 from megatron_gopd.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
 
     The file is the truth. transformers 5 rebuilds some classes from the vocabulary alone (LlamaTokenizer over a
     byte-level tokenizer.json loses every blank; Qwen2Tokenizer adds a token), so tokenizer.json is read as it stands.
-    Raises UserError when the directory has no tokenizer, or a broken one.
+    Raises UserError when the directory has no tokenizer, a broken one, or one with more ids than the model has rows.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -58,13 +58,14 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     if not files:
         missing = "no tokenizer.json, tokenizer.model or vocab.json in it" if folder.is_dir() else "no such directory"
         raise UserError(f"{folder}: cannot load a tokenizer: {missing}; name a local Hugging Face directory with one")
-    named = "tokenizer_class" in _read_json(folder / "tokenizer_config.json")
+    named = "tokenizer_class" in read_json(folder / "tokenizer_config.json")
     bare_sentencepiece = files[0] == "tokenizer.model" and not named
     loader = PreTrainedTokenizerFast if files[0] == "tokenizer.json" or bare_sentencepiece else AutoTokenizer
     try:
         tokenizer = loader.from_pretrained(str(folder), local_files_only=True)
         if bare_sentencepiece:
             _complete_conversion(tokenizer, folder / "tokenizer.model")
+        _refuse_ids_without_embedding(tokenizer, folder)
     except UserError:
         raise
     except Exception as error:  # the tokenizers library raises plain Exception
@@ -121,32 +122,12 @@ def check_same_tokenizer(
     )
 
 
-def stop_ids(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids that end a response: generation_config.json's eos_token_id, else config.json's, else the tokenizer's.
-
-    Raises UserError when none of them names one.
-    """
-    for name in ("generation_config.json", "config.json"):
-        path = Path(folder) / name
-        named = _read_json(path).get("eos_token_id")
-        ids = named if isinstance(named, list) else [] if named is None else [named]
-        if not all(type(i) is int for i in ids):
-            raise UserError(f"{path}: eos_token_id {named!r} is neither an id nor a list of ids")
-        if ids:
-            return list(dict.fromkeys(ids))
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"{folder}: nothing ends a response; name eos_token_id in generation_config.json")
-    return [tokenizer.eos_token_id]
-
-
-def _read_json(path: Path) -> dict:
-    """The object in a JSON file; {} where there is no file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: a JSON object is expected here, not a {type(content).__name__}")
-    return content
+def _refuse_ids_without_embedding(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Rows of an embedding may outnumber the ids, which pads them; not the other way round."""
+    last = max(tokenizer.get_vocab().values(), default=0)
+    rows = read_json(folder / "config.json").get("vocab_size")
+    if type(rows) is int and last >= rows:
+        raise UserError(
+            f"{folder}: its tokenizer has ids up to {last}, but vocab_size in config.json is {rows}: the embedding has "
+            f"no row for them; put back the tokenizer of this model, or resize its embedding"
+        )

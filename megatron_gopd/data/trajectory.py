@@ -22,6 +22,8 @@ class Prompt:
     source: str = ""  # FILE:LINE, for messages
     tests: str | None = None  # JSON, of a prompt that asks for a program
     response_tokens: list[int] | None = None  # that the data holds, end included; where it is what is learned
+    golds: tuple[str, ...] = ()  # several answers, each right where the data's convention says so: any_of
+    any_of: bool = False
     columns: dict = field(default_factory=dict)  # of its row, where a reward of the user's own reads them
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from megatron_gopd.data import Trajectory, load_tokenizer
 from megatron_gopd.evaluation.labelled import Labelled
 from megatron_gopd.evaluation.node_graders import NodeGraders, check_machines
-from megatron_gopd.evaluation.options import check_options
+from megatron_gopd.evaluation.options import check_length, check_options
 from megatron_gopd.evaluation.statistics import Estimate
 from megatron_gopd.ranks import is_first
 from megatron_gopd.rewards import Grade, grader_of
@@ -36,6 +36,7 @@ def evaluate_model(
         the mean over problems of the mean over a problem's answers; its standard error is over problems (clustered).
     """
     check_options(dtype, temperature, output)
+    check_length(model, max_response_tokens)
     tokenizer = load_tokenizer(model)
     prompts = labelled.prompts(tokenizer)
     check_machines({grader_of(labelled.grader, prompt) for prompt in prompts}, labelled.sandbox)

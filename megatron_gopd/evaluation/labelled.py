@@ -10,7 +10,7 @@ from megatron_gopd.config.schema import Sandbox
 from megatron_gopd.data import PROMPT_TEMPLATES, Prompt, apply_prompt_template, load_rows, render
 from megatron_gopd.data.rows import errors_at
 from megatron_gopd.errors import UserError
-from megatron_gopd.rewards import grader_of, parse_tests
+from megatron_gopd.rewards import check_gold, grader_of
 from megatron_gopd.rewards.custom import CustomReward
 
 NO_THINKING: Mapping = {"enable_thinking": False}
@@ -33,8 +33,8 @@ class Labelled:
         Whether a function of the user's own can be loaded is node_graders.check_machines to tell.
         """
         custom = CustomReward.parse(self.grader)
-        if not custom and self.grader not in ("math", "exact", "code", "auto"):
-            raise UserError(f"--grader {self.grader}: choose math, exact, code, auto or FILE.py:FUNCTION")
+        if not custom and self.grader not in ("math", "math_lenient", "exact", "code", "auto"):
+            raise UserError(f"--grader {self.grader}: choose math, math_lenient, exact, code, auto or FILE.py:FUNCTION")
         if self.prompt_template not in PROMPT_TEMPLATES:
             raise UserError(f"--prompt-template {self.prompt_template}: choose {', '.join(PROMPT_TEMPLATES)}")
         prompts = []
@@ -44,7 +44,8 @@ class Labelled:
             with errors_at(row.source):
                 tokens = render(tokenizer, messages, dict(self.chat_template_kwargs))
                 read = (tokens, tokens, tokens)
-                prompt = Prompt(row.id, messages, row.label, "", *read, row.source, row.tests, columns=columns)
+                gold = {"golds": row.gold.golds, "any_of": row.gold.any_of, "columns": columns}
+                prompt = Prompt(row.id, messages, row.label, "", *read, row.source, row.tests, **gold)
                 self._check(prompt)
             prompts.append(prompt)
         return prompts
@@ -53,7 +54,6 @@ class Labelled:
         kind = grader_of(self.grader, prompt)
         if kind is None:
             raise UserError("no label to grade against; add `label`, `answer` or `ground_truth`")
-        if kind == "code":
-            if prompt.tests is None:
-                raise UserError("no tests to grade against; add `tests`")
-            parse_tests(prompt.tests)
+        if kind == "code" and prompt.tests is None:
+            raise UserError("no tests to grade against; add `tests`")
+        check_gold(kind, prompt)

@@ -20,6 +20,17 @@ def check_options(dtype: str, temperature: float, output: Path | None) -> None:
         on_first(lambda: _check_writable(output))
 
 
+def check_length(model: Path, max_response_tokens: int) -> None:
+    """Raises UserError: answers may be longer than all that the model can read."""
+    from megatron_gopd.mcore.architecture import Architecture  # Megatron, which the other checks do without
+
+    limit = Architecture.read(model).context
+    if max_response_tokens >= limit:
+        raise UserError(
+            f"--max-response-tokens {max_response_tokens}: max_position_embeddings of {model} is {limit}; ask for less"
+        )
+
+
 def check_source(suites: list[str] | None, data: Path | None, servers: list[str] | None = None) -> None:
     """Raises UserError unless either benchmarks or a file is named; servers answer benchmarks only."""
     if bool(suites) == (data is not None):

@@ -17,7 +17,7 @@ from megatron_gopd.evaluation.answers import Answer, Answers
 from megatron_gopd.evaluation.engine import engine_of
 from megatron_gopd.evaluation.labelled import NO_THINKING, Labelled
 from megatron_gopd.evaluation.node_graders import NodeGraders, check_machines
-from megatron_gopd.evaluation.options import check_options
+from megatron_gopd.evaluation.options import check_length, check_options
 from megatron_gopd.evaluation.suite_report import SuiteResult, write_report
 from megatron_gopd.evaluation.suites import find_suite
 from megatron_gopd.ranks import is_first, on_first
@@ -79,6 +79,7 @@ def evaluate_suites(
     of another model.
     """
     check_options(dtype, settings.temperature, None)
+    check_length(model, settings.max_response_tokens)
     tokenizer = load_tokenizer(model)
     asked = problems_of(names, settings, tokenizer)
     check_machines(set().union(*(problems.graders for problems in asked)), settings.sandbox)

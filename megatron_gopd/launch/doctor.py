@@ -98,10 +98,11 @@ def _placement(config: Config, nodes: int, ranks: int) -> probes.Verdict:
 
 
 def _models(config: Config, ranks: int) -> probes.Verdict:
-    """Raises UserError: a model, a layout, or a precision that this node's GPU lacks."""
-    from megatron_gopd.training.job import check_models
+    """Raises UserError: a model, its tokenizer, a layout, or a precision that this node's GPU lacks."""
+    from megatron_gopd.training.job import check_models, check_tokenizers
 
     check_models(config, ranks)
+    check_tokenizers(config)
     files = [config.data.train] if isinstance(config.data.train, str) else config.data.train
     for file in files:
         if not os.access(file, os.R_OK):

@@ -6,7 +6,8 @@ import math
 from pathlib import Path
 
 from megatron_gopd.config import Config
-from megatron_gopd.mcore.hf_folder import HFFolder
+from megatron_gopd.mcore.architecture import Architecture
+from megatron_gopd.mcore.hf_shapes import promised
 
 WEIGHT_BYTES = {"float32": 4, "bfloat16": 2}
 STATE_BYTES = {"adam": 12, "sgd": 4}  # a parameter: float32 master weight, and Adam's two moments
@@ -14,7 +15,7 @@ STATE_BYTES = {"adam": 12, "sgd": 4}  # a parameter: float32 master weight, and 
 
 def checkpoint_bytes(config: Config) -> int:
     """All checkpoints that a run holds at once (one more than it keeps, while it writes), and the final model."""
-    parameters = sum(math.prod(stored.shape) for stored in HFFolder(config.student.model).stored.values())
+    parameters = sum(map(math.prod, promised(Architecture.read(config.student.model)).values()))
     weights = parameters * WEIGHT_BYTES[config.student.dtype]
     kept = config.checkpoint.keep + 1 if config.checkpoint.every else 0
     return weights + kept * (weights + parameters * STATE_BYTES[config.optimizer.type])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -164,6 +165,8 @@ def seconds_of(time: str) -> float:
     """SLURM's times: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]]."""
     days, dash, rest = time.rpartition("-")
     try:
+        if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", time):
+            raise ValueError
         parts = [int(part) for part in rest.split(":")]
         if dash:
             hours, minutes, seconds = [*parts, 0, 0][:3]

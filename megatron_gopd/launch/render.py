@@ -11,6 +11,16 @@ from jinja2 import Environment, StrictUndefined
 from megatron_gopd.errors import UserError
 from megatron_gopd.launch.request import EXPORTED, Request
 
+# options of sbatch that this package sets, and what of its own sets them
+WRITTEN_HERE = dict.fromkeys("output error open-mode signal ntasks ntasks-per-node wrap test-only".split(), "") | {
+    "array": ", for a --sweep",
+    "dependency": ", for a --chain",
+    "requeue": ", by --max-requeues",
+    "no-requeue": ", by --max-requeues",
+    "job-name": ", from run.name",
+    "gpus-per-node": ", by --gpus-per-node",
+    **{key: f", by --{key}" for key in "nodes partition account qos time exclude mem cpus-per-task export".split()},
+}
 TEMPLATE = Path(__file__).with_name("job.sbatch.jinja")
 
 
@@ -124,6 +134,8 @@ def _resources(request: Request, nodes: int, gpus: int, tasks: int, partition: s
         key, equals, value = extra.partition("=")
         if not re.fullmatch(r"[a-z][a-z-]*", key):
             raise UserError(f"--sbatch {extra!r}: write option=value, as in constraint=h100, or option alone")
+        if key in WRITTEN_HERE:
+            raise UserError(f"--sbatch {extra!r}: submit writes {key} itself{WRITTEN_HERE[key]}; leave it out")
         options.append(f"{key}={sbatch_value(value)}" if equals else key)
     return options
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from megatron_gopd.config import Layout
 from megatron_gopd.errors import UserError
-from megatron_gopd.mcore.hf_config import Fields, read_config
+from megatron_gopd.mcore.hf_config import Fields, config_class, read_config, refuse_unknown_keys
+from megatron_gopd.mcore.rope import RopeScaling, read_rope
 
 SUPPORTED = ("llama", "qwen2", "qwen3", "qwen3_moe")
-_LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Architecture:
     head_dim: int
     norm_eps: float
     rope_theta: float
-    rope_factor: float | None  # llama3 scaling
+    rope_scaling: RopeScaling | None
     max_positions: int
     tied: bool
     qkv_bias: bool
@@ -56,8 +58,10 @@ class Architecture:
             raise UserError(f"{where}: model_type {model_type!r} is not supported; supported: {', '.join(SUPPORTED)}")
         fields = Fields(hf, where)
         _refuse_unsupported(hf, fields, where)
+        refuse_unknown_keys(hf, where)
         heads, hidden = fields.count("num_attention_heads"), fields.count("hidden_size")
-        rope = fields.mapping("rope_parameters")
+        usual = config_class(model_type)
+        theta, scaling = read_rope(hf, where)
         found = cls(
             model_type=model_type,
             vocab_size=fields.count("vocab_size"),
@@ -65,16 +69,16 @@ class Architecture:
             ffn_size=fields.count("intermediate_size"),
             layers=fields.count("num_hidden_layers"),
             heads=heads,
-            groups=fields.count("num_key_value_heads", heads),
-            head_dim=fields.count("head_dim", max(1, hidden // heads)),
+            groups=fields.count("num_key_value_heads", _unless_null(hf, "num_key_value_heads", usual) or heads),
+            head_dim=fields.count("head_dim", _unless_null(hf, "head_dim", usual) or max(1, hidden // heads)),
             norm_eps=fields.number("rms_norm_eps", 1e-6),
-            rope_theta=Fields(rope, where).number("rope_theta", fields.number("rope_theta", 10000.0)),
-            rope_factor=_llama3_factor(rope or fields.mapping("rope_scaling"), where),
-            max_positions=fields.count("max_position_embeddings", 0),
+            rope_theta=theta,
+            rope_scaling=scaling,
+            max_positions=fields.count("max_position_embeddings", usual.max_position_embeddings),
             tied=fields.flag("tie_word_embeddings", False),
             qkv_bias=model_type == "qwen2",
             qk_norm=model_type in ("qwen3", "qwen3_moe"),
-            experts=_experts(hf, fields) if model_type == "qwen3_moe" else None,
+            experts=_experts(hf, fields, where) if model_type == "qwen3_moe" else None,
         )
         found._refuse_impossible(where)
         return found
@@ -89,6 +93,15 @@ class Architecture:
             raise UserError(f"{where}: head_dim {self.head_dim} is odd, but rotary embeddings turn pairs of values")
         if self.experts and self.experts.per_token > self.experts.count:
             raise UserError(f"{where}: num_experts_per_tok {self.experts.per_token} of {self.experts.count} experts")
+
+    @property
+    def context(self) -> int:
+        """Positions that the model is meant for."""
+        return self.rope_scaling.context(self.max_positions) if self.rope_scaling else self.max_positions
+
+    def rope_frequencies(self) -> tuple[Tensor, float]:
+        """Of a model with scaling: see RopeScaling.frequencies."""
+        return self.rope_scaling.frequencies(self.rope_theta, self.head_dim, self.max_positions)
 
     def padded_vocab(self, tp: int) -> int:
         """Vocabulary rows after padding, so that tp divides them."""
@@ -129,29 +142,26 @@ def _refuse_unsupported(hf: dict, fields: Fields, where: str) -> None:
         "layer_types": any(kind != "full_attention" for kind in fields.names("layer_types")),
         "mlp_only_layers": bool(hf.get("mlp_only_layers")),
         "decoder_sparse_step": hf.get("decoder_sparse_step", 1) != 1,
-        "partial_rotary_factor": (hf.get("partial_rotary_factor") or 1.0) != 1.0,
+        "per_layer_config": bool(hf.get("per_layer_config")),
+        "is_encoder_decoder": bool(hf.get("is_encoder_decoder")),
     }
     for key, unsupported in refused.items():
         if unsupported:
             raise UserError(f"{where}: {key} = {hf.get(key)!r} is not supported for {hf['model_type']} models")
 
 
-def _experts(hf: dict, fields: Fields) -> Experts:
+def _unless_null(hf: dict, key: str, usual: type) -> int | None:
+    """What transformers takes for a key that is not there; it takes null for "as many as fit"."""
+    return None if key in hf else getattr(usual, key, None)
+
+
+def _experts(hf: dict, fields: Fields, where: str) -> Experts:
+    spellings = [key for key in ("num_local_experts", "num_experts") if hf.get(key) is not None]  # transformers 5, 4
+    if len(counts := {fields.count(key) for key in spellings}) > 1:
+        raise UserError(f"{where}: {' and '.join(spellings)} differ: {', '.join(map(str, sorted(counts)))}")
     return Experts(
-        count=fields.count("num_local_experts" if "num_local_experts" in hf else "num_experts"),  # transformers 5, 4
+        count=fields.count(spellings[0] if spellings else "num_experts"),
         per_token=fields.count("num_experts_per_tok"),
         ffn_size=fields.count("moe_intermediate_size"),
         normalize_top_k=fields.flag("norm_topk_prob", False),
     )
-
-
-def _llama3_factor(rope: dict, where: str) -> float | None:
-    """The factor of llama3 RoPE scaling; None without scaling."""
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind == "default":
-        return None
-    if kind != "llama3" or any(rope.get(key) != value for key, value in _LLAMA3_ROPE.items()):
-        raise UserError(
-            f"{where}: RoPE scaling {rope} is not supported; supported: default, and llama3 with {_LLAMA3_ROPE}"
-        )
-    return Fields(rope, where).number("factor")

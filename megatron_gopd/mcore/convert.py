@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from concurrent.futures import ThreadPoolExecutor
-from math import prod
 from pathlib import Path
 
 import torch
@@ -13,16 +11,13 @@ from torch import Tensor
 
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
+from megatron_gopd.mcore.front_door import DTYPES, open_hf_weights, same_bits
 from megatron_gopd.mcore.hf_folder import HFFolder
 from megatron_gopd.mcore.megatron_folder import STATE, MegatronFolder, about, is_megatron_folder
 from megatron_gopd.mcore.save import SHARD_BYTES, copy_side_files, new_folder, write_weights
 from megatron_gopd.mcore.skeleton import Parameter, Skeleton, build_skeleton
 from megatron_gopd.mcore.torch_dist import write_state
 from megatron_gopd.runs import write_manifest
-
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-_DERIVED = re.compile(r".*\.rotary_emb\.inv_freq")  # old checkpoints carry what follows from config.json
-SHOWN = 5
 
 
 @torch.no_grad()
@@ -36,9 +31,8 @@ def hf_to_megatron(source: Path, target: Path, *, verify: bool = False) -> None:
             `target` that exists or cannot be written; with `verify`, that it reads back otherwise. Nothing is written.
     """
     _refuse_ranks()
-    architecture = Architecture.read(source)
-    weights, skeleton = HFFolder(source), build_skeleton(architecture)
-    _compare_with_config(weights, skeleton, architecture)
+    architecture, weights = Architecture.read(source), open_hf_weights(source)
+    skeleton = build_skeleton(architecture)
     dtypes = _dtypes(weights, skeleton)
 
     def chunks(parameter: Parameter) -> list[Tensor]:
@@ -77,51 +71,12 @@ def megatron_to_hf(source: Path, target: Path, *, shard_bytes: int = SHARD_BYTES
             checked.result()  # what went wrong with a damaged file is this
 
 
-def _compare_with_config(weights: HFFolder, skeleton: Skeleton, architecture: Architecture) -> None:
-    """Names and shapes in the files against those config.json promises, both ways."""
-    promised = {name: shape for parameter in skeleton.parameters for name, shape in parameter.hf_shapes.items()}
-    left = {name: prod(stored.shape) for name, stored in weights.stored.items() if not _DERIVED.fullmatch(name)}
-    if architecture.tied:
-        _take_tied_head(weights, left)
-    wrong = []
-    for name, shape in promised.items():
-        try:
-            left[weights.holder(name)] -= prod(shape)
-        except UserError:
-            wrong.append(f"{name} is missing")
-            continue
-        if weights.shape(name) != shape:
-            wrong.append(f"{name} is {list(weights.shape(name))}, config.json promises {list(shape)}")
-    if not wrong:
-        wrong = [f"{name} holds {count} values config.json does not promise" for name, count in left.items() if count]
-    if wrong:
-        raise UserError(
-            f"{weights.folder}: weights and config.json belong to different models ({len(wrong)} differences): "
-            + "; ".join(wrong[:SHOWN])
-        )
-
-
-def _take_tied_head(weights: HFFolder, left: dict[str, int]) -> None:
-    """Some tied models store their head beside the embedding; only where it is the same may it be left out."""
-    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
-    if head not in left or embedding not in left:
-        return
-    if not _same_bits(weights.tensor(head), weights.tensor(embedding)):
-        raise UserError(
-            f"{weights.folder}: config.json ties the embeddings, but {head} is not {embedding}; "
-            f"set tie_word_embeddings to false, or remove one of them"
-        )
-    del left[head]
-
-
 def _dtypes(weights: HFFolder, skeleton: Skeleton) -> list[torch.dtype]:
     """The dtype of every parameter. Megatron keeps all layers of a parameter as one tensor, hence of one dtype."""
     found: dict[str, dict[str, str]] = {}  # Megatron's key -> dtype -> a Hugging Face tensor that has it
     for parameter in skeleton.parameters:
         for name in parameter.rule.names:
             dtype = weights.stored[weights.holder(name)].dtype
-            if dtype not in _DTYPES:
-                raise UserError(f"{weights.folder}: {name} is stored as {dtype}; supported: {', '.join(_DTYPES)}")
             found.setdefault(parameter.sharded.key, {}).setdefault(dtype, name)
     for names in found.values():
         if len(names) > 1:
@@ -129,19 +84,14 @@ def _dtypes(weights: HFFolder, skeleton: Skeleton) -> list[torch.dtype]:
             raise UserError(
                 f"{weights.folder} holds {mixed}; Megatron keeps them in one tensor: cast them to one dtype"
             )
-    return [_DTYPES[next(iter(found[parameter.sharded.key]))] for parameter in skeleton.parameters]
+    return [DTYPES[next(iter(found[parameter.sharded.key]))] for parameter in skeleton.parameters]
 
 
 def _verify(weights: HFFolder, checkpoint: MegatronFolder) -> None:
     """Read both, bit for bit."""
     for name, tensor in checkpoint.tensors():
-        if not _same_bits(tensor, weights.tensor(name)):
+        if not same_bits(tensor, weights.tensor(name)):
             raise UserError(f"{name} does not read back as it was written; check the disk and the memory")
-
-
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    same_kind = one.dtype == other.dtype and one.shape == other.shape
-    return same_kind and torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
 
 
 def _refuse_ranks() -> None:

@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from dataclasses import fields
 from pathlib import Path
 
 from megatron_gopd.errors import UserError
+
+# beside the fields of transformers' class, these are read, or refused by name, for every architecture
+READ = frozenset(
+    "model_type head_dim rope_theta rope_scaling partial_rotary_factor num_local_experts mlp_bias attention_bias "
+    "layer_types use_sliding_window mlp_only_layers decoder_sparse_step per_layer_config".split()
+)
+# what transformers and others write into a config.json and no forward pass reads
+HARMLESS = frozenset(
+    "torch_dtype name_or_path _name_or_path _commit_hash num_labels max_window_layers pretraining_tp "
+    "output_attentions attn_implementation _attn_implementation _attn_implementation_autoset "
+    "_attn_implementation_internal experts_implementation _experts_implementation _experts_implementation_internal "
+    "use_flash_attn use_bfloat16 gradient_checkpointing initializer_factor unsloth_fixed unsloth_version "
+    "is_llama_config transformers.js_config max_sequence_length model_max_length router_aux_loss_coef "
+    "output_router_logits tokenizer_class sep_token_id decoder_start_token_id prefix task_specific_params "
+    "finetuning_task torchscript tie_encoder_decoder".split()
+)
 
 
 def read_config(folder: str | Path) -> dict:
@@ -20,6 +38,43 @@ def read_config(folder: str | Path) -> dict:
     if not isinstance(config, dict):
         raise UserError(f"{path}: a JSON object is expected, not a {type(config).__name__}")
     return config
+
+
+def says_nothing(value: object) -> bool:
+    """null, false and what is empty ask for nothing, whatever the key; 0 may well mean something."""
+    return value is None or value is False or value in ({}, [], "")
+
+
+@functools.cache
+def config_class(model_type: str) -> type:
+    """transformers' configuration of a supported architecture: which keys there are, and what they default to."""
+    from transformers import CONFIG_MAPPING
+
+    return CONFIG_MAPPING[model_type]
+
+
+@functools.cache
+def _known(model_type: str) -> frozenset[str]:
+    from transformers import GenerationConfig
+
+    own = {field.name for field in fields(config_class(model_type))}
+    return frozenset(own | READ | HARMLESS | GenerationConfig._get_default_generation_params().keys())
+
+
+def refuse_unknown_keys(config: dict, where: str) -> None:
+    """What may ask for another model than the architecture's. Raises UserError naming the first such key."""
+    model_type = config["model_type"]
+    if config.get("quantization_config"):
+        raise UserError(
+            f"{where}: quantization_config: quantized weights are not supported; "
+            f"use the model before quantization, or dequantize it to bfloat16 and remove the key"
+        )
+    for key, value in config.items():
+        if key not in _known(model_type) and not says_nothing(value):
+            raise UserError(
+                f"{where}: {key} = {json.dumps(value)[:80]} is no key of {model_type} models in transformers: what it "
+                f"asks for would not be computed; if the model does without it, remove {key!r} from config.json"
+            )
 
 
 class Fields:

@@ -30,13 +30,19 @@ class HFFolder:
     """Tensors by name, from one model.safetensors or from shards with an index."""
 
     def __init__(self, folder: str | Path):
-        """Raises UserError: no weights, a missing shard, a truncated file."""
+        """Raises UserError: no weights, a missing shard, a truncated file, files of which two readers take different
+        ones."""
         self.folder = Path(folder)
         self.stored: dict[str, Stored] = {}
         self._open: tuple[Path, safe_open] | None = None
         for path in self._shards():
             handle = self._handle(path)
             for name in handle.keys():  # noqa: SIM118 (a safe_open handle is no dict)
+                if name in self.stored:
+                    raise UserError(
+                        f"{self.folder}: {name} is in {self.stored[name].path.name} and in {path.name}; remove the "
+                        f"file that is not of this model"
+                    )
                 view = handle.get_slice(name)
                 self.stored[name] = Stored(path, tuple(view.get_shape()), view.get_dtype())
 
@@ -50,19 +56,19 @@ class HFFolder:
             names |= {f"{fused[1]}.{expert}.{part}_proj.weight" for expert in experts for part in parts} or {name}
         return names
 
-    def holder(self, name: str) -> str:
+    def holder(self, name: str) -> str | None:
         """The stored tensor that holds `name`: itself, or for an expert the one in which transformers fuses them all.
 
-        Raises UserError: there is neither.
+        None where there is neither.
         """
+        if name in self.stored:
+            return name
         expert = _EXPERT.fullmatch(name)
         fused = f"{expert[1]}.{'down_proj' if expert[3] == 'down' else 'gate_up_proj'}" if expert else name
-        for candidate in (name, fused):
-            if candidate in self.stored:
-                return candidate
-        raise UserError(f"{self.folder}: the tensor {fused} is missing; the weights do not belong to its config.json")
+        return fused if fused in self.stored else None
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor that is there."""
         holder = self.holder(name)
         shape = self.stored[holder].shape
         if holder == name:
@@ -70,7 +76,7 @@ class HFFolder:
         return shape[1:] if holder.endswith("down_proj") else (shape[1] // 2, *shape[2:])
 
     def tensor(self, name: str) -> torch.Tensor:
-        """Raises UserError: no such tensor, or values that are not finite."""
+        """Of a tensor that is there. Raises UserError: values that are not finite."""
         holder = self.holder(name)
         path = self.stored[holder].path
         handle = self._handle(path)
@@ -79,7 +85,14 @@ class HFFolder:
         return tensor
 
     def _shards(self) -> list[Path]:
+        """The files of the index, or the only one. transformers takes the only one first, SGLang the index: both, where
+        they are not the same, are refused."""
         index, single = self.folder / "model.safetensors.index.json", self.folder / "model.safetensors"
+        if (self.folder / "adapter_config.json").exists():
+            raise UserError(
+                f"{self.folder}: adapter_config.json: transformers would add an adapter to these weights, and nothing "
+                f"else would; merge the adapter into the model, and remove the file"
+            )
         if not index.exists():
             if not single.exists():
                 raise UserError(f"{self.folder}: holds neither model.safetensors nor model.safetensors.index.json")
@@ -88,6 +101,11 @@ class HFFolder:
             files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{index}: not a safetensors index ({error}); copy the file again") from None
+        if single.exists() and files != [single.name]:
+            raise UserError(
+                f"{self.folder}: holds both model.safetensors and model.safetensors.index.json, which names other "
+                f"files; remove the one that is not of this model"
+            )
         missing = [file for file in files if not (self.folder / file).exists()]
         if missing:
             raise UserError(f"{self.folder}: {len(missing)} of {len(files)} shards are missing, first {missing[0]}")

@@ -18,13 +18,13 @@ import torch
 from megatron_gopd.data.tokenizer import check_same_tokenizer, load_tokenizer
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
+from megatron_gopd.mcore.front_door import open_hf_weights
 from megatron_gopd.mcore.hf_config import read_config
 from megatron_gopd.mcore.hf_folder import HFFolder, all_finite
+from megatron_gopd.mcore.hf_shapes import EMBEDDING, promised
 from megatron_gopd.mcore.save import SHARD_BYTES, copy_side_files, new_folder, write_weights
 
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-SHOWN_TENSORS = 3
 
 
 def merge(
@@ -81,11 +81,9 @@ class _Inputs:
         first, *others = [*([base] if base else []), *teachers]
         for other in others:
             _check_same_configuration(first, other)
-        opened = {folder: HFFolder(folder) for folder in (first, *others)}
-        names = {folder: _names(opened[folder]) for folder in opened}
-        for other in others:
-            _check_same_tensors(opened[first], names[first], opened[other], names[other])
-        return cls([opened[teacher] for teacher in teachers], opened[base] if base else None, sorted(names[first]))
+        opened = {folder: open_hf_weights(folder) for folder in (first, *others)}
+        names = sorted(promised(Architecture.read(first)))
+        return cls([opened[teacher] for teacher in teachers], opened[base] if base else None, names)
 
     def write(self, alpha: float, folder: Path) -> None:
         source = self._like.folder
@@ -108,14 +106,9 @@ class _Inputs:
 
     def _merged(self, name: str, alpha: float) -> torch.Tensor:
         like = self._like.tensor(name)
-        if not like.is_floating_point():
-            return self._same_everywhere(name, like)
         result = torch.zeros(like.shape)
         for teacher in self.teachers:
-            values = teacher.tensor(name)
-            if not values.is_floating_point():
-                raise UserError(f"{name} holds {like.dtype} in {self._like.folder}, {values.dtype} in {teacher.folder}")
-            result += values
+            result += teacher.tensor(name)
         if alpha:  # dividing last leaves a sum of bf16 values exact up to there, and ties where they are
             result.sub_(like, alpha=len(self.teachers)).mul_(1 + alpha)
         result /= len(self.teachers)
@@ -128,24 +121,9 @@ class _Inputs:
             )
         return result
 
-    def _same_everywhere(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        for teacher in self.teachers:
-            values = teacher.tensor(name)
-            if values.dtype != tensor.dtype or not torch.equal(values, tensor):
-                raise UserError(
-                    f"{name} holds {tensor.dtype}, which have no mean, and differs in {self._like.folder} and "
-                    f"{teacher.folder}; merge models in which it is the same"
-                )
-        return tensor
-
 
 def _check_same_configuration(first: Path, other: Path) -> None:
     """Architecture field by field, and the tokenizers where both folders have one."""
-    quantized = next((folder for folder in (first, other) if "quantization_config" in read_config(folder)), None)
-    if quantized:
-        raise UserError(
-            f"{quantized}/config.json: quantization_config: quantized weights have no mean; dequantize them"
-        )
     ours, theirs = (asdict(Architecture.read(folder)) for folder in (first, other))
     differing = [f"{field}: {ours[field]} / {theirs[field]}" for field in ours if ours[field] != theirs[field]]
     if differing:
@@ -155,32 +133,3 @@ def _check_same_configuration(first: Path, other: Path) -> None:
         )
     if all(any((folder / name).exists() for name in TOKENIZER_FILES) for folder in (first, other)):
         check_same_tokenizer(load_tokenizer(first), load_tokenizer(other), str(first), str(other))
-
-
-def _names(folder: HFFolder) -> set[str]:
-    """The tensors that count: a tied head is the embedding, whether it is stored again or not."""
-    names = folder.names()
-    if HEAD not in names or not Architecture.read(folder.folder).tied:
-        return names
-    if not torch.equal(folder.tensor(HEAD), folder.tensor(EMBEDDING)):
-        raise UserError(
-            f"{folder.folder}: tie_word_embeddings is true, yet {HEAD} and {EMBEDDING} differ; mend config.json"
-        )
-    return names - {HEAD}
-
-
-def _check_same_tensors(first: HFFolder, ours: set[str], other: HFFolder, theirs: set[str]) -> None:
-    """Names and shapes."""
-    for have, folder, lack in ((ours - theirs, first, other), (theirs - ours, other, first)):
-        if have:
-            shown = ", ".join(sorted(have)[:SHOWN_TENSORS])
-            raise UserError(
-                f"{len(have)} tensor(s) of {folder.folder} are missing in {lack.folder}: {shown}"
-                f"{', ...' if len(have) > SHOWN_TENSORS else ''}. Merge models trained from one base"
-            )
-    for name in sorted(ours):
-        if first.shape(name) != other.shape(name):
-            raise UserError(
-                f"{name} is {list(first.shape(name))} in {first.folder}, {list(other.shape(name))} in {other.folder}; "
-                f"merge models trained from one base"
-            )

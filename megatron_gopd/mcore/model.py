@@ -112,11 +112,12 @@ def build_module(
         parallel_output=True,
         position_embedding_type="rope",
         rotary_base=architecture.rope_theta,
-        rope_scaling=architecture.rope_factor is not None,
-        rope_scaling_factor=architecture.rope_factor or 1.0,
         share_embeddings_and_output_weights=architecture.tied,
         pg_collection=groups,
     )
+    if architecture.rope_scaling:
+        frequencies, _ = architecture.rope_frequencies()
+        module.rotary_pos_emb.inv_freq = frequencies if config.use_cpu_initialization else frequencies.cuda()
     if not config.use_cpu_initialization:
         _move_what_is_left(module)
     return module

@@ -24,6 +24,7 @@ CARRIED = (
     "generation_config.json tokenizer.json tokenizer.model tokenizer_config.json special_tokens_map.json "
     "added_tokens.json vocab.json merges.txt chat_template.jinja chat_template.json"
 ).split()
+TEMPLATES = "additional_chat_templates"  # a folder of files, by name
 
 
 @contextlib.contextmanager
@@ -61,6 +62,8 @@ def copy_side_files(source: str | Path, folder: Path) -> None:
     for name in ("config.json", *CARRIED):
         if (Path(source) / name).exists():
             shutil.copyfile(Path(source) / name, folder / name)
+    if (Path(source) / TEMPLATES).is_dir():
+        shutil.copytree(Path(source) / TEMPLATES, folder / TEMPLATES, copy_function=shutil.copyfile)
 
 
 def write_weights(tensors: Iterator[tuple[str, torch.Tensor]], folder: Path, dtype: str, shard_bytes: int) -> None:

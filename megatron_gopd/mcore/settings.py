@@ -50,6 +50,7 @@ def transformer_config(
         hidden_dropout=0.0,
         attention_dropout=0.0,
         attention_softmax_in_fp32=True,
+        softmax_scale=_softmax_scale(architecture),
         tensor_model_parallel_size=layout.tp,
         pipeline_model_parallel_size=layout.pp,
         context_parallel_size=layout.cp,
@@ -72,6 +73,12 @@ def transformer_config(
         **_fp8_settings(fp8),
         **_RECOMPUTE[recompute],
     )
+
+
+def _softmax_scale(architecture: Architecture) -> float | None:
+    """YaRN lengthens cosines and sines, of queries and of keys: that is a factor of the scores. None: the usual one."""
+    factor = architecture.rope_frequencies()[1] if architecture.rope_scaling else 1.0
+    return None if factor == 1.0 else factor**2 * architecture.head_dim**-0.5
 
 
 def _of_this_machine(dtype: str, experts: bool) -> dict:

@@ -10,22 +10,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_gopd.errors import UserError
 from megatron_gopd.machine import device
 from megatron_gopd.mcore.fp8 import plain, start_master_from
-from megatron_gopd.mcore.hf_folder import HFFolder
+from megatron_gopd.mcore.front_door import open_weights
 from megatron_gopd.mcore.mapping import Rule, Whole, rule_for
-from megatron_gopd.mcore.megatron_folder import MegatronFolder, is_megatron_folder
+from megatron_gopd.mcore.megatron_folder import MegatronFolder
 from megatron_gopd.mcore.model import Model
 from megatron_gopd.mcore.receivers import Receivers, gather, hand_out
 
 _EXPERT = re.compile(r"(?<=\.local_experts\.)\d+")
 _LAYER = re.compile(r"(?<=^decoder\.layers\.)\d+")
-
-
-def check(folder: str | Path) -> None:
-    """That `folder` holds weights, before any is read. Raises UserError: files that are missing or cut short."""
-    MegatronFolder(folder) if is_megatron_folder(folder) else HFFolder(folder)
 
 
 @torch.no_grad()
@@ -34,22 +28,16 @@ def load(model: Model, folder: str | Path) -> None:
     what it holds. Collective over the model's ranks.
 
     Raises:
-        UserError: tensors missing, of another shape, not finite; damaged files.
+        UserError: see open_weights; values that are not finite.
     """
-    if is_megatron_folder(folder):
-        MegatronFolder(folder).load_into(model)
+    source = open_weights(folder)
+    if isinstance(source, MegatronFolder):
+        source.load_into(model)
         return
-    source = HFFolder(folder)
     for name, param in _parameters(model):
         group = _cut_over(name, model)
         rule = rule_for(_numbered_globally(name, model), model.architecture, model.layout.tp)
         shard = rule.cut([source.tensor(hf_name) for hf_name in rule.names], group.rank(), group.size())
-        if shard.shape != param.shape:
-            shapes = ", ".join(f"{hf_name} {list(source.shape(hf_name))}" for hf_name in rule.names)
-            raise UserError(
-                f"{folder}: {shapes} does not fit config.json, which asks for {list(param.shape)} on each of "
-                f"{group.size()} tensor-parallel rank(s); weights and config.json belong to different models"
-            )
         param.copy_(shard)
         start_master_from(param, shard)
 

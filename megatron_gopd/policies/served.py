@@ -17,7 +17,7 @@ from megatron_gopd.config import schema
 from megatron_gopd.data.packing import Row
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
-from megatron_gopd.mcore.hf_folder import HFFolder
+from megatron_gopd.mcore.front_door import open_hf_weights
 from megatron_gopd.policies.identity import describe
 from megatron_gopd.ranks import on_first
 from megatron_gopd.servers.client import LostRequestError, RefusedError, SGLangClient
@@ -133,7 +133,7 @@ async def refuse_another_model(settings: schema.Scorer, who: str, client: SGLang
     if not comparable(await client.get("/server_info")):
         return
     theirs = await checksums_of(client, settings.server.patience_s)
-    fingerprints, source = Fingerprints(), HFFolder(settings.model)
+    fingerprints, source = Fingerprints(), open_hf_weights(settings.model)
     dtype, tied = getattr(torch, settings.dtype), config.get("tie_word_embeddings")
     named = ((name, source.tensor(name).to(dtype)) for name in sorted(source.names()))
     for _ in fingerprints.of_passing((n, t) for n, t in named if not (tied and n == "lm_head.weight")):

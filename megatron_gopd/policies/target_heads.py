@@ -12,7 +12,7 @@ from megatron_gopd.data import load_tokenizer
 from megatron_gopd.errors import UserError
 from megatron_gopd.machine import device
 from megatron_gopd.mcore.architecture import Architecture
-from megatron_gopd.mcore.hf_folder import HFFolder
+from megatron_gopd.mcore.front_door import open_hf_weights
 from megatron_gopd.mcore.mapping import rule_for
 from megatron_gopd.mcore.megatron_folder import is_megatron_folder
 from megatron_gopd.mcore.model import Model
@@ -64,7 +64,7 @@ def lm_head(model: str | Path) -> Tensor:
     """[rows, h] as a Hugging Face directory holds it. Raises UserError: see load_shard."""
     architecture = Architecture.read(model)
     [name] = rule_for("output_layer.weight", architecture, 1).names
-    whole = HFFolder(model).tensor(name)
+    whole = open_hf_weights(model).tensor(name)
     if whole.shape != (architecture.vocab_size, architecture.hidden_size):
         raise UserError(f"{model}: {name} {list(whole.shape)} does not fit config.json")
     return whole

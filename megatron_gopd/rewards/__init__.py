@@ -3,7 +3,7 @@
 from megatron_gopd.rewards.code import code
 from megatron_gopd.rewards.grade import Grade
 from megatron_gopd.rewards.graders import exact, math
-from megatron_gopd.rewards.grading import Graders, check_gradable, check_machine, grader_of
+from megatron_gopd.rewards.grading import Graders, check_gold, check_gradable, check_machine, grader_of
 from megatron_gopd.rewards.pool import GraderPool
 from megatron_gopd.rewards.tests import parse_tests
 
@@ -11,6 +11,7 @@ __all__ = [
     "Grade",
     "GraderPool",
     "Graders",
+    "check_gold",
     "check_gradable",
     "check_machine",
     "code",

@@ -7,11 +7,10 @@ import sys
 
 from megatron_gopd.config.schema import Sandbox
 from megatron_gopd.errors import UserError
+from megatron_gopd.rewards.code_block import last_code_block
 from megatron_gopd.rewards.grade import Grade
 from megatron_gopd.rewards.sandbox import SandboxError, judge
 from megatron_gopd.rewards.tests import Stdio, parse_tests
-
-PYTHON_FENCES = ("```python", "```python3", "```py")
 
 
 def code(response: str, tests: str, sandbox: Sandbox) -> Grade:
@@ -25,26 +24,6 @@ def code(response: str, tests: str, sandbox: Sandbox) -> Grade:
         return Grade(0.0, "no code")
     problem = judge(program, parse_tests(tests), sandbox)
     return Grade(float(problem is None), problem)
-
-
-def last_code_block(text: str) -> str | None:
-    """What stands in the last closed fence that is for Python, else in the last for no language; None without one."""
-    found, plain, opened, lines = None, None, None, []
-    for line in text.split("\n"):
-        fence = line.strip()
-        if not fence.startswith("```"):
-            lines.append(line)
-        elif (
-            opened is None or fence != "```"
-        ):  # a fence with a language opens, also where the one before was not closed
-            opened, lines = fence.lower(), []
-        else:
-            if opened in PYTHON_FENCES:
-                found = "\n".join(lines)
-            elif opened == "```":  # often what the program prints
-                plain = "\n".join(lines)
-            opened = None
-    return plain if found is None else found
 
 
 def check_sandbox(sandbox: Sandbox) -> None:

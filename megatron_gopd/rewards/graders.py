@@ -7,8 +7,12 @@ grader says. An answer can keep a grader busy for ever: `GraderPool` is what bou
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 UNBOXED_CHARACTERS = 10_000  # of a response, from its end: on a long run of numbers math-verify takes quadratic time
+TINY = 1e-3  # values below it, relative differences above it
+_WITH_EXPONENT = re.compile(r"[-+]?\d+(?:\.\d*)?[eE][-+]?\d{1,3}")
+_POINT_AFTER_NUMBER = re.compile(r"(?<=\d)\.$")
 _BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)  # \\. swallows escaped braces: \{ is text
 _NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
 
@@ -28,19 +32,44 @@ def exact(response: str, label: str) -> float:
 
 
 def math(response: str, label: str) -> float:
-    r"""1.0 when math-verify finds the final answer equal to the label: \frac{1}{2} is 0.5.
+    r"""1.0 when math-verify finds the last \boxed{...} equal to the label, as the published grader does: 0.5 is
+    \frac{1}{2}; without a box 0.0. The label may be \boxed{...}, $latex$ or bare. See math_lenient for the rest.
+    """
+    return 0.0 if last_boxed(response) is None else math_lenient(response, label)
 
-    Without a \boxed{...} the final answer is the last formula or number that math-verify finds. The label may be
-    \boxed{...}, $latex$ or bare. math-verify's own time limits are off, as they rest on signals: call this in a worker
-    process that something else bounds.
+
+def math_lenient(response: str, label: str) -> float:
+    r"""math, but without a \boxed{...} the final answer is the last formula or number that math-verify finds.
+
+    math-verify's own time limits are off, as they rest on signals: call this in a worker process that something else
+    bounds.
     """
     from math_verify import parse, verify
 
     gold = parse(_box(label), parsing_timeout=None)
     answer = last_boxed(response)
-    text = response[-UNBOXED_CHARACTERS:] if answer is None else rf"\boxed{{{answer}}}"
+    text = response[-UNBOXED_CHARACTERS:] if answer is None else rf"\boxed{{{_as_math(answer)}}}"
     predicted = parse(text, parsing_timeout=None)
-    return float(verify(gold, predicted, timeout_seconds=None))
+    same = verify(gold, predicted, timeout_seconds=None)
+    return float(same and not _apart(gold, predicted))
+
+
+def _apart(gold: list, predicted: list) -> bool:
+    """Whether numbers differ that math-verify takes for the same: it rounds to six places, where tiny ones are 0."""
+    return any(
+        0 < (larger := max(abs(one), abs(other))) < TINY and abs(one - other) > TINY * larger
+        for one, other in zip(_numbers(gold), _numbers(predicted), strict=False)
+    )
+
+
+def _numbers(parsed: list) -> list[float]:
+    """What math-verify read, a number or several, as floats in order; text, equations and the like have none."""
+    found = next((each for each in parsed if not isinstance(each, str)), None)
+    parts = found.args if type(found).__name__ in ("Tuple", "Interval", "FiniteSet") else [found]
+    try:
+        return sorted(float(part) for part in parts if getattr(part, "is_number", False))
+    except (TypeError, ValueError, OverflowError):  # complex, or beyond a float
+        return []
 
 
 def last_boxed(text: str) -> str | None:
@@ -59,7 +88,15 @@ def last_boxed(text: str) -> str | None:
 
 def _box(label: str) -> str:
     answer = last_boxed(label)
-    return rf"\boxed{{{label if answer is None else answer}}}"
+    return rf"\boxed{{{_as_math(label if answer is None else answer)}}}"
+
+
+def _as_math(answer: str) -> str:
+    """7. is 7, and 1e-3, which LaTeX reads with Euler's e, 0.001."""
+    answer = answer.strip()
+    if _WITH_EXPONENT.fullmatch(answer):
+        return format(Decimal(answer), "f")
+    return _POINT_AFTER_NUMBER.sub("", answer)
 
 
 def _plain(answer: str) -> str:
@@ -67,4 +104,4 @@ def _plain(answer: str) -> str:
     return answer.replace(",", "") if _NUMBER.fullmatch(answer) else answer
 
 
-GRADERS = {"exact": exact, "math": math}
+GRADERS = {"exact": exact, "math": math, "math_lenient": math_lenient}

@@ -12,6 +12,7 @@ from megatron_gopd.errors import UserError
 from megatron_gopd.rewards.code import check_sandbox
 from megatron_gopd.rewards.custom import CustomReward
 from megatron_gopd.rewards.grade import Grade
+from megatron_gopd.rewards.graders import GRADERS
 from megatron_gopd.rewards.pool import CRASH, GraderPool
 from megatron_gopd.rewards.tests import parse_tests
 
@@ -43,9 +44,19 @@ def check_gradable(rewards: str, prompts: Sequence[Prompt], sandbox: Sandbox, *,
                 raise UserError(
                     WAY_OUT.get(rewards, f"no label, and rewards: {rewards}; add `label`, `answer` or `ground_truth`")
                 )
-            if kind == "code":
-                parse_tests(prompt.tests)
+            check_gold(kind, prompt)
     check_machine({rewards, *kinds}, sandbox)
+
+
+def check_gold(kind: str | None, prompt: Prompt) -> None:
+    """Raises UserError: tests that cannot be read, or several answers of which nothing says that each is right."""
+    if kind == "code":
+        parse_tests(prompt.tests)
+    if kind in GRADERS and prompt.golds and not prompt.any_of:
+        raise UserError(
+            f"the label is a list of {len(prompt.golds)} answers: {prompt.label[:80]}; give the one that is right, or, "
+            f"where each is, name the column golden_answers"
+        )
 
 
 def check_machine(kinds: Collection[str | None], sandbox: Sandbox) -> None:
@@ -76,13 +87,19 @@ class Graders:
         """
         grades: list[Grade | None] = [None] * len(prompts)
         for kind, pool in self._pools.items():
-            mine = [i for i, prompt in enumerate(prompts) if grader_of(self._rewards, prompt) == kind]
-            labels = [prompts[i].tests if kind == "code" else prompts[i].label for i in mine]
-            rows = [_row(prompts[i], finish_reasons[i]) if CustomReward.parse(kind) else {} for i in mine]
-            for i, grade in zip(mine, pool.grade([responses[i] for i in mine], labels, rows), strict=True):
+            asked = [
+                (i, gold)
+                for i, prompt in enumerate(prompts)
+                if grader_of(self._rewards, prompt) == kind
+                for gold in _golds(kind, prompt)
+            ]
+            labels = [gold for _, gold in asked]
+            rows = [_row(prompts[i], finish_reasons[i]) if CustomReward.parse(kind) else {} for i, _ in asked]
+            for (i, _), grade in zip(asked, pool.grade([responses[i] for i, _ in asked], labels, rows), strict=True):
                 if CustomReward.parse(kind) and grade.problem and grade.problem.startswith(CRASH):
                     raise UserError(f"{prompts[i].source}: rewards: {kind} failed on a response to it: {grade.problem}")
-                grades[i] = grade
+                if grades[i] is None or grade.score > grades[i].score:
+                    grades[i] = grade
         return grades
 
     @property
@@ -99,6 +116,13 @@ class Graders:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def _golds(kind: str, prompt: Prompt) -> tuple[str | None, ...]:
+    """What an answer is held against, the best of several."""
+    if kind == "code":
+        return (prompt.tests,)
+    return prompt.golds if prompt.any_of and kind in GRADERS else (prompt.label,)
 
 
 def _row(prompt: Prompt, finish_reason: str) -> dict:

@@ -46,6 +46,10 @@ class Assertions:
 Tests = Stdio | Calls | Assertions
 
 
+class ListOfOne(list):
+    """An expected value of APPS, which writes every value as a list of one: the list, or what is in it."""
+
+
 def parse_tests(text: str) -> Tests:
     """Read the JSON of one row's tests. Raises UserError saying what of it is wrong."""
     try:
@@ -66,7 +70,9 @@ def parse_tests(text: str) -> Tests:
         raise UserError(f"tests: as many outputs as inputs are expected, and at least one; write {FORMS}")
     pairs = zip(inputs, outputs, strict=True)
     if tests.get("fn_name"):
-        return Calls(_text(tests["fn_name"], "fn_name"), tuple(_call(*pair) for pair in pairs), setup)
+        listed = all(isinstance(each, list) for each in inputs) and all(map(_is_list_of_one, outputs))
+        cases = tuple(_call(given, ListOfOne(expected) if listed else expected) for given, expected in pairs)
+        return Calls(_text(tests["fn_name"], "fn_name"), cases, setup)
     return Stdio(tuple((_lines(given, "inputs"), _lines(expected, "outputs")) for given, expected in pairs), setup)
 
 
@@ -77,9 +83,11 @@ def same_output(output: str, expected: str) -> bool:
 
 
 def same_value(value: object, expected: object) -> bool:
-    """Equal once tuples are lists, which JSON has for both; the published files write some values as a list of one."""
+    """Equal once tuples are lists, which JSON has for both. Floats within 1e-6, but not in the place of integers."""
     value = _as_json(value)
-    return _equal(value, expected) or (isinstance(expected, list) and len(expected) == 1 and _equal(value, expected[0]))
+    if isinstance(expected, ListOfOne):
+        return _equal(value, list(expected)) or _equal(value, expected[0])
+    return _equal(value, expected)
 
 
 @contextmanager
@@ -91,6 +99,10 @@ def _any_integer() -> Iterator[None]:
         yield
     finally:
         sys.set_int_max_str_digits(limit)
+
+
+def _is_list_of_one(output: object) -> bool:
+    return isinstance(output, list) and len(output) == 1
 
 
 def _call(given: object, expected: object) -> tuple[tuple, object]:
@@ -142,7 +154,7 @@ def _as_json(value: object) -> object:
 
 
 def _equal(value: object, expected: object) -> bool:
-    if type(value) is float and type(expected) in (int, float):
+    if type(value) is float and type(expected) is float:
         return math.isclose(value, expected, rel_tol=1e-6, abs_tol=1e-6)
     if type(value) is list and type(expected) is list:
         return len(value) == len(expected) and all(map(_equal, value, expected))

@@ -15,11 +15,13 @@ from megatron_gopd import machine, objects
 from megatron_gopd.config import Config
 from megatron_gopd.config.models import Model
 from megatron_gopd.data import Prompt, Trajectory, load_tokenizer, stop_ids
+from megatron_gopd.data.packing import Row
 from megatron_gopd.errors import UserError
-from megatron_gopd.mcore.megatron_folder import MegatronFolder, is_megatron_folder
+from megatron_gopd.mcore.front_door import open_weights
+from megatron_gopd.mcore.megatron_folder import MegatronFolder
 from megatron_gopd.ranks import on_first
 from megatron_gopd.rollout.protocol import Exports
-from megatron_gopd.rollout.sampling import Response, decode
+from megatron_gopd.rollout.sampling import Response, decode, logprobs
 from megatron_gopd.rollout.trajectories import trajectory_of
 
 
@@ -85,6 +87,10 @@ class EmbeddedEngine:
             temperature=self.temperature,
             uniforms=uniforms,
         )
+
+    def logprobs(self, rows: Sequence[Row]) -> list[np.ndarray]:
+        """See RolloutEngine.logprobs."""
+        return on_first(lambda: [logprobs(self.model, row.prompt_tokens, row.response_tokens) for row in rows])
 
     @torch.no_grad()
     def sync(self, policy: Exports, version: int | None = None) -> None:
@@ -163,7 +169,7 @@ def load_for_decoding(folder: str | Path, dtype: str):
     """A frozen transformers model with the decoding attention, on this rank's device. Collective.
 
     Raises:
-        UserError: transformers cannot load the folder.
+        UserError: see open_weights; transformers cannot load the folder.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.initialization import no_init_weights
@@ -174,8 +180,8 @@ def load_for_decoding(folder: str | Path, dtype: str):
     logging.disable_progress_bar()
     kind = {"dtype": getattr(torch, dtype), "attn_implementation": NAME}
     try:
-        if is_megatron_folder(folder):
-            source = MegatronFolder(folder)
+        source = open_weights(folder)
+        if isinstance(source, MegatronFolder):
             on_first(source.check)
             with no_init_weights():
                 model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), **kind)

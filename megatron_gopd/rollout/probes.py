@@ -7,12 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from megatron_gopd.config.schema import LOGPROB_CEILING
 from megatron_gopd.data.packing import Row
 from megatron_gopd.servers.client import LostRequestError, SGLangClient
 
-# nats a token, on average: far above what precision does to one model (0.01 to 0.1, in FP8 and of experts too), far
-# below what lies between a model and one of which a tensor was never filled
-OTHER_WEIGHTS = 0.5
 TEMPERATURE = 1.0  # the only one SGLang scores given tokens at
 TEXTS = (
     "The river had risen overnight, and by morning the lower fields were under water. Nobody in the village was "
@@ -46,14 +44,14 @@ def difference(ours: Logprobs, theirs: Logprobs) -> float:
     return mean if np.isfinite(mean) else np.inf
 
 
-def problem(theirs: Logprobs, ours: Logprobs, before: Logprobs | None) -> str | None:
+def problem(theirs: Logprobs, ours: Logprobs, before: Logprobs | None, ceiling: float = LOGPROB_CEILING) -> str | None:
     """Why a server's log-probs do not come from the weights that have `ours`; None: they may.
 
     Also a server that is far nearer to `before`, what the weights of the last proof had, has lost the updates since:
     the less precision does to it, the sooner that shows.
     """
     off = difference(ours, theirs)
-    if off > OTHER_WEIGHTS:
+    if off > ceiling:
         return f"its log-probs are {off:.3g} nats a token from the trainer's, more than precision explains"
     if before is not None and off > 2 * (back := difference(before, theirs)):
         return (

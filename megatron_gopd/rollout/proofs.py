@@ -21,7 +21,7 @@ class Proofs:
 
     def __init__(self, config: Config, pool: ServerPool, rows: Sequence[Row]):
         self._timeout_s, self._model = config.rollout.sglang.sync_timeout_s, config.student.model
-        self._pool, self._rows = pool, rows
+        self._pool, self._rows, self._ceiling = pool, rows, config.rollout.start_logprob_abs_diff
         self._before: probes.Logprobs | None = None  # the rows', at the last proof
 
     def by_checksums(self, servers: Sequence[Server], fingerprints: Fingerprints) -> Lost:
@@ -37,7 +37,7 @@ class Proofs:
 
         def wrong(server: Server) -> str | None:
             asked = probes.scores_of(server.client, self._rows, self._timeout_s)
-            return probes.problem(self._pool.background.run(asked), ours, self._before)
+            return probes.problem(self._pool.background.run(asked), ours, self._before, self._ceiling)
 
         lost = self._of(servers, wrong)
         self._before = self._before if lost else ours

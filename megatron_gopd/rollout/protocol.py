@@ -62,6 +62,9 @@ class RolloutEngine(Protocol):
     def decode(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Response]:
         """The most likely response to each prompt, given as token ids."""
 
+    def logprobs(self, rows: Sequence[Row]) -> list[np.ndarray]:
+        """Log-prob of every response token at temperature 1: [response] float32 a row, nats."""
+
     def sync(self, policy: Exports, version: int | None = None) -> None:
         """Take over the policy's weights. `version` names them; default: one more than the last."""
 

@@ -75,6 +75,19 @@ def decode(
     return [response.response() for response in responses]
 
 
+@torch.inference_mode()
+def logprobs(model: PreTrainedModel, prompt: Sequence[int], response: Sequence[int]) -> np.ndarray:
+    """Log-prob of every response token at temperature 1, computed as `decode` would: [response] float32, nats."""
+    tokens, mask = _left_padded([[*prompt, *response]], model.device)
+    positions = torch.arange(tokens.shape[1], device=model.device)[None]
+    cache = growing_cache(model.config)
+    hidden = model.model(
+        input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+    ).last_hidden_state[0, len(prompt) - 1 : -1]
+    law = model.lm_head(hidden).float().log_softmax(dim=-1)
+    return law.gather(1, tokens[0, len(prompt) :, None])[:, 0].cpu().numpy()
+
+
 def _left_padded(prompts: Sequence[Sequence[int]], device) -> tuple[Tensor, Tensor]:
     width = max(map(len, prompts))
     tokens, mask = torch.zeros(2, len(prompts), width, dtype=torch.long, device=device)

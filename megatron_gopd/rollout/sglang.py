@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from megatron_gopd.config import Config
 from megatron_gopd.config.models import COLOCATED_MEMORY, Model, RolloutServers, Scorer, Servers
 from megatron_gopd.config.placement import ROLLOUT
 from megatron_gopd.data import Prompt, Trajectory, load_tokenizer, stop_ids
+from megatron_gopd.data.packing import Row
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.policies.served import refuse_another_model
@@ -100,6 +102,20 @@ class SGLangEngine:
             batch = self._batch(requests)
         numbered = [each for chunk in self._chunks(batch) for each in chunk]  # in the order in which they finished
         return [response for _, (response, _) in sorted(numbered, key=itemgetter(0))]
+
+    def logprobs(self, rows: Sequence[Row]) -> list[np.ndarray]:
+        """See RolloutEngine.logprobs."""
+        self._occupy()
+
+        async def every() -> list[np.ndarray]:
+            asked = (
+                partial(SGLangClient.score, prompt=row.prompt_tokens, response=row.response_tokens) for row in rows
+            )
+            return await asyncio.gather(*map(self._pool.ask, asked))
+
+        scored = on_first(lambda: self._pool.background.run(every()))
+        self.release()
+        return scored
 
     def sync(self, policy: Exports, version: int | None = None) -> None:
         """See RolloutEngine.sync. Responses under way go on with the new weights, their cache computed anew."""

@@ -6,13 +6,17 @@ import json
 import math
 import os
 import sys
+import uuid
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
 from megatron_gopd.config import Config
 from megatron_gopd.errors import UserError
+from megatron_gopd.runs.atomic import write_text
 from megatron_gopd.runs.folder import RunFolder
+
+WANDB_ID = "wandb-id"
 
 
 class Sink(Protocol):
@@ -54,6 +58,8 @@ class WandbSink:
             self._run = wandb.init(
                 project=settings.project,
                 name=config.run.name,
+                id=_wandb_id(folder),
+                resume="allow",
                 mode=settings.mode,
                 dir=folder.path,
                 config=config.model_dump(mode="json", by_alias=True),
@@ -69,6 +75,14 @@ class WandbSink:
     def close(self) -> None:
         """Send what is left. Closed on the way out of an exception, the run is marked as failed."""
         self._run.finish(exit_code=1 if sys.exc_info()[0] else 0)
+
+
+def _wandb_id(folder: RunFolder) -> str:
+    """One for all attempts that continue each other, or every requeue would be another run."""
+    path = folder.path / WANDB_ID
+    if folder.resumed is None or not path.exists():
+        write_text(path, uuid.uuid4().hex[:16])
+    return path.read_text()
 
 
 class TensorboardSink:

@@ -7,11 +7,13 @@ import re
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from megatron_gopd.servers.client import SGLangClient
 
 VOCABULARY_MULTIPLE = 64  # rows SGLang pads an embedding to: DEFAULT_VOCAB_PADDING_SIZE
+FEED_FORWARD_MULTIPLE = 32  # and on a CPU the feed-forward size: DEFAULT_MOE_PADDING_SIZE, of dense layers too
 SHOWN = 3
 _OF_FUSED = re.compile(r"(.+\.)(?:(q|k|v)_proj|(gate|up)_proj)\.(weight|bias)")
 _PARTS = {"qkv_proj": 3, "gate_up_proj": 2}  # of experts: as many as there are
@@ -42,6 +44,7 @@ class Fingerprints:
         return sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
 
     def _add(self, name: str, tensor: Tensor) -> None:
+        tensor = _padded(name, tensor)
         if expert := _EXPERT.fullmatch(name):
             down = expert[3] == "down"
             place = (int(expert[2]), ("gate", "up", "down").index(expert[3]))
@@ -79,6 +82,13 @@ async def checksums_of(client: SGLangClient, timeout: float) -> dict[str, str]:
 def told(differing: list[str]) -> str:
     """The first few names, for a message."""
     return ", ".join(differing[:SHOWN]) + (f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else "")
+
+
+def _padded(name: str, tensor: Tensor) -> Tensor:
+    """A matrix of a feed-forward layer with the zeros that SGLang puts behind it."""
+    down, rising = name.endswith(".down_proj.weight"), name.endswith((".gate_proj.weight", ".up_proj.weight"))
+    missing = -tensor.shape[1 if down else 0] % FEED_FORWARD_MULTIPLE if down or rising else 0
+    return F.pad(tensor, (0, missing) if down else (0, 0, 0, missing)) if missing else tensor
 
 
 def _joined(parts: dict[tuple, Tensor]) -> Tensor:

@@ -11,9 +11,9 @@ from pkgutil import resolve_name
 import torch.distributed as dist
 
 from megatron_gopd.config import Config
-from megatron_gopd.data import PromptLoader, PromptSet, Tokenizers, build_prompts, load_tokenizers
-from megatron_gopd.mcore import weights
+from megatron_gopd.data import PromptLoader, PromptSet, Tokenizers, build_prompts, load_tokenizers, stop_ids
 from megatron_gopd.mcore.architecture import Architecture
+from megatron_gopd.mcore.front_door import open_weights
 from megatron_gopd.mcore.model import check_model
 from megatron_gopd.nodes import Nodes
 from megatron_gopd.policies.scorers import Scorers
@@ -32,6 +32,7 @@ from megatron_gopd.rollout.nodes import check_nodes
 from megatron_gopd.rollout.shared_gpus import check_sync
 from megatron_gopd.runs import RunFolder
 from megatron_gopd.training.batches import Batches
+from megatron_gopd.training.cautions import cautions, check_context
 from megatron_gopd.training.exams import check_suites
 
 
@@ -71,14 +72,15 @@ def build_job(config: Config) -> Job:
     check_models(config, dist.get_world_size())
     idle = check_nodes(config)
     check_sync(config)
-    tokenizers = load_tokenizers(config)
+    tokenizers = check_tokenizers(config)
     prompts = build_prompts(config, tokenizers)
     if config.algorithm.SAMPLES_STUDENT:  # nothing else is graded
         every = config.needs_rewards
         Nodes.of_job().each(lambda: check_gradable(config.rewards, prompts.prompts, config.sandbox, every=every))
     check_suites(config, tokenizers)
+    warnings = on_first(lambda: cautions(config, tokenizers, prompts.prompts))
     if is_first():
-        _announce(prompts, idle)
+        _announce(prompts, [*prompts.warnings, *warnings, *idle])
     loader = PromptLoader(prompts.prompts, config.data.batch_size, config.run.seed)
     student = Student(config)
     scorers = resolve_name(config.algorithm.SCORERS)(config)
@@ -107,11 +109,21 @@ def check_models(config: Config, world: int) -> None:
         architecture, where = Architecture.read(settings.model), f"{role} ({settings.model})"
         check_model(architecture, settings.layout, settings.dtype, settings.fp8, where)
         settings.layout.span(world, role)
-        weights.check(settings.model)
+        open_weights(settings.model)
+    check_context(config)
 
 
-def _announce(prompts: PromptSet, idle: list[str]) -> None:
+def check_tokenizers(config: Config) -> Tokenizers:
+    """Of every model, with the ids that end a response. Raises UserError: the first that is unfit."""
+    tokenizers = load_tokenizers(config)
+    stop_ids(config.student.model, tokenizers.student)
+    for name, tokenizer in tokenizers.teachers.items():
+        stop_ids(config.teachers[name].model, tokenizer)
+    return tokenizers
+
+
+def _announce(prompts: PromptSet, warnings: list[str]) -> None:
     for setting, count in prompts.left_out.items():
         print(f"left out {count} prompt(s) longer than {setting}")
-    for warning in [*prompts.warnings, *idle]:
+    for warning in warnings:
         print(f"warning: {warning}")

@@ -17,6 +17,7 @@ from megatron_gopd.mcore.save import save
 from megatron_gopd.policies.update import Update
 from megatron_gopd.runs import Spans, log_to
 from megatron_gopd.servers.supervisor import LostServersError
+from megatron_gopd.training.agreement import compare_at_start
 from megatron_gopd.training.checkpoints import Checkpoints
 from megatron_gopd.training.exams import Exams
 from megatron_gopd.training.grading import set_rewards
@@ -66,6 +67,7 @@ class Session:
 
         The body of the loop over them hands what it did to `trained`. After the last step the student is saved.
         """
+        compare_at_start(self.job)
         last = self.job.config.run.steps
         self.exams.hold("before", 0, self.recorder)
         self.exams.examine_teachers()

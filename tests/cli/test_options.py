@@ -95,7 +95,11 @@ def test_a_folder_that_is_no_run_is_left_as_it_is(call, run):
         ("score", {"--dtype": "float16"}, "--dtype float16: choose float32 or bfloat16"),
         ("score", {"--input": "none.jsonl"}, "cannot read none.jsonl: No such file or directory"),
         ("score", {"--model": "none"}, "none"),
-        ("evaluate", {"--grader": "kindness"}, "--grader kindness: choose math, exact, code, auto or FILE.py:FUNCTION"),
+        (
+            "evaluate",
+            {"--grader": "kindness"},
+            "--grader kindness: choose math, math_lenient, exact, code, auto or FILE.py:FUNCTION",
+        ),
         ("evaluate", {"--model": "none"}, "none: cannot load a tokenizer: no such directory"),
         (
             "evaluate",

@@ -68,7 +68,7 @@ def test_a_server_tells_of_twenty_tokens_unless_asked_for_others(load):
         (TOP_K, "rollout.temperature=0.5", "rollout.temperature is 0.5, but SGLang's log-probs"),
         (EXACT, "algorithm.top_k=5", "unknown key 'algorithm.top_k'; keys here: type, gradient"),
         (GRPO, "algorithm.gradient=exact", "unknown key 'algorithm.gradient'; keys here: type, normalize_std"),
-        (MINIMAL, "rewards=mine.py", "rewards: write none, exact, math, code, auto, or FILE.py:FUNCTION"),
+        (MINIMAL, "rewards=mine.py", "rewards: write none, exact, math, math_lenient, code, auto, or FILE.py:FUNCTION"),
         (MINIMAL, "evaluation={suites: [mine.jsonl]}", "evaluation.suites: nothing grades the answers to mine.jsonl"),
         (SFT, "rollout.samples_per_prompt=2", "rollout.samples_per_prompt: a row of data has one response"),
         (SFT, "teachers={t: {model: /student}}", "teachers.t is the student's own initial model"),

@@ -20,6 +20,11 @@ UNKNOWN_BATCHSIZE = (
         ("batch_size", "batchsize", UNKNOWN_BATCHSIZE),
         ("batch_size", "batchsize", "FILE:8: 'data.batch_size' is missing"),
         ("  steps: 10\n", "", "FILE:1: 'run.steps' is missing"),
+        ("steps: 10", "steps: true", "FILE:3: run.steps: a number is expected, not true or false"),
+        ("steps: 10", "steps: 1:30", "FILE:3: run.steps: Input should be a valid integer"),
+        ("steps: 10", "steps: 10\noptimizer: {lr: true}", "FILE:4: optimizer.lr: a number is expected, not true"),
+        ("steps: 10", "steps: 10\noptimizer: {betas: [0.9, 1.5]}", "FILE:4: optimizer.betas.1: Input should be less"),
+        ("steps: 10", "steps: 10\noptimizer: {betas: [true, 0.9]}", "FILE:4: optimizer.betas: a number is expected"),
         ("steps: 10", "steps: ten", "FILE:3: run.steps: Input should be a valid integer"),
         ("steps: 10", "steps: 0", "FILE:3: run.steps: Input should be greater than or equal to 1 (given: 0)"),
         ("name: demo", "name: a b", "FILE:2: run.name: String should match pattern"),
@@ -218,3 +223,10 @@ def test_fp8_where_no_scale_or_no_master_follows_is_refused(message, overrides, 
 
 def test_a_student_alone_may_learn_with_delayed_scales(load):
     assert load(MINIMAL, "student.fp8={recipe: delayed}").student.fp8.recipe == "delayed"
+
+
+def test_a_tilde_is_the_home_folder(load, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    config = load(MINIMAL, "run.folder=~/x", "student.model=~/m", "data.train=[~/a.jsonl, b.jsonl]")
+    assert (config.run.folder, config.student.model) == ("/home/ada/x", "/home/ada/m")
+    assert config.data.train == ["/home/ada/a.jsonl", "b.jsonl"]

@@ -92,6 +92,12 @@ def test_a_response_is_learned_with_its_end(build, text):
     assert text(prompt.response_tokens) == "Three.<|im_end|>"
 
 
+@pytest.mark.parametrize("written", ["Three.<|im_end|>", "Three.<|im_end|>\n"])
+def test_a_response_that_ends_already_is_learned_with_one_end(build, text, written):
+    (prompt,) = build([ROW | {"response": written}], **SFT).prompts
+    assert text(prompt.response_tokens) == written.strip()
+
+
 def test_a_response_that_is_too_long_is_left_out_and_counted(build):
     rows = [ROW | {"response": answer} for answer in ("Three.", "One plus two is three.")]
     found = build(rows, **SFT, rollout={"max_response_tokens": 6})

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -49,6 +50,13 @@ def test_no_batch_holds_a_prompt_twice_and_every_epoch_holds_each_once(count, si
     flat = [name for batch in batches for name in batch]
     epochs = (sorted(flat[n : n + count], key=int) for n in range(0, len(flat), count))
     assert all(epoch == [str(n) for n in range(count)] for epoch in epochs)
+
+
+@pytest.mark.parametrize("changed", [{"label": "7"}, {"tests": "[]"}, {"teacher": "code"}])
+def test_an_edited_label_is_other_data(changed):
+    edited = [replace(prompt, **changed) if prompt.id == "3" else prompt for prompt in prompts(5)]
+    with pytest.raises(UserError, match="the checkpoint's position in the data cannot be continued: fingerprint"):
+        PromptLoader(edited, 4, seed=1).load_state_dict(PromptLoader(prompts(5), 4, seed=1).state_dict())
 
 
 @pytest.mark.parametrize("done", range(9))

@@ -87,11 +87,81 @@ def test_a_prompt_is_text_or_messages(write_rows, columns):
         ({"label": " ", "answer": "3"}, "3"),
         ({"label": ""}, None),
         ({}, None),
+        ({"answer": 0.00001}, "0.00001"),
+        ({"answer": 1e16}, "10000000000000000"),
+        ({"answer": -2.5e-7}, "-0.00000025"),
+        ({"answer": 123456789012345678901234567890}, "123456789012345678901234567890"),
+        ({"answer": float("nan")}, None),
+        ({"answer": float("nan"), "ground_truth": "3"}, "3"),
+        ({"label": ["5"]}, "5"),
+        ({"reward_model": '{"ground_truth": "x"}'}, "x"),
+        ({"reward_model": '{"ground_truth": 1e-7}'}, "0.0000001"),
     ],
 )
 def test_labels_are_text(write_rows, columns, label):
     (row,) = load_rows(write_rows([{"prompt": "Add."} | columns]))
     assert row.label == label
+
+
+@pytest.mark.parametrize(
+    ("columns", "golds", "any_of"),
+    [
+        ({"label": "5"}, (), False),
+        ({"label": ["5", 0.5]}, ("5", "0.5"), False),
+        ({"golden_answers": ["5", "five"]}, ("5", "five"), True),
+        ({"reward_model": {"ground_truth": {"target": ["5", "five"]}}}, ("5", "five"), True),
+    ],
+)
+def test_several_answers_are_kept_apart(write_rows, columns, golds, any_of):
+    (row,) = load_rows(write_rows([{"prompt": "Add."} | columns]))
+    assert (row.gold.golds, row.gold.any_of) == (golds, any_of)
+
+
+def test_the_label_of_a_parquet_map_is_read(tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    rows = pa.table(
+        {
+            "prompt": ["Add."],
+            "reward_model": pa.array([[("ground_truth", "7")]], pa.map_(pa.string(), pa.string())),
+            "metadata": pa.array([[("opd_teacher", "math")]], pa.map_(pa.string(), pa.string())),
+        }
+    )
+    parquet.write_table(rows, tmp_path / "maps.parquet")
+    (row,) = load_rows(tmp_path / "maps.parquet")
+    assert (row.label, row.tag) == ("7", "math")
+
+
+def test_a_number_of_single_precision_keeps_its_written_form(tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    parquet.write_table(
+        pa.table({"prompt": ["Add.", "Go."], "answer": pa.array([0.1, None], pa.float32())}), tmp_path / "f.parquet"
+    )
+    assert [row.label for row in load_rows(tmp_path / "f.parquet")] == ["0.1", None]
+
+
+def test_a_teacher_tag_that_is_not_a_number_is_none(write_rows, write_parquet):
+    columns = [{"prompt": "Add.", "opd_teacher": float("nan"), "metadata": {"opd_teacher": float("nan")}}]
+    for path in (write_rows(columns), write_parquet(columns)):
+        (row,) = load_rows(path)
+        assert row.tag is None
+
+
+def test_json_text_of_a_jsonl_file_is_read_as_in_parquet(write_rows):
+    messages = [{"role": "user", "content": "Add."}]
+    columns = {"prompt": json.dumps(messages), "metadata": json.dumps({"opd_teacher": "math"})}
+    (row,) = load_rows(write_rows([columns]))
+    assert (row.messages, row.tag) == (messages, "math")
+
+
+@pytest.mark.parametrize("column", ["prompt", "messages"])
+def test_messages_that_end_with_the_assistant_are_refused(write_rows, column):
+    messages = [{"role": "user", "content": "Add."}, {"role": "assistant", "content": "7"}]
+    with pytest.raises(UserError, match=f"jsonl:1: '{column}' ends with a message of the assistant"):
+        load_rows(write_rows([{column: messages}]))
 
 
 @pytest.mark.parametrize(

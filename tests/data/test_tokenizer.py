@@ -132,10 +132,29 @@ def test_a_teacher_with_another_tokenizer_ends_the_run(chat_folder, save_tokeniz
         ({}, {"eos_token_id": 3}, [3]),
     ],
 )
-def test_generation_config_names_the_stop_ids_before_config(tmp_path, chat_folder, generation, model, expected):
+def test_the_stop_ids_are_the_generation_config_s_and_the_tokenizer_s(
+    tmp_path, chat_folder, generation, model, expected
+):
     (tmp_path / "generation_config.json").write_text(json.dumps(generation))
     (tmp_path / "config.json").write_text(json.dumps(model))
-    assert stop_ids(tmp_path, load_tokenizer(chat_folder)) == expected
+    tokenizer = load_tokenizer(chat_folder)
+    assert stop_ids(tmp_path, tokenizer) == [*expected, tokenizer.eos_token_id]
+
+
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize("outside", [100_000, -1])
+def test_a_stop_id_outside_the_vocabulary_is_refused(tmp_path, chat_folder, file, outside):
+    (tmp_path / file).write_text(json.dumps({"eos_token_id": [7, outside]}))
+    with pytest.raises(UserError, match=f"{file}: eos_token_id {outside} is no id of the tokenizer"):
+        stop_ids(tmp_path, load_tokenizer(chat_folder))
+
+
+def test_more_ids_than_the_embedding_has_rows_are_refused(save_tokenizer, tmp_path):
+    folder = save_tokenizer(tmp_path)
+    rows = len(load_tokenizer(folder)) - 1
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": rows}))
+    with pytest.raises(UserError, match=f"ids up to {rows}, but vocab_size in config.json is {rows}"):
+        load_tokenizer(folder)
 
 
 def test_the_tokenizer_names_the_stop_id_last(tmp_path, chat_folder):

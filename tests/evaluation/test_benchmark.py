@@ -97,7 +97,7 @@ def test_a_problem_without_a_label_is_named(evaluate):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"grader": "none"}, "--grader none: choose math, exact, code, auto or FILE.py:FUNCTION"),
+        ({"grader": "none"}, "--grader none: choose math, math_lenient, exact, code, auto or FILE.py:FUNCTION"),
         ({"prompt_template": "poem"}, "--prompt-template poem: choose none, math, code"),
         ({"dtype": "float16"}, "--dtype float16: choose float32 or bfloat16"),
         ({"temperature": 0.0}, "--temperature 0.0: must be above 0"),
@@ -108,3 +108,8 @@ def test_a_bad_option_is_refused(evaluate, option, message):
     with pytest.raises(UserError) as caught:
         evaluate("7", "7", **option)
     assert str(caught.value) == message
+
+
+def test_answers_beyond_the_context_are_refused(evaluate):
+    with pytest.raises(UserError, match="--max-response-tokens 32768: max_position_embeddings of .* is 32768; ask for"):
+        evaluate("7", "7", max_response_tokens=32768)

@@ -76,7 +76,7 @@ def test_a_truncated_file(folder, refusal, kept):
 
 def test_a_missing_tensor(folder, refusal):
     rewrite(folder, lambda tensors: tensors.pop("model.layers.2.mlp.up_proj.weight"))
-    assert refusal().startswith("FOLDER: the tensor model.layers.2.mlp.up_proj.weight is missing")
+    assert refusal().endswith("(1 differences): model.layers.2.mlp.up_proj.weight is missing")
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -97,7 +97,7 @@ def test_values_that_are_not_finite(folder, refusal, value):
 def test_a_tensor_of_another_shape(folder, refusal, name, shape):
     rewrite(folder, lambda tensors: tensors.update({name: torch.zeros(shape)}))
     message = refusal()
-    assert f"{name} {shape}" in message
+    assert f"{name} is {shape}, config.json promises" in message
     assert "weights and config.json belong to different models" in message
 
 
@@ -107,6 +107,45 @@ def test_a_missing_shard(folder, refusal, sharded):
     files = sorted(path.name for path in folder.glob("model-*.safetensors"))
     (folder / files[1]).unlink()
     assert refusal() == f"FOLDER: 1 of {len(files)} shards are missing, first {files[1]}"
+
+
+def test_an_index_beside_another_file(folder, refusal, sharded):
+    for path in sharded.glob("*.safetensors*"):
+        shutil.copy(path, folder)
+    assert refusal().startswith("FOLDER: holds both model.safetensors and model.safetensors.index.json, which names")
+
+
+def test_an_index_of_the_only_file_is_read(folder, alone):
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"model.norm.weight": "model.safetensors"}}')
+    load(folder)
+
+
+def test_a_tensor_in_two_shards(folder, refusal, sharded):
+    shutil.rmtree(folder)
+    shutil.copytree(sharded, folder)
+    *_, last = sorted(folder.glob("model-*.safetensors"))
+    save_file(load_file(last) | {"model.embed_tokens.weight": torch.ones(131, 64)}, last)
+    assert re.match(r"FOLDER: model.embed_tokens.weight is in .* and in model-.*; remove the file", refusal())
+
+
+def test_an_adapter(folder, refusal):
+    (folder / "adapter_config.json").write_text("{}")
+    assert refusal().startswith("FOLDER: adapter_config.json: transformers would add an adapter to these weights")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "told"), [(torch.int8, "I8"), (torch.float8_e4m3fn, "F8_E4M3"), (torch.float64, "F64")]
+)
+def test_a_dtype_whose_values_are_no_weights(folder, refusal, dtype, told):
+    name = "model.layers.0.mlp.up_proj.weight"
+    rewrite(folder, lambda tensors: tensors.update({name: tensors[name].to(dtype)}))
+    expected = f"FOLDER/model.safetensors: {name} is stored as {told}; supported: F32, BF16, F16"
+    assert refusal().startswith(expected)
+
+
+def test_frequencies_that_follow_from_the_config_may_be_stored(folder, alone):
+    rewrite(folder, lambda tensors: tensors.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}))
+    load(folder)
 
 
 @pytest.mark.parametrize("text", ["{", "{}", "[]"])

@@ -11,24 +11,25 @@ from safetensors.torch import load_file
 from megatron_gopd.runs import check_manifest
 from tests.mcore.load_on_ranks import load_all, load_with_megatron_alone, save_with_megatron
 from tests.ranks import on_ranks
-from tests.tiny_models import MIXTURES, NAMES, save_tiny, with_single_experts
+from tests.tiny_models import MIXTURES, NAMES, SCALED, save_tiny, with_single_experts
 
 DENSE = ["qwen3-untied", "qwen3-tied", "qwen2-untied"]  # of each head and kind of projection
 
 
 @pytest.fixture(scope="module")
-def mixtures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("mixtures")
-    return {name: save_tiny(folder, name) for name in MIXTURES}
+def others(tmp_path_factory):
+    """With experts, and with scaled rope."""
+    folder = tmp_path_factory.mktemp("others")
+    return {name: save_tiny(folder, name) for name in [*MIXTURES, *SCALED[:2]]}
 
 
 @pytest.fixture(scope="module")
-def converted(models, mixtures, alone, tmp_path_factory):
+def converted(models, others, alone, tmp_path_factory):
     """{name: (Hugging Face directory, what became of it)}"""
     from megatron_gopd.mcore.convert import hf_to_megatron
 
     folder = tmp_path_factory.mktemp("converted")
-    pairs = {name: (hf, folder / name) for name, hf in (models | mixtures).items()}
+    pairs = {name: (hf, folder / name) for name, hf in (models | others).items()}
     for hf, target in pairs.values():
         hf_to_megatron(hf, target, verify=True)
     return pairs
@@ -41,7 +42,7 @@ def back(source, target, **options):
     return target
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *SCALED[:2]])
 def test_there_and_back_is_the_same_file(converted, tmp_path, name):
     hf, megatron = converted[name]
     again = back(megatron, tmp_path / "again")
@@ -89,13 +90,13 @@ def test_a_bf16_student_rounds_as_it_does_from_hugging_face(converted, alone):
 @pytest.mark.parametrize(
     ("name", "layout"), [("qwen3-untied", "tp=2"), ("qwen3-tied", "pp=2"), (MIXTURES[0], "tp=2,ep=2")]
 )
-def test_what_megatron_saved_under_a_layout_comes_back(models, mixtures, alone, tmp_path, name, layout):
+def test_what_megatron_saved_under_a_layout_comes_back(models, others, alone, tmp_path, name, layout):
     from megatron_gopd.mcore.architecture import Architecture
     from megatron_gopd.mcore.megatron_folder import about
     from megatron_gopd.mcore.save import copy_side_files
     from megatron_gopd.runs import write_manifest
 
-    hf, folder = (models | mixtures)[name], tmp_path / "checkpoint"
+    hf, folder = (models | others)[name], tmp_path / "checkpoint"
     (folder / "state").mkdir(parents=True)
     copy_side_files(hf, folder)
     on_ranks(2, save_with_megatron, hf=hf, folder=folder / "state", layout=layout)

@@ -101,7 +101,7 @@ def test_values_that_are_not_finite(hf, refusal):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"num_hidden_layers": 5}, "model.layers.4.self_attn.o_proj.weight is missing"),
+        ({"num_hidden_layers": 5}, "model.layers.4.input_layernorm.weight is missing"),
         (
             {"num_hidden_layers": 3},
             "model.layers.3.input_layernorm.weight holds 64 values config.json does not",

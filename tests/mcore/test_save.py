@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from megatron_gopd.errors import UserError
-from megatron_gopd.mcore.save import new_folder, write_weights
+from megatron_gopd.mcore.save import copy_side_files, new_folder, write_weights
 
 
 @contextlib.contextmanager
@@ -43,3 +43,12 @@ def test_a_place_where_nothing_can_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file/model cannot be written: "), new_folder(tmp_path / "file" / "model"):
         pass
+
+
+def test_further_chat_templates_are_carried_along(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    (source / "additional_chat_templates").mkdir(parents=True)
+    (source / "additional_chat_templates" / "tools.jinja").write_text("{{ tools }}")
+    target.mkdir()
+    copy_side_files(source, target)
+    assert (target / "additional_chat_templates" / "tools.jinja").read_text() == "{{ tools }}"

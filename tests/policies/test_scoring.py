@@ -7,7 +7,7 @@ import pytest
 
 from tests.policies.score_on_ranks import TEMPERATURE, WHOLE_ROW, rows, score_all
 from tests.ranks import on_ranks
-from tests.tiny_models import NAMES, load_plain
+from tests.tiny_models import NAMES, SCALED, load_plain, save_tiny
 
 TWO_RANKS = ["llama3-tied", "qwen2-untied", "qwen3-tied"]
 LAYOUTS = {"tp": "tp=2", "dp": "", "tp+sp": "tp=2,sequence_parallel=true", "pp": "pp=2"}
@@ -80,3 +80,19 @@ def test_shards_score_as_the_whole_file_does(sharded, scored_alone, alone):
     logprobs, _ = score_all({"sharded": sharded}, [""], [400])["sharded", ""][400]
     for cut, whole in zip(logprobs, scored_alone["qwen3-untied", ""][400][0], strict=True):
         np.testing.assert_array_equal(cut, whole)
+
+
+@pytest.fixture(scope="module")
+def scaled(tmp_path_factory):
+    return {name: save_tiny(tmp_path_factory.mktemp("scaled"), name) for name in SCALED}
+
+
+@pytest.fixture(scope="module")
+def scored_scaled(scaled):
+    return on_ranks(2, score_all, folders=scaled, layouts=["tp=2", "cp=2"], budgets=[400])
+
+
+@pytest.mark.parametrize("layout", ["tp=2", "cp=2"])
+@pytest.mark.parametrize("name", SCALED)
+def test_scaled_rope_scores_as_transformers_does(scaled, scored_scaled, name, layout):
+    check(scored_scaled[name, layout], plain_laws(scaled[name]), 400)

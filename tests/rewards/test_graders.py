@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from megatron_gopd.rewards.graders import exact, last_boxed, math
+from megatron_gopd.rewards.graders import exact, last_boxed, math, math_lenient
 
 
 @pytest.mark.parametrize(
@@ -66,8 +66,12 @@ def test_exact_refuses_every_other_answer(response, label):
         (r"\boxed{\sqrt{8}}", r"2\sqrt{2}"),
         (r"\boxed{x = 5}", "5"),
         (r"\boxed{\text{even}}", r"\text{even}"),
-        (r"so it is \frac{1}{2}", "0.5"),
-        ("18 apples, and that is all", "18"),
+        (r"\boxed{7.}", "7"),
+        (r"\boxed{0.001}", "1e-3"),
+        (r"\boxed{1e16}", "10000000000000000"),
+        (r"\boxed{10^{-5}}", "0.00001"),
+        (r"\boxed{1/3}", "0.333333"),
+        (r"\boxed{1/2^{80}}", "2^{-80}"),
     ],
 )
 def test_math_accepts_an_equal_answer(response, label):
@@ -83,14 +87,26 @@ def test_math_accepts_an_equal_answer(response, label):
         (r"\boxed{(2,1)}", "(1,2)"),
         ("no answer at all", "5"),
         ("", "5"),
+        ("the answer is 5", "5"),
+        (r"so it is \frac{1}{2}", "0.5"),
+        (r"\boxed{1/2^{80}}", "1/2^{79}"),
+        (r"\boxed{2^{-80}}", "0"),
+        (r"\boxed{(2^{-80}, 1)}", "(2^{-79}, 1)"),
     ],
 )
 def test_math_refuses_every_other_answer(response, label):
     assert math(response, label) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("response", "label"), [(r"so it is \frac{1}{2}", "0.5"), ("18 apples, and that is all", "18"), (r"\boxed{5}", "5")]
+)
+def test_math_lenient_reads_an_answer_without_a_box(response, label):
+    assert math_lenient(response, label) == 1.0
+
+
 def test_an_unboxed_answer_is_looked_for_at_the_end_only():
-    assert math("5 " + "word " * 4000, "5") == 0.0
+    assert math_lenient("5 " + "word " * 4000, "5") == 0.0
 
 
 def test_the_room_is_without_torch():

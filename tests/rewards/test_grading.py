@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -104,3 +105,22 @@ def test_a_function_that_fails_ends_the_run_with_the_row(own, function, problem)
 def test_a_file_without_the_function_is_named(own):
     with pytest.raises(UserError, match=r"own\.py defines no function missing"):
         check_gradable(own("missing"), [], SANDBOX, every=True)
+
+
+def several(*golds: str, any_of: bool) -> Prompt:
+    return replace(prompt(json.dumps(golds)), golds=golds, any_of=any_of)
+
+
+@pytest.mark.parametrize("rewards", ["math", "exact", "auto"])
+def test_several_answers_of_which_nothing_says_that_each_is_right_are_refused(rewards):
+    told = r'train.jsonl:1: the label is a list of 2 answers: \["5", "7"\]; give the one that is right'
+    with pytest.raises(UserError, match=told):
+        check_gradable(rewards, [several("5", "7", any_of=False)], SANDBOX, every=True)
+    check_gradable(rewards, [several("5", "7", any_of=True)], SANDBOX, every=True)
+
+
+def test_any_of_several_answers_is_right():
+    asked = [several("5", "seven", any_of=True), prompt("5"), several("5", "7", any_of=True)]
+    with Graders("exact", SANDBOX) as graders:
+        grades = graders.grade(asked, [r"\boxed{seven}", r"\boxed{5}", r"\boxed{6}"], ["stop"] * 3)
+    assert [grade.score for grade in grades] == [1.0, 1.0, 0.0]

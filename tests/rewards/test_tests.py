@@ -5,7 +5,7 @@ import json
 import pytest
 
 from megatron_gopd.errors import UserError
-from megatron_gopd.rewards.tests import Assertions, Calls, Stdio, parse_tests, same_output, same_value
+from megatron_gopd.rewards.tests import Assertions, Calls, ListOfOne, Stdio, parse_tests, same_output, same_value
 
 
 @pytest.mark.parametrize(
@@ -66,12 +66,40 @@ def test_another_output_is_not_the_same(output, expected):
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"), [((1, 2), [1, 2]), (3, [3]), (0.1 + 0.2, 0.3), ({1: 2}, {"1": 2}), ([(1,)], [[1]])]
+    ("value", "expected"),
+    [
+        ((1, 2), [1, 2]),
+        (3, ListOfOne([3])),
+        ([3], ListOfOne([3])),
+        (0.1 + 0.2, 0.3),
+        ({1: 2}, {"1": 2}),
+        ([(1,)], [[1]]),
+    ],
 )
 def test_the_same_value_may_be_another_type(value, expected):
     assert same_value(value, expected)
 
 
-@pytest.mark.parametrize(("value", "expected"), [([1, 2], [2, 1]), (1, [1, 2]), ("3", 3), (None, 0), ([1], 1)])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        *[([1, 2], [2, 1]), (1, [1, 2]), ("3", 3), (None, 0), ([1], 1), (3, [3])],
+        *[(999999500.0, 999999000), (3.0000001, 3), ([2.9999999], [3]), (4, ListOfOne([3]))],
+    ],
+)
 def test_another_value_is_not_the_same(value, expected):
     assert not same_value(value, expected)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "one"),
+    [
+        ([[1], [2]], [[5], [6]], True),  # APPS
+        ([[1], [2]], [[5], [6, 7]], False),  # lists are what the function returns
+        ([[1]], [5], False),
+        (["1"], ["[5]"], False),  # LiveCodeBench
+    ],
+)
+def test_a_list_of_one_stands_for_its_value_in_apps_alone(inputs, outputs, one):
+    tests = parse_tests(json.dumps({"inputs": inputs, "outputs": outputs, "fn_name": "f"}))
+    assert same_value(5, tests.cases[0][1]) == (one or outputs == [5])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,15 @@ def test_an_offline_wandb_run_holds_metrics_configuration_and_how_it_ended(make_
     assert json.loads(next(entry.value_json for entry in run.config.update if entry.key == "data"))["batch_size"] == 2
     assert (history["_step"], history["reverse_kl/math"]) == ("3", "0.5")
     assert [record.exit.exit_code for record in records if record.HasField("exit")] == [int(fails)]
+
+
+def test_attempts_that_continue_each_other_are_one_wandb_run(make_config, quiet_wandb):
+    from megatron_gopd.runs.sinks import _wandb_id
+
+    with RunFolder.open(make_config()) as folder:
+        first = _wandb_id(folder)
+        assert _wandb_id(replace(folder, resumed=object())) == first
+        assert _wandb_id(folder) != first
 
 
 def test_wandb_online_without_a_key_is_a_users_mistake(make_config, quiet_wandb):
