@@ -32,11 +32,6 @@ class AlgorithmSection(Section):
         return {}
 
     @property
-    def extrapolates(self) -> bool:
-        """Whether the reference of each teacher counts."""
-        return False
-
-    @property
     def rewards_for(self) -> str | None:
         """Who learns from rewards, as an error names it; None: nobody."""
         return None

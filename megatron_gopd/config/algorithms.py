@@ -77,10 +77,6 @@ class Gopd(AlgorithmSection):
         }
 
     @property
-    def extrapolates(self) -> bool:
-        return self.lambda_ != 1
-
-    @property
     def rewards_for(self) -> str | None:
         return "algorithm.reward_weight" if self.reward_weight else None
 
@@ -89,9 +85,10 @@ class Gopd(AlgorithmSection):
         return self.lambda_
 
     def scorers(self, config: Config) -> dict[str, Scorer]:
-        references = config.teachers if self.extrapolates else ()
         return config.named_teachers() | {
-            f"the reference of teachers.{name}": config.reference_of(name) for name in references
+            f"the reference of teachers.{name}": config.reference_of(name)
+            for name in config.teachers
+            if config.extrapolates(name)
         }
 
 

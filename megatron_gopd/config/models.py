@@ -254,4 +254,5 @@ Reference = Annotated[Scorer, BeforeValidator(path_is_a_model)]
 
 class Teacher(Scorer):
     reference: Reference | None = Field(None, description="default: algorithm.reference")
+    lambda_: float | None = Field(None, alias="lambda", description="default: algorithm.lambda")
     prompt: ScorerPrompt = "student_tokens"

@@ -33,7 +33,7 @@ def every_teacher_teaches(config: Config) -> None:
                 f"Give teachers.{name}.prompt a suffix, a column or a context, name another model, or extrapolate from "
                 f"another reference"
             )
-        if teacher.prompt not in SAME_PROMPT or not config.algorithm.extrapolates:
+        if teacher.prompt not in SAME_PROMPT or not config.extrapolates(name):
             continue
         if _same_folder(teacher, config.reference_of(name)):
             raise ValueError(
@@ -48,11 +48,20 @@ def reads_as_the_student(config: Config, teacher: str, *, same_prompt: bool = Tr
     prompt = config.teachers[teacher].prompt
     if prompt not in SAME_PROMPT or (prompt == "own_template" and not same_prompt):
         return False
-    return not config.algorithm.extrapolates or _same_folder(config.student, config.reference_of(teacher))
+    return not config.extrapolates(teacher) or _same_folder(config.student, config.reference_of(teacher))
+
+
+def lambda_is_of_a_distillation(config: Config) -> None:
+    for name, teacher in config.teachers.items():
+        if teacher.lambda_ is not None and not config.algorithm.REFERENCE_OF_EACH_TEACHER:
+            raise ValueError(
+                f"teachers.{name}.lambda weighs a reference, and algorithm.type: {config.algorithm.type} asks none: "
+                f"leave it out"
+            )
 
 
 def lambda_has_what_is_clamped(config: Config) -> None:
-    if getattr(config.algorithm, "clamp", None) is not None and not config.algorithm.extrapolates:
+    if getattr(config.algorithm, "clamp", None) is not None and not config.extrapolates():
         raise ValueError("algorithm.clamp bounds the term of lambda - 1, which is 0: leave it out, or set lambda")
 
 
@@ -201,6 +210,7 @@ def _same_folder(one: Model, other: Model) -> bool:
 RULES = (
     somebody_teaches,
     every_teacher_teaches,
+    lambda_is_of_a_distillation,
     lambda_has_what_is_clamped,
     rewards_tell_responses_apart,
     mini_batches_are_equal,

@@ -191,6 +191,16 @@ class Config(Section):
         """The reference model of one teacher: its own, the algorithm's, or the student's initial weights."""
         return self.teachers[teacher].reference or self.algorithm.reference or self.initial_student()
 
+    def lambda_of(self, teacher: str) -> float:
+        own = self.teachers[teacher].lambda_
+        return self.algorithm.strength if own is None else own
+
+    def extrapolates(self, teacher: str | None = None) -> bool:
+        """Whether the reference of a teacher counts; None: of any."""
+        if not self.algorithm.REFERENCE_OF_EACH_TEACHER:
+            return False
+        return any(self.lambda_of(name) != 1 for name in ([teacher] if teacher else self.teachers))
+
     def scorers(self) -> dict[str, Scorer]:
         """{who it is: settings} of every frozen model a trajectory may be scored by."""
         return self.algorithm.scorers(self)

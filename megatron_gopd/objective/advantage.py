@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
 def advantage(
-    student: Tensor, teacher: Tensor, reference: Tensor | None, lambda_: float, clamp: float | None = None
+    student: Tensor, teacher: Tensor, reference: Tensor | None, lambda_: float | Tensor, clamp: float | None = None
 ) -> Tensor:
     """A_t of every sampled token, to be ascended; detached.
 
@@ -18,7 +19,8 @@ def advantage(
 
     Args:
         student, teacher, reference: [tokens] log-probs of the sampled tokens, nats, one temperature for all.
-        lambda_: reward scale; 1 is on-policy distillation, > 1 extrapolates (ExOPD), 0 pulls to the reference.
+        lambda_: reward scale, of all tokens or [tokens]; 1 is on-policy distillation, > 1 extrapolates (ExOPD), 0 pulls
+            to the reference.
         clamp: bound of the second term's absolute value, nats; None: there is none.
 
     Returns:
@@ -29,13 +31,13 @@ def advantage(
     """
     refuse_no_reference(lambda_, reference)
     gap = teacher - student
-    if lambda_ != 1:
+    if reference is not None:
         beyond = (lambda_ - 1) * (teacher - reference)
         gap = gap + (beyond if clamp is None else beyond.clamp(-clamp, clamp))
     return gap.detach()
 
 
-def refuse_no_reference(lambda_: float, reference: Tensor | None) -> None:
+def refuse_no_reference(lambda_: float | Tensor, reference: Tensor | None) -> None:
     """Raises ValueError."""
-    if lambda_ != 1 and reference is None:
+    if reference is None and bool(torch.as_tensor(lambda_ != 1).any()):
         raise ValueError(f"lambda = {lambda_} needs the reference's log-probs")

@@ -17,7 +17,7 @@ def coarse_divergence(
     teacher: Tensor,
     reference: Tensor | None,
     used: Tensor,
-    lambda_: float,
+    lambda_: float | Tensor,
     clamp: float | None = None,
     divergence: Literal["reverse_kl", "forward_kl"] = "reverse_kl",
 ) -> tuple[Tensor, Tensor]:
@@ -32,6 +32,7 @@ def coarse_divergence(
 
     Args:
         student, teacher, reference: [tokens, k] log-probs of the ids in S, nats; the reference is not read at lambda 1.
+        lambda_: of all tokens, or [tokens].
         used: [tokens, k] which columns stand for an id of S; each id once.
         clamp: bound of |(lambda - 1)(log pi* - log pi_ref)|, of the tail too; None: there is none.
 
@@ -44,8 +45,9 @@ def coarse_divergence(
     refuse_no_reference(lambda_, reference)
     known = torch.cat([used, used.new_ones(len(used), 1)], dim=1)
     mine, target = with_tail(student, used), with_tail(teacher, used)
-    if lambda_ != 1:
-        beyond = (lambda_ - 1) * (target - with_tail(reference, used))
+    if reference is not None:
+        scale = torch.as_tensor(lambda_ - 1, dtype=target.dtype, device=target.device).reshape(-1, 1)
+        beyond = scale * (target - with_tail(reference, used))
         target = target + (beyond if clamp is None else beyond.clamp(-clamp, clamp))
     target = target.masked_fill(~known, -torch.inf).log_softmax(dim=1).masked_fill(~known, 0.0)
     leading, trailing = (mine, target) if divergence == "reverse_kl" else (target, mine)

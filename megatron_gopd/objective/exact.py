@@ -27,7 +27,7 @@ def exact_loss(lambda_: float, correction_cap: float | None, *, clamp: float | N
 
     def distribution_loss(divergence: Tensor, logprobs: Tensor, entropy: Tensor, rows: TokenRows) -> DistributionLoss:
         student, weights = logprobs.detach(), rows.weights.to(divergence.dtype)
-        gain = advantage(student, rows.teacher_logprobs, rows.reference_logprobs, lambda_, clamp)
+        gain = advantage(student, rows.teacher_logprobs, rows.reference_logprobs, rows.lambda_or(lambda_), clamp)
         metrics = {"advantage": gain, "target_kl": divergence.detach()}
         loss, descent = (weights * divergence.detach()).sum(), None
         if reward_weight:

@@ -26,7 +26,7 @@ def gopd_loss(lambda_: float, correction_cap: float | None, *, clamp: float | No
 
     def token_loss(logprobs: Tensor, entropy: Tensor, rows: TokenRows) -> TokenLoss:
         student = logprobs.detach()
-        gain = advantage(student, rows.teacher_logprobs, rows.reference_logprobs, lambda_, clamp)
+        gain = advantage(student, rows.teacher_logprobs, rows.reference_logprobs, rows.lambda_or(lambda_), clamp)
         if reward_weight:
             gain = gain + reward_weight * rows.outcome.to(gain.dtype)
         metrics = {"advantage": gain}

@@ -22,6 +22,10 @@ class TokenRows:
     reference_logprobs: Tensor | None = None
     old_logprobs: Tensor | None = None  # the student's before the first of several steps; None: as they are now
     outcome: Tensor | None = None  # the group advantage of the token's response, from objective.group
+    lambda_: Tensor | None = None  # of the token's teacher; None: one for all
+
+    def lambda_or(self, usual: float) -> float | Tensor:
+        return usual if self.lambda_ is None else self.lambda_
 
     def select(self, tokens: slice | Tensor, device: torch.device | None = None) -> TokenRows:
         """The rows of some tokens."""

@@ -35,7 +35,7 @@ class DistributionPayload:
         rows = known.select(slice(0, 0))
         rows.teacher_logprobs = rows.reference_logprobs = nothing
         scored = ["teacher_logprobs"]
-        if self.scorers.config.algorithm.extrapolates:
+        if self.scorers.config.extrapolates():
             scored += ["reference_logprobs", *LOOKED_AT]
         return [*loss(nothing, nothing, nothing, rows).metrics, *scored]
 

@@ -61,7 +61,7 @@ class DistributionPortion:
         target = Target(
             heads[0],
             heads[1] if len(heads) > 1 else None,
-            asked.lambda_,
+            self._payload.scorers.config.lambda_of(self._teacher),
             self._payload.scorers.shared,
             clamp=asked.clamp,
             divergence=asked.divergence,
@@ -70,6 +70,9 @@ class DistributionPortion:
         columns = {"logprobs": found.logprobs, "entropy": found.entropy, "teacher_logprobs": found.teacher_logprobs}
         if found.reference_logprobs is not None:
             columns |= {"reference_logprobs": found.reference_logprobs} | self._look(head, micro_batch)
+        elif self._payload.scorers.config.extrapolates():  # other teachers do, whose tokens have these columns
+            nothing = torch.full_like(found.logprobs, torch.nan)
+            columns |= dict.fromkeys(("reference_logprobs", *LOOKED_AT), nothing)
         return Judged(found.loss, columns | found.metrics)
 
     def _held(self, who: str, table: TokenTable) -> Held:

@@ -61,6 +61,9 @@ class Scorers:
             who = f"the reference of teachers.{name}"
             if who in asked:
                 self._refer(asked[who], who, taught)
+            elif self.config.extrapolates():  # others do; at lambda 1 any reference will do, as its term is 0
+                for trajectory in taught:
+                    trajectory.reference_logprobs = trajectory.teacher_logprobs
 
     def _refer(self, settings: schema.Scorer, who: str, chunk: list[Trajectory]) -> None:
         rows = [Row(trajectory.prompt.reference_tokens, trajectory.response_tokens) for trajectory in chunk]

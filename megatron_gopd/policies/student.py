@@ -72,7 +72,7 @@ class Student:
         Raises:
             UserError: a log-prob, the loss or the gradient is not finite; the weights are then as before.
         """
-        known = known_of_every_token(batch, self.config.algorithm.loss_aggregation)
+        known = known_of_every_token(batch, self.config)
         told = payload.columns(loss, known)
         table = TokenTable([len(trajectory) for trajectory in batch], ["logprobs", "entropy", *told, "loss"])
         if self.model is not None:

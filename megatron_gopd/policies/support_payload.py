@@ -59,7 +59,7 @@ class _Portion:
         reference = None if self._reference is None else self._reference[where].to(device)
         student, entropy = support_logprobs(head.model, hidden, micro_batch, ids, head.temperature, head.naive)
         known = student, teacher, reference, (ids != NOBODY).to(device)
-        divergence, tail = coarse_divergence(*known, asked.lambda_, asked.clamp, asked.divergence)
+        divergence, tail = coarse_divergence(*known, rows.lambda_or(asked.lambda_), asked.clamp, asked.divergence)
         logprobs = student[:, 0]
         result = loss(divergence.detach(), logprobs.detach(), entropy.detach(), rows)
         total = stated(result.loss, (divergence, result.dloss_ddivergence), (logprobs, result.dloss_dlogprobs))

@@ -27,7 +27,11 @@ class TopKScorers(Scorers):
 
     def take(self, batch: list[Trajectory]) -> list[Support]:
         """Of every trajectory, which are held here no longer."""
-        return [self._supports.pop(id(trajectory)) for trajectory in batch]
+        taken = [self._supports.pop(id(trajectory)) for trajectory in batch]
+        if not self.config.extrapolates():
+            return taken
+        # at lambda 1 any reference will do, as its term is 0
+        return [each if each.reference is not None else each._replace(reference=each.teacher) for each in taken]
 
     def _ask(self, settings: schema.Scorer, who: str, rows: list[Row], taught: list[Trajectory]) -> list[np.ndarray]:
         """A teacher is asked before its reference, which tells of the tokens that the teacher named."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megatron_gopd.config import Config
 from megatron_gopd.data.trajectory import Trajectory
 from megatron_gopd.errors import UserError
 from megatron_gopd.objective import TokenRows, token_weights
@@ -43,7 +44,7 @@ class Update:
         )
 
 
-def known_of_every_token(batch: list[Trajectory], aggregation) -> TokenRows:
+def known_of_every_token(batch: list[Trajectory], config: Config) -> TokenRows:
     """The token columns of the whole batch, flat [tokens], before the student is asked; None where a row lacks one."""
 
     def flat(name: str) -> Tensor | None:
@@ -51,14 +52,17 @@ def known_of_every_token(batch: list[Trajectory], aggregation) -> TokenRows:
         return None if any(column is None for column in columns) else torch.from_numpy(np.concatenate(columns))
 
     lengths = torch.tensor([len(trajectory) for trajectory in batch])
+    own = any(teacher.lambda_ is not None for teacher in config.teachers.values())
+    lambdas = [config.lambda_of(trajectory.prompt.teacher) for trajectory in batch] if own else []
     outcomes = [trajectory.outcome for trajectory in batch]
     return TokenRows(
-        weights=token_weights(lengths, aggregation),
+        weights=token_weights(lengths, config.algorithm.loss_aggregation),
         behaviour_logprobs=flat("behaviour_logprobs"),
         teacher_logprobs=flat("teacher_logprobs"),
         reference_logprobs=flat("reference_logprobs"),
         old_logprobs=flat("old_logprobs"),
         outcome=None if None in outcomes else torch.tensor(outcomes).repeat_interleave(lengths),
+        lambda_=torch.tensor(lambdas).repeat_interleave(lengths) if lambdas else None,
     )
 
 

@@ -26,6 +26,7 @@ def step_metrics(step: int, batch: list[Trajectory], update: Update, seconds: di
     for column, name in COLUMNS.items():
         if column in update.metrics:
             metrics[name] = _mean(update.metrics[column])
+    metrics |= _by_teacher(batch, update)
     metrics |= _of_whole_laws(update) | {
         "entropy": _mean(update.entropy),
         "grad_norm": update.grad_norm,
@@ -49,6 +50,17 @@ def _distances(batch: list[Trajectory], update: Update) -> dict[str, float]:
     for name in _teachers(batch):
         of_teacher = [gap for gap, each in zip(gaps, batch, strict=True) if each.prompt.teacher == name]
         metrics[f"reverse_kl/{name}"] = _mean(of_teacher)
+    return metrics
+
+
+def _by_teacher(batch: list[Trajectory], update: Update) -> dict[str, float]:
+    """Each teacher's share of the batch's response tokens, and the mean advantage of those."""
+    metrics, tokens = {}, sum(map(len, batch))
+    for name in _teachers(batch):
+        numbers = [number for number, each in enumerate(batch) if each.prompt.teacher == name]
+        metrics[f"teacher_tokens/{name}"] = sum(len(batch[number]) for number in numbers) / tokens
+        if "advantage" in update.metrics:
+            metrics[f"advantage_mean/{name}"] = _mean([update.metrics["advantage"][number] for number in numbers])
     return metrics
 
 

@@ -25,6 +25,12 @@ def test_what_the_file_says_stays(load):
     assert (config.rollout.samples_per_prompt, config.optimizer.lr) == (4, 1e-3)
 
 
+def test_a_reference_is_asked_for_teachers_that_extrapolate(load):
+    config = load(MINIMAL, "teachers.code={model: /code, lambda: 1.5}")
+    assert [config.lambda_of(name) for name in ("math", "code")] == [1.0, 1.5]
+    assert list(config.scorers()) == ["teachers.math", "teachers.code", "the reference of teachers.code"]
+
+
 def test_nothing_is_scored_that_grpo_does_not_read(load):
     assert load(GRPO).scorers() == {}
     assert load(GRPO, "algorithm.kl_coefficient=0.1").scorers()["the reference"].model == "/student"
@@ -68,6 +74,7 @@ def test_a_server_tells_of_twenty_tokens_unless_asked_for_others(load):
         (TOP_K, "rollout.temperature=0.5", "rollout.temperature is 0.5, but SGLang's log-probs"),
         (EXACT, "algorithm.top_k=5", "unknown key 'algorithm.top_k'; keys here: type, gradient"),
         (GRPO, "algorithm.gradient=exact", "unknown key 'algorithm.gradient'; keys here: type, normalize_std"),
+        (SFT, "teachers={t: {model: /t, lambda: 2}}", "teachers.t.lambda weighs a reference, and algorithm.type: sft"),
         (MINIMAL, "rewards=mine.py", "rewards: write none, exact, math, math_lenient, code, auto, or FILE.py:FUNCTION"),
         (MINIMAL, "evaluation={suites: [mine.jsonl]}", "evaluation.suites: nothing grades the answers to mine.jsonl"),
         (SFT, "rollout.samples_per_prompt=2", "rollout.samples_per_prompt: a row of data has one response"),

@@ -110,3 +110,14 @@ def test_a_reward_adds_its_weight_times_the_outcome(logprobs, rows):
     correction = mixed.metrics["rollout_correction"]
     expected = plain.dloss_dlogprobs - rows.weights * correction * 0.3 * rows.outcome
     torch.testing.assert_close(mixed.dloss_dlogprobs, expected, rtol=0, atol=1e-15)
+
+
+def test_each_token_has_the_lambda_of_its_teacher():
+    student, teacher, reference = torch.randn(3, 4, generator=torch.Generator().manual_seed(5))
+    lambdas = torch.tensor([1.0, 1.25, 0.0, 2.0])
+    rows = TokenRows(torch.ones(4), None, teacher, reference, lambda_=lambdas)
+    gain = gopd_loss(3.0, None)(student, None, rows).metrics["advantage"]
+    for token, lambda_ in enumerate(lambdas.tolist()):
+        alone = TokenRows(torch.ones(1), None, teacher[token : token + 1], reference[token : token + 1])
+        expected = gopd_loss(lambda_, None)(student[token : token + 1], None, alone).metrics["advantage"]
+        torch.testing.assert_close(gain[token : token + 1], expected)

@@ -19,7 +19,11 @@ METRICS = {
     *"train_rollout_logprob_abs_diff train_rollout_logprob_abs_diff_max staleness tokens_per_s".split(),
     "reward",
     "advantage_variance",
-    *(f"{name}/{teacher}" for name in ("reverse_kl", "reward") for teacher in TEACHERS),
+    *(
+        f"{name}/{teacher}"
+        for name in ("reverse_kl", "reward", "advantage_mean", "teacher_tokens")
+        for teacher in TEACHERS
+    ),
     *(f"timing/{phase}_s" for phase in ("rollout", "score", "grade", "train", "sync", "checkpoint", "step")),
 }
 

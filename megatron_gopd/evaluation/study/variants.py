@@ -156,8 +156,7 @@ def _baselines(models: Models) -> Iterator[Variant]:
 
 def _references(run: Run) -> dict[str, Path]:
     """Only where they are used."""
-    extrapolates = run.config.algorithm.extrapolates
-    return {name: reference_of(run, name) for name in run.config.teachers} if extrapolates else {}
+    return {name: reference_of(run, name) for name in run.config.teachers if run.config.extrapolates(name)}
 
 
 def _flat(tree: object, key: str = "") -> Iterator[tuple[str, object]]:
