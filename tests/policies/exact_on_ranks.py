@@ -32,9 +32,10 @@ def save_models(folder: Path) -> dict[str, Path]:
     }
 
 
-def settings(folders: dict[str, Path], *, layout="", scorers="", training=None, served=None, **algorithm) -> Config:
+def settings(folders: dict[str, Path], *, layout="", scorers="", training=None, served=None, plain=None, **algorithm):
     """Two teachers: `strong` has a reference of its own, `plain` the student's start.
 
+    plain: the lambda of that teacher; None: the algorithm's.
     served: the URL of `strong`; None: it is in the job, as all others.
     """
 
@@ -47,7 +48,7 @@ def settings(folders: dict[str, Path], *, layout="", scorers="", training=None, 
         {
             "run": {"name": "test", "steps": 10},
             "student": {"model": str(folders["student"]), "layout": Layout.parse(layout), "dtype": "float32"},
-            "teachers": {"strong": strong, "plain": frozen("other")},
+            "teachers": {"strong": strong, "plain": frozen("other") | {"lambda": plain}},
             "algorithm": {"gradient": "exact", "lambda": LAMBDA} | algorithm,
             "data": {"train": "train.jsonl", "batch_size": 1},
             "rollout": {"temperature": TEMPERATURE, "samples_per_prompt": 2},
@@ -100,7 +101,8 @@ def plain_step(folders: dict[str, Path], **keys) -> tuple[float, dict[str, np.nd
             good = _law(frozen[teacher], trajectory.prompt.teacher_tokens, trajectory)
             base = _law(frozen[reference], trajectory.prompt.reference_tokens, trajectory)
         mine = _law(model, trajectory.prompt.student_tokens, trajectory)
-        divergence = _divergence(mine, good, base, config.algorithm)
+        lambda_ = config.lambda_of(trajectory.prompt.teacher)
+        divergence = _divergence(mine, good, base, lambda_, config.algorithm)
         taken = torch.tensor(trajectory.response_tokens)[:, None].long()
         logprobs = mine.gather(1, taken)[:, 0]
         weight = (logprobs.detach() - torch.from_numpy(trajectory.behaviour_logprobs)).exp().clamp(max=5.0)
@@ -121,9 +123,9 @@ def _law(model, prompt: list[int], trajectory: Trajectory) -> torch.Tensor:
     return (model(tokens).logits[0] / TEMPERATURE).log_softmax(-1)[len(prompt) - 1 : -1]
 
 
-def _divergence(mine: torch.Tensor, good: torch.Tensor, base: torch.Tensor, algorithm) -> torch.Tensor:
+def _divergence(mine: torch.Tensor, good: torch.Tensor, base: torch.Tensor, lambda_: float, algorithm) -> torch.Tensor:
     """Over the tokenizer's ids, all three renormalised there; clamped against log-probs over all rows."""
-    beyond = (algorithm.lambda_ - 1) * (good[:, :SHARED] - base[:, :SHARED])
+    beyond = (lambda_ - 1) * (good[:, :SHARED] - base[:, :SHARED])
     if algorithm.clamp is not None:
         beyond = beyond.clamp(-algorithm.clamp, algorithm.clamp)
     target, mine = (good[:, :SHARED] + beyond).log_softmax(-1), mine[:, :SHARED].log_softmax(-1)

@@ -23,6 +23,7 @@ OBJECTIVES = {
     "forward": {"divergence": "forward_kl"},
     "clamp": {"clamp": 0.05},
     "reward": {"reward_weight": 0.3},
+    "own-lambda": {"plain": 1.0},
 }
 SOME, NONE = 3, 0  # trajectories that are scored before the update
 SMALL = {"training": {"hidden_states_gib": 2.5e-5}}  # a few rows at a time
