@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from megatron_gopd.kernels.backend import Statistics, Upstream
+from megatron_gopd.kernels.backend import DistributionStatistics, DistributionUpstream, Heads, Statistics, Upstream
 from megatron_gopd.plan.counts import Gemm
 from megatron_gopd.plan.ledger import Ledger
 
@@ -35,6 +35,37 @@ class PlannedHead:
     ) -> Tensor:
         if kept is None:
             self._product(hidden, weight)
+        return self._gradients(hidden, weight, grad_weight)
+
+    def distribution_statistics(
+        self, heads: Heads, targets: Tensor, temperature: float, keep: bool
+    ) -> DistributionStatistics:
+        """A product a head; two numbers a logit are kept. D's block of the vocabulary is not counted."""
+        student, rows, count = heads.hidden[0], len(heads.weight[0]), len(heads.hidden)
+        self._products(heads)
+        columns = student.new_empty(3, count + 1, len(student), dtype=_wide(student))
+        kept = student.new_empty(2, len(student), rows) if keep else None
+        return DistributionStatistics(*columns, columns[0, :count], kept)
+
+    def distribution_gradients(
+        self,
+        kept: object | None,
+        heads: Heads,
+        targets: Tensor,
+        temperature: float,
+        upstream: DistributionUpstream,
+        grad_weight: Tensor | None,
+        add: bool,
+    ) -> Tensor:
+        if kept is None:
+            self._products(heads)
+        return self._gradients(heads.hidden[0], heads.weight[0], grad_weight)
+
+    def _products(self, heads: Heads) -> None:
+        for hidden, weight in zip(heads.hidden, heads.weight, strict=True):
+            self._product(hidden, weight)
+
+    def _gradients(self, hidden: Tensor, weight: Tensor, grad_weight: Tensor | None) -> Tensor:
         tokens, width, rows = len(hidden), hidden.shape[1], len(weight)
         self._ledger.gemm(Gemm(1, tokens, rows, width))
         if grad_weight is not None:

@@ -82,7 +82,10 @@ def _changed(name: str, **fields):
         (_changed("reference", rows=99), r"the reference's hidden .*: 99 rows do not fit"),
         (_changed("teacher", hidden=torch.zeros(8, 4)), r"the teacher's hidden \(8, 4\).*student's hidden has 9 rows"),
         (_changed("teacher", hidden=torch.zeros(9, 5)), r"the teacher's hidden \(9, 5\), weight .* must be"),
-        (_changed("teacher", hidden=torch.zeros(9, 4).bfloat16()), r"the teacher's hidden .* are torch.bfloat16.*; the student is"),
+        (
+            _changed("teacher", hidden=torch.zeros(9, 4).bfloat16()),
+            r"the teacher's hidden .* are torch.bfloat16.*; the student is",
+        ),
         (lambda target: dataclasses.replace(target, reference=None), "lambda = 1.25 needs a reference"),
         (
             lambda target: dataclasses.replace(target, shared=24),
