@@ -38,7 +38,7 @@ class TritonDistribution:
         self, heads: Heads, targets: Tensor, temperature: float, keep: bool
     ) -> DistributionStatistics:
         student, rows, count = heads.hidden[0], len(heads.weight[0]), len(heads.hidden)
-        tokens, tile = len(student), tile_of_sides(student.dtype)
+        tokens, tile = len(student), tile_of_sides(student.dtype, self.capability)
         sides = _floats(student, PLANES, triton.cdiv(rows, tile.part), tokens)
         # without a reference D is the teacher's logits, and so are its statistics
         of_targets = [
@@ -77,7 +77,7 @@ class TritonDistribution:
         statistics: [3, parts, tokens] of every target's head from this block on, if they are wanted.
         """
         student, target = heads.hidden[0], heads.target
-        tile, rows = tile_of_sides(student.dtype), min(BLOCK, len(heads.weight[0]) - start)
+        tile, rows = tile_of_sides(student.dtype, self.capability), min(BLOCK, len(heads.weight[0]) - start)
         mixture = logits_like(student, rows, torch.float32)
         log_sums = student.new_empty(0, dtype=torch.float32)
         if heads.log_sums is not None:
@@ -119,7 +119,7 @@ class TritonDistribution:
 
     def _gradient_again(self, heads: Heads, start: int, columns: list[Tensor], temperature: float) -> Tensor:
         student, weight = heads.hidden[0], heads.weight[0][start : start + BLOCK]
-        (tokens, inner), tile = student.shape, tile_of_sides(student.dtype)
+        (tokens, inner), tile = student.shape, tile_of_sides(student.dtype, self.capability)
         grad = logits_like(student, len(weight))
         if tokens:
             unused = _floats(student, len(heads.hidden) - 1, tokens)
@@ -133,7 +133,7 @@ class TritonDistribution:
         return grad
 
     def _gradient_of_sides(self, kept: KeptSides, heads: Heads, columns: list[Tensor], temperature: float) -> Tensor:
-        (tokens, rows), tile = kept.exp.shape, tile_of_sides(kept.exp.dtype).of_part()
+        (tokens, rows), tile = kept.exp.shape, tile_of_sides(kept.exp.dtype, self.capability).of_part()
         if tokens:
             kernels.kept_distribution_gradient_kernel[(programs(tokens, rows, tile),)](
                 *kept, *columns, tokens, rows, kept.exp.stride(0), 1 / temperature,

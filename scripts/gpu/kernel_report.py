@@ -55,12 +55,12 @@ def variants(dtype: torch.dtype, capability: int, quick: bool) -> Iterator[tuple
         shape = {"BM": part.rows, "BN": part.columns, "num_warps": part.warps}
         yield kernels.kept_gradient_kernel, {"ENTROPY": flag}, shape | tiles.FUSED
     yield kernels.merge_kernel, {}, tiles.MERGE
-    yield from of_a_distribution(dtype, both)
+    yield from of_a_distribution(dtype, capability, both)
 
 
-def of_a_distribution(dtype: torch.dtype, both: tuple[bool, ...]) -> Iterator[tuple]:
+def of_a_distribution(dtype: torch.dtype, capability: int, both: tuple[bool, ...]) -> Iterator[tuple]:
     """The same of triton_distribution.py."""
-    tile = tiles.tile_of_sides(dtype)
+    tile = tiles.tile_of_sides(dtype, capability)
     part, launch = tile.of_part(), tiles.launch(tile)
     kept = {"BM": part.rows, "BN": part.columns, "num_warps": part.warps} | tiles.FUSED
     for forward, flag in itertools.product((False, True), both):
