@@ -15,7 +15,7 @@ from megatron_gopd.kernels import triton_distribution_kernels as kernels
 from megatron_gopd.kernels.backend import DistributionStatistics, DistributionUpstream, Heads
 from megatron_gopd.kernels.triton_kernels import merge_kernel
 from megatron_gopd.kernels.triton_products import into_both
-from megatron_gopd.kernels.triton_tiles import FUSED, MERGE, launch, logits_like, programs, tile_of, tile_of_sides
+from megatron_gopd.kernels.triton_tiles import FUSED, MERGE, launch, logits_like, programs, tile_of_sides
 
 BLOCK = 8192  # vocabulary rows: a multiple of every tile's columns
 PLANES = 8  # of sides_kernel
@@ -40,17 +40,16 @@ class TritonDistribution:
         student, rows, count = heads.hidden[0], len(heads.weight[0]), len(heads.hidden)
         tokens, tile = len(student), tile_of_sides(student.dtype, self.capability)
         sides = _floats(student, PLANES, triton.cdiv(rows, tile.part), tokens)
-        part = tile_of(student.dtype, self.capability).part
         # without a reference D is the teacher's logits, and so are its statistics
         of_targets = [
-            _floats(student, 3, triton.cdiv(rows, part), tokens) for _ in range(count - 1 if count > 2 else 0)
+            _floats(student, 3, triton.cdiv(rows, tile.part), tokens) for _ in range(count - 1 if count > 2 else 0)
         ]
         target_logit = _floats(student, count, tokens).fill_(-torch.inf)
         exp, other = (logits_like(student, rows) if keep else student.new_empty((1, 1)) for _ in range(2))
         merged, targets = _floats(student, count + 1, 3, tokens), targets.contiguous()
         if tokens:
             for start in range(0, rows, BLOCK):
-                blocks = [planes[:, start // part :] for planes in of_targets]
+                blocks = [planes[:, start // tile.part :] for planes in of_targets]
                 mixture = self._mixture(heads, start, targets, temperature, target_logit[1:], blocks)
                 weight, inner = heads.weight[0][start : start + BLOCK], student.shape[1]
                 kernels.sides_kernel[(programs(tokens, len(weight), tile),)](
@@ -78,7 +77,7 @@ class TritonDistribution:
         statistics: [3, parts, tokens] of every target's head from this block on, if they are wanted.
         """
         student, target = heads.hidden[0], heads.target
-        tile, rows = tile_of(student.dtype, self.capability), min(BLOCK, len(heads.weight[0]) - start)
+        tile, rows = tile_of_sides(student.dtype, self.capability), min(BLOCK, len(heads.weight[0]) - start)
         mixture = logits_like(student, rows, torch.float32)
         log_sums = student.new_empty(0, dtype=torch.float32)
         if heads.log_sums is not None:

@@ -45,8 +45,10 @@ def tile_of(dtype: torch.dtype, capability: int) -> Tile:
 
 
 def tile_of_sides(dtype: torch.dtype, capability: int) -> Tile:
-    """Of the student's product beside D, whose tile takes registers too."""
-    return tile_of(dtype, capability) if dtype == torch.float32 else Tile(128, 128, 64, warps=8, stages=3)
+    """Of products beside which D lies in registers too."""
+    if dtype == torch.float32:
+        return Tile(64, 64, 32, warps=4, stages=3, registers=168)
+    return Tile(128, 64 if 100 <= capability < 120 else 128, 64, warps=8, stages=3)
 
 
 def logits_like(hidden: Tensor, columns: int, dtype: torch.dtype | None = None) -> Tensor:

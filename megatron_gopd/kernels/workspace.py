@@ -1,12 +1,13 @@
-"""The memory that linear_token_loss takes beside its inputs and outputs."""
+"""The memory that linear_token_loss and linear_distribution_loss take beside their inputs and outputs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from megatron_gopd.kernels.chunks import TOKENS, tokens_per_chunk
 
-TILE, PART, GROUP = 128, 2048, 1024  # vocabulary rows, of cpp/linear_logprob.cpp
+TILE, PART, GROUP = 128, 2048, 1024  # vocabulary rows, of cpp/
 
 
 def workspace_bytes(
@@ -18,6 +19,7 @@ def workspace_bytes(
     *,
     holds_weight_gradient: bool = False,
     itemsize: int = 2,
+    targets: Sequence[int] = (),
 ) -> int:
     """Bytes a rank, with the tokens and the vocabulary cut over `ranks`; the C++ backend's.
 
@@ -26,13 +28,14 @@ def workspace_bytes(
         holds_weight_gradient: one_pass that keeps the weight's gradient, in float32, until the backward pass; else it
             goes to main_grad at once, or in recompute mode in the backward pass.
         itemsize: bytes of an element of hidden and weight.
+        targets: of a distribution loss, the hidden sizes of teacher and, if there is one, reference.
     """
-    rows = -(-vocabulary // ranks)
-    chunk = min(tokens, TOKENS if mode == "recompute" else tokens_per_chunk(rows, itemsize))
-    gathered = chunk * hidden * itemsize
-    packed = 2 * gathered + chunk * GROUP * itemsize + GROUP * hidden * itemsize  # operands of the GEMMs
-    statistics = 12 * chunk * rows // PART
-    kept = chunk * rows * itemsize + 4 * chunk * rows // TILE if mode == "one_pass" else 0
+    rows, numbers = -(-vocabulary // ranks), 2 if targets else 1  # kept of a logit
+    chunk = min(tokens, TOKENS if mode == "recompute" else tokens_per_chunk(rows, numbers * itemsize))
+    gathered = chunk * (hidden + sum(targets)) * itemsize
+    packed = gathered + chunk * (hidden + GROUP) * itemsize + GROUP * hidden * itemsize  # operands of the GEMMs
+    statistics = 12 * chunk * rows // PART * (len(targets) + 2 if targets else 1)
+    kept = numbers * (chunk * rows * itemsize + 4 * chunk * rows // TILE) if mode == "one_pass" else 0
     share = 4 * chunk * hidden * (1 + (1 / ranks if ranks > 1 else 0))
     held = tokens // ranks * hidden * itemsize + (4 * rows * hidden if holds_weight_gradient else 0)
     return int((gathered if ranks > 1 else 0) + packed + statistics + kept + share + held)

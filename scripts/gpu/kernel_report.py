@@ -62,21 +62,16 @@ def of_a_distribution(dtype: torch.dtype, capability: int, both: tuple[bool, ...
     """The same of triton_distribution.py."""
     tile = tiles.tile_of_sides(dtype, capability)
     part, launch = tile.of_part(), tiles.launch(tile)
-    for forward, even in itertools.product((False, True), both):
-        shape = {"FORWARD": forward, "EVEN": even}
-        yield of_distribution.sides_kernel, shape | {"KEEP": True}, launch
-        yield of_distribution.distribution_gradient_kernel, shape | {"SAMPLED": True}, launch
-        kept = {"BM": part.rows, "BN": part.columns, "num_warps": part.warps}
-        if even:
-            yield (
-                of_distribution.kept_distribution_gradient_kernel,
-                {"FORWARD": forward, "SAMPLED": True},
-                kept | tiles.FUSED,
-            )
-    wide = tiles.launch(tiles.tile_of(dtype, capability))
+    kept = {"BM": part.rows, "BN": part.columns, "num_warps": part.warps} | tiles.FUSED
+    for forward, flag in itertools.product((False, True), both):
+        asked = {"FORWARD": forward, "SAMPLED": flag}
+        yield of_distribution.sides_kernel, {"FORWARD": forward, "KEEP": flag, "EVEN": True}, launch
+        yield of_distribution.distribution_gradient_kernel, asked | {"EVEN": True}, launch
+        yield of_distribution.kept_distribution_gradient_kernel, asked, kept
     for mixed, clamp in ((False, False), (True, False), (True, True)):
-        constants = {"STATISTICS": True, "MIXED": mixed, "CLAMP": clamp, "EVEN": True}
-        yield of_distribution.target_kernel, constants, wide
+        constants = {"MIXED": mixed, "CLAMP": clamp, "EVEN": True}
+        for flag in both:
+            yield of_distribution.target_kernel, constants | {"STATISTICS": flag}, launch
     yield of_distribution.gap_kernel, {}, tiles.MERGE
 
 

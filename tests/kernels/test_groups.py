@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import megatron_gopd.mcore  # noqa: F401  tensors of ranks that have Megatron are unpickled by its loader
 from tests.kernels.group_on_ranks import (
     CHUNK,
     HIDDEN,

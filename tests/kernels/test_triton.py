@@ -43,6 +43,7 @@ def compiled():
     return in_triton("scripts/gpu/kernel_report.py", "--quick", "--json", interpret=False)
 
 
+WITH_PRODUCTS = "statistics", "gradient", "product", "target", "sides", "distribution_gradient"
 FP32 = ["fp32 one_pass", "fp32 recompute", "one token", "vocabulary of one", "aligned", "strided"]
 
 
@@ -108,6 +109,25 @@ def test_no_tokens(interpreted):
     assert interpreted["no_tokens"] == [0, 0.0]
 
 
+DISTRIBUTIONS = [
+    f"{kind} {mode}"
+    for kind in ("reverse", "forward", "clamp", "lambda 1", "near")
+    for mode in ("one_pass", "recompute")
+]
+
+
+@pytest.mark.parametrize("case", DISTRIBUTIONS)
+def test_a_distribution_equals_the_oracle(interpreted, case):
+    of_float32, of_bf16 = (interpreted["distribution"][f"{dtype} {case}"] for dtype in ("fp32", "bf16"))
+    assert max(of_float32.values()) < 1e-5
+    assert of_bf16["values"] < 1e-5
+    assert max(of_bf16["grad_hidden"], of_bf16["grad_weight"]) < 6e-3  # truncated, as above
+
+
+def test_a_distribution_of_no_tokens(interpreted):
+    assert interpreted["distribution_of_nothing"] == 0
+
+
 def test_without_triton_there_is_one_warning(monkeypatch):
     monkeypatch.setattr(backend.importlib.util, "find_spec", lambda _: None)
     with pytest.warns(UserWarning, match="triton is not installed"):
@@ -116,14 +136,14 @@ def test_without_triton_there_is_one_warning(monkeypatch):
 
 def test_the_kernels_spill_nothing_on_hopper(compiled):
     rows = [row for row in compiled if row["sm"] == 90]
-    assert len(rows) == 20
+    assert len(rows) == 40
     assert not [row for row in rows if row["spilled"]]
 
 
 @pytest.mark.parametrize(("capability", "instruction"), [(80, "mma.sync"), (90, "wgmma"), (100, "tcgen05.mma")])
 def test_bf16_products_use_the_tensor_cores(compiled, capability, instruction):
     products = [row for row in compiled if row["sm"] == capability and row["dtype"] == "bfloat16"]
-    seen = {row["instruction"] for row in products if row["kernel"] in ("statistics", "gradient", "product")}
+    seen = {row["instruction"] for row in products if row["kernel"] in WITH_PRODUCTS}
     assert seen == {instruction}
 
 

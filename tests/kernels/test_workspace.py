@@ -17,3 +17,9 @@ def test_a_real_step_takes_little_where_main_grad_takes_the_weights_gradient(mod
 def test_a_gradient_that_waits_for_the_backward_pass_is_counted():
     waiting = workspace_bytes(**STEP, mode="one_pass", holds_weight_gradient=True)
     assert waiting - workspace_bytes(**STEP, mode="one_pass") == 4 * 2560 * 151936 // 4
+
+
+@pytest.mark.parametrize(("mode", "gib"), [("recompute", 0.15), ("one_pass", 0.45)])
+def test_a_distribution_of_three_heads_takes_little_too(mode, gib):
+    found = workspace_bytes(**STEP, mode=mode, targets=(2560, 2560))
+    assert workspace_bytes(**STEP, mode=mode) < found < gib * 2**30

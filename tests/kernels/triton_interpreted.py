@@ -5,6 +5,7 @@ Run by the Python of .venv-triton with TRITON_INTERPRET=1, where the kernels wor
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -12,11 +13,18 @@ import math
 import torch
 from torch import Tensor
 
-from megatron_gopd.kernels import head, linear_logprob, linear_token_loss
+from megatron_gopd.kernels import (
+    head,
+    linear_distribution_loss,
+    linear_logprob,
+    linear_token_loss,
+    triton_distribution,
+)
 from megatron_gopd.kernels.backend import Upstream
 from megatron_gopd.kernels.reference import naive_logprob
 from megatron_gopd.kernels.triton_backend import TritonBackend
 from megatron_gopd.objective.token_loss import TokenLoss, TokenRows
+from tests.kernels.distribution_case import TEMPERATURE, Case, relative, rows_of, values_of
 
 TOKENS, HIDDEN, VOCABULARY = 150, 100, 333  # multiples of no tile
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -181,10 +189,52 @@ def no_tokens() -> list[float]:
     return [len(logprobs), float(weight.grad.abs().max())]
 
 
+def distribution() -> dict[str, dict[str, float]]:
+    """Three heads of unequal sizes against the oracle, over two blocks of the vocabulary: the largest difference of the
+    values, in nats, and the relative errors of the gradients."""
+    head.backend_for, triton_distribution.BLOCK = lambda _: TritonBackend(90), 128
+    ragged = Case(40, (150, 155, 152), (48, 36, 40), 149)
+    kinds = {
+        "reverse": ragged,
+        "forward": dataclasses.replace(ragged, divergence="forward_kl"),
+        "clamp": dataclasses.replace(ragged, clamp=0.4),
+        "lambda 1": dataclasses.replace(ragged, lambda_=1.0, sampled=False),
+        "near": dataclasses.replace(ragged, rows=(150,) * 3, hidden=(48,) * 3, near=0.1),
+    }
+    found = {}
+    for (name, dtype), (kind, case), mode in itertools.product(
+        DTYPES.items(), kinds.items(), ("one_pass", "recompute")
+    ):
+        found[f"{name} {kind} {mode}"] = distribution_errors(dataclasses.replace(case, dtype=dtype), mode)
+    return found
+
+
+def distribution_errors(case: Case, mode: str) -> dict[str, float]:
+    hidden, weight, targets, target = case.tensors()
+    hidden, main_grad = hidden.requires_grad_(), torch.zeros(weight.shape)  # bf16 would be truncated once more
+    keywords = {"mode": mode, "temperature": TEMPERATURE, "main_grad": main_grad}
+    result = linear_distribution_loss(
+        hidden, weight.requires_grad_(), targets, case.loss, rows_of(case.tokens), target, **keywords
+    )
+    result.loss.backward()
+    expected, *gradients = case.expected()
+    pairs = zip(values_of(result).values(), values_of(expected).values(), strict=True)
+    of_gradients = map(relative, (hidden.grad, main_grad), gradients)
+    errors = max(float((one - two).abs().max()) for one, two in pairs), *of_gradients
+    return dict(zip(("values", "grad_hidden", "grad_weight"), errors, strict=True))
+
+
+def distribution_of_nothing() -> float:
+    """The loss of no tokens."""
+    case = Case(0, (40, 40, 40), (8, 8, 8), 40, dtype=torch.float32)
+    hidden, weight, targets, target = case.tensors()
+    return float(linear_distribution_loss(hidden, weight, targets, case.loss, rows_of(0), target).loss)
+
+
 if __name__ == "__main__":
     head.backend_for = lambda _: TritonBackend(90)
     cases = (
         against_oracle, far_below_zero, sure_of_its_target, beyond_32_bits, into_given_buffer, refusals,
-        same_bits_alone, masked_rows, no_tokens, blackwell,
+        same_bits_alone, masked_rows, no_tokens, blackwell, distribution, distribution_of_nothing,
     )  # fmt: skip
     print(json.dumps({case.__name__: case() for case in cases}))
