@@ -148,8 +148,8 @@ def top_logprobs_can_be_had(config: Config) -> None:
             )
         if who not in teachers and scorer.engine != "megatron":
             raise ValueError(
-                f"algorithm.gradient is top_k and {who} has engine: {scorer.engine}, which gives no log-probs of the "
-                f"teacher's most likely tokens, other ones in every place: set its engine to megatron"
+                f"algorithm.gradient is top_k and {who} has engine: {scorer.engine}, which gives no log-probs of given "
+                f"tokens that are others in every place: set its engine to megatron"
             )
 
 

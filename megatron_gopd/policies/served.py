@@ -52,16 +52,18 @@ class ServedScorer:
         """Log-prob of every response token of each row: [response] float32, nats."""
         if self.settings.engine == "sglang":
             return [scored.logprobs for scored in self.score_top(rows, 0)]
-        return self._ask_of_each(rows, partial(_of_our_scorer, temperature=self.temperature))
+        return self._ask_of_each(_of_our_scorer, rows, self.temperature)
 
     def score_top(self, rows: list[Row], top_k: int) -> list[Scored]:
         """As score, and the most likely tokens beside; SGLang's servers only."""
         assert self.temperature == 1  # the configuration sees to it
-        return self._ask_of_each(rows, partial(_of_sglang, top_k=top_k))
+        return self._ask_of_each(_of_sglang, rows, top_k)
 
-    def _ask_of_each(self, rows: list[Row], ask: Callable[[SGLangClient, Row], Awaitable[Result]]) -> list[Result]:
+    def _ask_of_each(self, ask: Callable[..., Awaitable[Result]], rows: list[Row], setting: float) -> list[Result]:
+        """What ask(row, setting, client) tells of each row."""
+
         async def every() -> list[Result]:
-            return await asyncio.gather(*(self._pool.ask(partial(ask, row=row)) for row in rows))
+            return await asyncio.gather(*(self._pool.ask(partial(ask, row, setting)) for row in rows))
 
         return on_first(lambda: self._pool.background.run(every()))
 
@@ -158,11 +160,11 @@ def _differences(ours: dict, theirs: dict) -> list[str]:
     return [f"{key}: {ours[key]} here, {theirs.get(key)} there" for key in ours if theirs.get(key) != ours[key]]
 
 
-async def _of_sglang(client: SGLangClient, row: Row, top_k: int) -> Scored:
+async def _of_sglang(row: Row, top_k: int, client: SGLangClient) -> Scored:
     return await client.score_top(row.prompt_tokens, row.response_tokens, top_k)
 
 
-async def _of_our_scorer(client: SGLangClient, row: Row, temperature: float) -> np.ndarray:
+async def _of_our_scorer(row: Row, temperature: float, client: SGLangClient) -> np.ndarray:
     logprobs = (await client.post("/score", told_tokens(row) | {"temperature": temperature}))["logprobs"]
     if len(logprobs) != len(row.response_tokens):
         raise RefusedError(f"{client.url} gave {len(logprobs)} log-probs for {len(row.response_tokens)} tokens")

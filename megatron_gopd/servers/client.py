@@ -136,7 +136,7 @@ class SGLangClient:
         try:
             top = top_logprobs(about, len(piece), top_k)
         except ValueError as error:
-            raise RefusedError(f"{self.url} gave {error}; none can be made up") from None
+            raise RefusedError(f"{self.url} gave {error}") from None
         return Scored(np.array(given, dtype=np.float32), *top)
 
     async def _ask(self, method: str, path: str, timeout: float | None, **body) -> dict | list:

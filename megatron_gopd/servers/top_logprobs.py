@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+MOST = 1.01  # that probabilities may sum to, with what rounding does to them
+
 
 class Scored(NamedTuple):
     """Of a response, nats, at temperature 1."""
@@ -22,7 +24,7 @@ def top_logprobs(about: dict, tokens: int, top_k: int) -> tuple[np.ndarray, np.n
     They come flat, in base64, from servers that know that form, and else as nested lists, which are slower by far.
     Source: sglang/srt/managers/tokenizer_manager.py, 0.5.23.
 
-    Raises ValueError: says what is there in their place.
+    Raises ValueError: says what is there in their place. Log-probs that are not finite are returned.
     """
     if not top_k:
         return np.empty((tokens, 0), np.int32), np.empty((tokens, 0), np.float32)
@@ -30,6 +32,8 @@ def top_logprobs(about: dict, tokens: int, top_k: int) -> tuple[np.ndarray, np.n
     if found[0].shape != (tokens, top_k):
         shape = " x ".join(map(str, found[0].shape))
         raise ValueError(f"{shape} most likely tokens for {tokens} tokens, of which algorithm.top_k asks {top_k} each")
+    if (mass := np.exp(found[1]).sum(axis=1).max()) > MOST:
+        raise ValueError(f"most likely tokens whose probabilities sum to {mass:.3g}, and are of no distribution")
     return found
 
 

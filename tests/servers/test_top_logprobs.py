@@ -40,6 +40,11 @@ def test_rows_that_come_back_short_are_counted(about, told):
         top_logprobs(about, 3, 2)
 
 
+def test_probabilities_that_sum_to_more_than_1_are_refused():
+    with pytest.raises(ValueError, match=r"probabilities sum to 1\.21, and are of no distribution"):
+        top_logprobs({"input_top_logprobs": [None, ROW, [[-0.1, 5, None], [-1.2, 7, None]]]}, 2, 2)
+
+
 def test_a_null_among_log_probs_is_not_a_number():
     _, logprobs = top_logprobs({"input_top_logprobs": [None, [[None, 5, None], *ROW[1:]]]}, 1, 2)
     np.testing.assert_array_equal(logprobs, np.array([[np.nan, -2.5]], np.float32))
