@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from megatron_gopd.config import Config, schema
+from megatron_gopd.config import Config
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.plan import price
 from megatron_gopd.plan.counts import Collective, Counts
 from megatron_gopd.plan.hardware import GIB, Machine
+from megatron_gopd.plan.judged import reads_hidden_states, width
 from megatron_gopd.plan.placement import ITEM, Placement
 from megatron_gopd.plan.roles import STUDENT, Role
 from megatron_gopd.plan.workload import Workload
@@ -41,7 +42,7 @@ class Payload:
 
 def payload_of(config: Config, roles: list[Role], where: Placement, work: Workload, machine: Machine) -> Payload | None:
     """None: the algorithm reads log-probs. Layouts are those of `roles`."""
-    if config.algorithm.READS != "hidden states":
+    if not reads_hidden_states(config):
         return None
     layout, bound = roles[0].settings.layout, config.training.hidden_states_gib * GIB / 2
     span = len(layout.span(where.world, STUDENT))
@@ -79,7 +80,7 @@ def _pieces(config: Config, roles: list[Role], teacher: str, where: Placement, w
     for who, judge in judges_of(config, teacher).items():
         layout = layouts.get(who)  # None: not in this job
         ranks = len(layout.span(where.world, who)) // layout.pp if layout else where.world
-        yield _Piece(tokens * _width(judge) * ITEM[config.student.dtype], ranks, layout is None)
+        yield _Piece(tokens * width(judge) * ITEM[config.student.dtype], ranks, layout is None)
 
 
 def _exchange_seconds(sent: float, portions: int, where: Placement, machine: Machine) -> float:
@@ -95,15 +96,11 @@ def heads_bytes(config: Config, roles: list[Role], rank: int, world: int) -> flo
     layout = roles[0].settings.layout
     span = layout.span(world, STUDENT)
     last = span[len(span) - len(span) // layout.pp :]
-    if config.algorithm.READS != "hidden states" or rank not in last:
+    if not reads_hidden_states(config) or rank not in last:
         return 0.0
     models = {judge.model: judge for teacher in config.teachers for judge in judges_of(config, teacher).values()}
     rows = {model: math.ceil(Architecture.read(model).vocab_size / layout.tp) for model in models}
-    return sum(rows[model] * _width(judge) * ITEM[config.student.dtype] for model, judge in models.items())
-
-
-def _width(judge: schema.Scorer) -> int:
-    return Architecture.read(judge.model).hidden_size
+    return sum(rows[model] * width(judge) * ITEM[config.student.dtype] for model, judge in models.items())
 
 
 def told(payload: Payload) -> str:
