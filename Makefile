@@ -1,6 +1,6 @@
 # The verbs of this repository. Each installs what it needs into .venv first.
 .PHONY: help install install-triton quickstart miniature quickstart-smollm2 heal-pruned assets test test-all lint bench bench-convert bench-kernel \
-    bench-objects bench-sandbox bench-sglang bench-train parity chaos-resume chaos-sglang chaos-slurm slurm kernel-report clean check-gpu-constraints \
+    bench-nodes bench-objects bench-sandbox bench-sglang bench-train parity chaos-resume chaos-sglang chaos-slurm slurm kernel-report clean check-gpu-constraints \
     gpu-check
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
@@ -66,6 +66,9 @@ bench-convert: install  ## conversion both ways against safetensors alone: time 
 bench-sglang: install  ## the SGLang engine: agreement, weight updates, throughput, overlap
 	$(PY) scripts/bench/sglang_servers.py
 
+bench-nodes: slurm  ## servers on every node: an update's seconds and bytes, two nodes beside one; on simulated nodes
+	$(PY) scripts/bench/nodes.py
+
 bench-objects: install  ## what rank 0 hands to all, on 8 ranks: as pickled lists and as arrays, seconds and bytes
 	$(PY) scripts/bench/objects.py
 
@@ -86,10 +89,10 @@ parity: install  ## every layout on one, two and four ranks against transformers
 chaos-resume: install  ## kill -9 at random moments of a step and of a save, 20 times, then resume
 	$(PY) scripts/chaos/resume.py $(ARGS)
 
-chaos-sglang: install  ## kill and stop rollout servers in the middle of generation and of weight updates
+chaos-sglang: install  ## kill and stop rollout servers in the middle of generation and of weight updates, on two nodes too
 	$(PY) scripts/chaos/sglang_servers.py $(ARGS)
 
-chaos-slurm: slurm  ## jobs whose node dies, that are preempted, reach their limit, are cancelled; on simulated nodes
+chaos-slurm: slurm  ## jobs whose node dies, with servers or without, preempted, at their limit, cancelled; simulated nodes
 	$(PY) scripts/chaos/slurm_jobs.py $(ARGS)
 
 kernel-report: install-triton  ## the GPU kernels compiled for sm_80, 90, 100: registers, spills, shared memory

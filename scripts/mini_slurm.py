@@ -207,6 +207,21 @@ class MiniSlurm:
         """A crash: every process of the node is gone at once; the controller notices 10 to 30 s later."""
         self._end(name)
 
+    def processes(self, name: str) -> list[int]:
+        """What runs on a node, SLURM's own aside: those in its network, whatever they call themselves."""
+        if name not in self._daemons:
+            return []
+        first = self._daemons[name].pid
+        network = os.readlink(f"/proc/{first}/ns/net")
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it has ended meanwhile; a zombie has no network
+                command, _, fields = (folder / "stat").read_text().partition("(")[2].rpartition(")")
+                own = command in ("unshare", "slurmd", "slurmstepd") or int(fields.split()[1]) == first
+                if not own and os.readlink(folder / "ns" / "net") == network:
+                    found.append(int(folder.name))
+        return found
+
     def start_node(self, name: str) -> None:
         """Bring a node up, or up again."""
         number = int(name.removeprefix("node"))

@@ -50,7 +50,8 @@ def merge(one: Triple, other: Triple) -> Triple:
 
 
 def merge_sides(one: Triple, other: Triple, forward: bool) -> Triple:
-    """merge() of [..., rows, tokens], of which the first and the last are the two sides: see backend.DistributionStatistics.
+    """merge() of [..., rows, tokens], of which the first and the last are the two sides; see
+    backend.DistributionStatistics.
 
     forward: the divergence weighs by the last row's distribution, not by the first's.
     """

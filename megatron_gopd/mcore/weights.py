@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import torch
@@ -14,9 +14,10 @@ from megatron_gopd.errors import UserError
 from megatron_gopd.machine import device
 from megatron_gopd.mcore.fp8 import plain, start_master_from
 from megatron_gopd.mcore.hf_folder import HFFolder
-from megatron_gopd.mcore.mapping import Whole, rule_for
+from megatron_gopd.mcore.mapping import Rule, Whole, rule_for
 from megatron_gopd.mcore.megatron_folder import MegatronFolder, is_megatron_folder
 from megatron_gopd.mcore.model import Model
+from megatron_gopd.mcore.receivers import Receivers, gather, hand_out
 
 _EXPERT = re.compile(r"(?<=\.local_experts\.)\d+")
 _LAYER = re.compile(r"(?<=^decoder\.layers\.)\d+")
@@ -54,11 +55,13 @@ def load(model: Model, folder: str | Path) -> None:
 
 
 @torch.no_grad()
-def export(model: Model) -> Iterator[tuple[str, Tensor]]:
+def export(model: Model, receivers: Collection[int] | None = None) -> Iterator[tuple[str, Tensor]]:
     """(Hugging Face name, whole tensor) for every parameter; one parameter (of each expert rank) in memory at a time.
 
-    Collective over the model's ranks: each draws the whole iterator and gets everything.
+    Collective over the model's ranks: each draws the whole iterator. Those of `receivers`, ranks of the job, get
+    everything (None: all do); the others get names and empty tensors, and nothing is sent for their sake.
     """
+    wanted = Receivers(model.groups, receivers)
     mine = {_layer_numbered_globally(name, model): param for name, param in _parameters(model)}
     stages: list[list] = [None] * model.layout.pp
     held = [(name, param.shape, param.dtype) for name, param in mine.items()]
@@ -67,10 +70,11 @@ def export(model: Model) -> Iterator[tuple[str, Tensor]]:
         for name, shape, dtype in entries:
             if name == "output_layer.weight" and model.architecture.tied:
                 continue
-            shard = plain(mine[name]) if name in mine else torch.empty(shape, dtype=dtype, device=device())
-            if model.layout.pp > 1:
-                dist.broadcast(shard, group=model.groups.pp, group_src=stage)
-            yield from _whole(name, shard, model)
+            to = wanted.of_expert_shards if _EXPERT.search(name) else wanted.of_shards
+            room = shape if model.groups.pp.rank() in to else 0
+            shard = plain(mine[name]) if name in mine else torch.empty(room, dtype=dtype, device=device())
+            hand_out(shard, stage, model.groups.pp, to)
+            yield from _whole(name, shard, model, wanted)
 
 
 _GROUPED = re.compile(r"\.experts\.(linear_fc[12])\.weight(\d+)$")
@@ -82,27 +86,25 @@ def _parameters(model: Model) -> Iterator[tuple[str, Tensor]]:
         yield _GROUPED.sub(r".experts.local_experts.\2.\1.weight", name), param
 
 
-def _whole(name: str, shard: Tensor, model: Model) -> Iterator[tuple[str, Tensor]]:
+def _whole(name: str, shard: Tensor, model: Model, wanted: Receivers) -> Iterator[tuple[str, Tensor]]:
     """A parameter's Hugging Face tensors, its shards gathered; for an expert's, those of every expert rank."""
     expert = _EXPERT.search(name)
     if expert is None:
         rule = rule_for(name, model.architecture, model.layout.tp)
-        shards = [shard] if type(rule) is Whole else _gather(shard, model.groups.tp)
-        yield from zip(rule.names, rule.join(shards), strict=True)
+        shards = [shard] if type(rule) is Whole else gather(shard, model.groups.tp, wanted.of_tp)
+        yield from _named(rule, shards if wanted.here else None)
         return
-    of_rank = [_gather(part, model.groups.ep) for part in _gather(shard, model.groups.expt_tp)]
-    for rank, shards in enumerate(zip(*of_rank, strict=True)):
+    parts = gather(shard, model.groups.expt_tp, wanted.of_expt_tp) or [shard]
+    of_rank = [gather(part, model.groups.ep, wanted.of_ep) for part in parts]
+    for rank in range(model.layout.ep):
         number = int(expert[0]) + rank * _experts_a_rank(model)
         rule = rule_for(_EXPERT.sub(str(number), name), model.architecture, model.layout.tp)
-        yield from zip(rule.names, rule.join(list(shards)), strict=True)
+        yield from _named(rule, [shards[rank] for shards in of_rank] if wanted.here else None)
 
 
-def _gather(shard: Tensor, group: dist.ProcessGroup) -> list[Tensor]:
-    if group.size() == 1:
-        return [shard]
-    shards = [torch.empty_like(shard) for _ in range(group.size())]
-    dist.all_gather(shards, shard.contiguous(), group=group)
-    return shards
+def _named(rule: Rule, shards: list[Tensor] | None) -> Iterator[tuple[str, Tensor]]:
+    tensors = [torch.empty(0)] * len(rule.names) if shards is None else rule.join(shards)
+    yield from zip(rule.names, tensors, strict=True)
 
 
 def _cut_over(name: str, model: Model) -> dist.ProcessGroup:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from megatron_gopd.mcore.optimizer import (
     optimizer_tensors,
     wrap_for_training,
 )
+from megatron_gopd.mcore.receivers import hand_out
 from megatron_gopd.objective import TokenRows
 from megatron_gopd.policies import scoring
 from megatron_gopd.policies.micro_batches import my_micro_batches, reports
@@ -127,10 +128,16 @@ class Student:
         budget, naive = training.max_tokens_per_micro_batch, training.logprob == "naive"
         return scoring.score(self.model, rows, temperature=temperature, max_tokens=budget, naive=naive)[0]
 
-    def export(self) -> Iterator[tuple[str, Tensor]]:
-        """(Hugging Face name, tensor) of the current weights. Collective; draw the whole iterator on every rank."""
-        mine = weights.export(self.model) if self.model is not None else None
-        return mine if len(self._span) == dist.get_world_size() else _to_all_ranks(mine, self._span[0])
+    def export(self, receivers: Collection[int] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """(Hugging Face name, tensor) of the current weights. Collective; draw the whole iterator on every rank.
+
+        `receivers`: the ranks that get the tensors, and others may not; None: all get them.
+        """
+        if len(self._span) == dist.get_world_size():
+            return weights.export(self.model, receivers)
+        first = self._span[0]
+        mine = weights.export(self.model, [first]) if self.model is not None else None
+        return _beyond_the_span(mine, first, range(dist.get_world_size()) if receivers is None else receivers)
 
     @contextlib.contextmanager
     def state(self, *, loading: bool = False) -> Iterator[dict]:
@@ -195,8 +202,10 @@ def _routers(model: Model) -> Iterator[tuple[str, Tensor]]:
     return ((name, param) for name, param in model.module.named_parameters() if name.endswith(".router.weight"))
 
 
-def _to_all_ranks(tensors: Iterator[tuple[str, Tensor]] | None, source: int) -> Iterator[tuple[str, Tensor]]:
-    """Hand what rank `source` draws to every rank; the other ranks of its span must draw along."""
+def _beyond_the_span(
+    tensors: Iterator[tuple[str, Tensor]] | None, source: int, receivers: Collection[int]
+) -> Iterator[tuple[str, Tensor]]:
+    """Hand what rank `source` draws to `receivers`; the other ranks of its span must draw along."""
     while True:
         drawn = next(tensors, None) if tensors is not None else None
         about = [None if drawn is None else (drawn[0], drawn[1].shape, drawn[1].dtype)]
@@ -204,9 +213,11 @@ def _to_all_ranks(tensors: Iterator[tuple[str, Tensor]] | None, source: int) -> 
         if about[0] is None:
             return
         name, shape, dtype = about[0]
-        device = machine.device()
-        tensor = drawn[1].contiguous() if drawn is not None else torch.empty(shape, dtype=dtype, device=device)
-        dist.broadcast(tensor, src=source)
+        if dist.get_rank() == source:
+            tensor = drawn[1].contiguous()
+        else:
+            tensor = torch.empty(shape if dist.get_rank() in receivers else 0, dtype=dtype, device=machine.device())
+        hand_out(tensor, source, dist.group.WORLD, list(receivers))
         yield name, tensor
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -17,8 +17,8 @@ from megatron_gopd.rollout.sampling import Response
 class Exports(Protocol):
     """A policy that all ranks hold together: what is asked of it is collective."""
 
-    def export(self) -> Iterator[tuple[str, Tensor]]:
-        """Its weights, under their Hugging Face names."""
+    def export(self, receivers: Collection[int] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Its weights, under their Hugging Face names; `receivers`: ranks that get them, where not all need to."""
 
     def score(self, rows: Sequence[Row], temperature: float) -> list[np.ndarray]:
         """Log-prob of every response token: [response] float32 a row, nats."""

@@ -54,6 +54,8 @@ class ServerWeights:
         self._proofs = Proofs(config, pool, rows) if pool else None
         self._homes = homes_of(self.settings) if self.settings.sync == "tensor" and torch.cuda.is_available() else None
         self._folder = WeightsFolder(config, writers) if self.settings.sync == "disk" else None
+        # the ranks that do something with the tensors, of which the others draw the names only
+        self._receivers = {"disk": writers, "distributed": [0]}.get(self.settings.sync)
         self._updates = 0
 
     def update(self, policy: Exports, version: int, *, only_stale: bool = False) -> None:
@@ -93,7 +95,9 @@ class ServerWeights:
         compared = [each for each in chosen if verify and each.told.comparable]
         probed = [each for each in chosen if verify and not each.told.comparable]
         fingerprints = Fingerprints() if compared and is_first() else None
-        tensors = fingerprints.of_passing(policy.export()) if fingerprints else policy.export()
+        tensors = policy.export(self._receivers)
+        if fingerprints:
+            tensors = fingerprints.of_passing(tensors)
         lost = self._send_drawn(tensors, chosen, version)
         if not lost and compared:
             lost = on_first(lambda: self._recovered(self._proofs.by_checksums(self._servers(compared), fingerprints)))

@@ -132,11 +132,11 @@ class InBuckets(Update):
 
     def send(self, tensors: Tensors, servers: list[Server], version: int) -> None:
         self.prepare(servers)
-        self.post(servers, "/begin_weight_update")
         try:
+            self.post(servers, "/begin_weight_update")
             for bucket, is_last in self.buckets(tensors):
                 self.send_bucket(bucket, servers, {"flush_cache": is_last, "weight_version": self.name_of(version)})
-        finally:  # also after a failure: a server with an open update takes no other
+        finally:  # also after a failure, if only another's to begin: a server with an open update takes no other
             problems = self.begin_post(servers, "/end_weight_update", [{}] * len(servers))
             problems.result()
         self.wait(problems)

@@ -38,23 +38,24 @@ class Memory:
     async def _release(self, server: Server) -> None:
         if self._away.get(server) == server.lives:
             return
+        why = "it ended"
         for _ in range(STARTS):
             await self._supervisor.up(server)
             life = server.lives
-            await self._ask(server, "release")
+            why = await self._ask(server, "release") or why
             if server.lives == life and server.state is not State.DOWN:
                 self._away[server] = life
                 return
         raise LostServersError(
-            f"the server {server} was lost {STARTS} times in a row when it was to release its memory"
+            f"the server {server} was lost {STARTS} times in a row when it was to release its memory, at last: {why}"
         )
 
     async def _occupy(self, server: Server) -> None:
         if self._away.pop(server, None) == server.lives:  # one that was started anew has it
             await self._ask(server, "resume")
 
-    async def _ask(self, server: Server, what: str) -> None:
-        """A server that is lost meanwhile is started anew."""
+    async def _ask(self, server: Server, what: str) -> str:
+        """Why the server was lost meanwhile, which is up again then; "" where it was not."""
         try:
             if what == "release":
                 await self._wait_until_idle(server)
@@ -63,6 +64,8 @@ class Memory:
             raise UserError(f"the server {server} does not {what} its memory: {error}") from None
         except LostRequestError as error:
             await self._supervisor.lost(server, f"was lost when it was to {what} its memory: {error}")
+            return str(error)
+        return ""
 
     async def _wait_until_idle(self, server: Server) -> None:
         """SGLang ends itself when it is to release its memory with a request under way, as the last may still be."""

@@ -1,5 +1,7 @@
 """Rollout servers killed, stopped, failing and full in the middle of runs; every prompt must still be trained on once.
 
+The run's servers stand on this machine, and on two nodes of a simulated cluster (nodes.py).
+
 Called by make chaos-sglang; needs no GPU. Ends with one line that sums up, exit code 0 when every round holds.
 """
 
@@ -7,9 +9,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +24,12 @@ from pathlib import Path
 import psutil
 import yaml
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+from scripts.chaos import nodes, telling_run  # noqa: E402
+from scripts.chaos.slurm_jobs import Arena  # noqa: E402
+from scripts.chaos.telling_run import PHASE, SEEN  # noqa: E402
+from scripts.mini_slurm import MiniSlurm, install, missing  # noqa: E402
 from tests.chat_models import save_chat_model, write_questions  # noqa: E402
 from tests.servers.real_server import Proxy, real_server  # noqa: E402
 
@@ -54,12 +61,11 @@ class Scene:
             "rollout": {"engine": "sglang", "max_logprob_abs_diff": 2e-5, "sglang": servers} | rollout,
         }
         path.write_text(yaml.safe_dump(tree))
-        # each step's trajectories, and where the run is now: written by the run itself, through run_and_tell
-        seen, phase = path.with_suffix(".seen"), path.with_suffix(".phase")
-        environment = os.environ | {"CHAOS_SEEN": str(seen), "CHAOS_PHASE": str(phase), "OMP_NUM_THREADS": "1"}
+        seen, phase = path.with_suffix(SEEN), path.with_suffix(PHASE)
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         with path.with_suffix(".out").open("w") as out:
             run = subprocess.Popen(
-                [sys.executable, __file__, "--run", str(path)], env=environment, stdout=out, stderr=out
+                [sys.executable, telling_run.__file__, path], env=environment, stdout=out, stderr=out
             )
             hit = strike(run, phase, self.chance)
             code = run.wait(900)
@@ -165,64 +171,54 @@ FAULTS = {
 }
 
 
-def run_and_tell(path: str) -> None:
-    """The run itself, telling its phase and each trained trajectory."""
-    from megatron_gopd.config import load_config
-    from megatron_gopd.ranks import ranks
-    from megatron_gopd.training import distill, recorder
+def on_this_machine(faults: list[str], rounds: int, chance: random.Random) -> list[bool]:
+    """Whether each round of faults of FAULTS held."""
+    results = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        student = save_chat_model(folder / "served", seed=1)
+        with real_server(student, folder / "server.log") as external:
+            scene = Scene(folder, external, chance)
+            for fault in faults * rounds:
+                started = time.monotonic()
+                good, outcome = FAULTS[fault](scene)
+                results.append(good)
+                print(
+                    f"{fault}: hit at {outcome.hit or 'no moment'}, exit code {outcome.code}, "
+                    f"{len(outcome.trained)} of {STEPS * BATCH} prompts trained on, "
+                    f"{time.monotonic() - started:.0f} s: {'holds' if good else 'FAILS'}",
+                    flush=True,
+                )
+                if not good:
+                    print(outcome.output[-3000:])
+    return results
 
-    seen, phase = Path(os.environ["CHAOS_SEEN"]), Path(os.environ["CHAOS_PHASE"])
-    step = 1
-    tell = recorder.Recorder.phase
-    record = recorder.Recorder.step
 
-    def telling(self, name):
-        temporary = phase.with_suffix(".new")
-        temporary.write_text(f"{step} {name}")
-        temporary.replace(phase)
-        tell(self, name)
-
-    def recording(self, number, batch, *others):
-        nonlocal step
-        with seen.open("a") as file:
-            file.writelines(json.dumps([each.prompt.id, each.sample]) + "\n" for each in batch)
-        record(self, number, batch, *others)
-        step = number + 1
-
-    recorder.Recorder.phase, recorder.Recorder.step = telling, recording
-    with ranks():
-        distill.distill(load_config(path))
+def on_nodes(faults: list[str], rounds: int, chance: random.Random) -> list[bool]:
+    """The same for faults of nodes.FAULTS, on a simulated cluster where there can be one."""
+    install()
+    if reason := missing():
+        print(f"left out: {', '.join(faults)}: {reason}")
+        return []
+    folder = Path(tempfile.mkdtemp(prefix="chaos-sglang-"))
+    with MiniSlurm(nodes.NODES, gpus=1) as cluster:
+        results = nodes.rounds(Arena(folder, cluster), faults, rounds, chance)
+    if all(results):
+        shutil.rmtree(folder)
+    return results
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=2, help="of each fault; default 2")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of the moments; default: another")
-    parser.add_argument("--only", choices=FAULTS, help="one fault")
-    parser.add_argument("--run", help=argparse.SUPPRESS)
+    parser.add_argument("--only", nargs="+", choices=[*FAULTS, *nodes.FAULTS], help="these faults")
     options = parser.parse_args()
-    if options.run:
-        run_and_tell(options.run)
-        return
-    results = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        student = save_chat_model(folder / "served", seed=1)
-        with real_server(student, folder / "server.log") as external:
-            scene = Scene(folder, external, random.Random(options.seed))
-            for fault in [options.only] if options.only else FAULTS:
-                for _ in range(options.rounds):
-                    started = time.monotonic()
-                    good, outcome = FAULTS[fault](scene)
-                    results.append(good)
-                    print(
-                        f"{fault}: hit at {outcome.hit or 'no moment'}, exit code {outcome.code}, "
-                        f"{len(outcome.trained)} of {STEPS * BATCH} prompts trained on, "
-                        f"{time.monotonic() - started:.0f} s: {'holds' if good else 'FAILS'}",
-                        flush=True,
-                    )
-                    if not good:
-                        print(outcome.output[-3000:])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers and cluster go too
+    chosen, chance, results = options.only or [*FAULTS, *nodes.FAULTS], random.Random(options.seed), []
+    for play, known in ((on_this_machine, FAULTS), (on_nodes, nodes.FAULTS)):
+        if faults := [fault for fault in chosen if fault in known]:
+            results += play(faults, options.rounds, chance)
     holds = all(results)
     print(
         f"chaos-sglang: {sum(results)} of {len(results)} rounds hold (seed {options.seed}): "

@@ -2,7 +2,8 @@
 
 A two-node job of 30 steps, submitted by `megatron-gopd submit`: its node killed, preempted, at its time limit,
 cancelled. Every round must end with all steps done, bit by bit the run that nobody disturbed, at most one checkpoint
-interval repeated, and no process left behind. Prints a line a round and one that sums up; exit code 0 when all hold.
+interval repeated, and no process left behind. And a node with SGLang servers killed (nodes.py). Prints a line a round
+and one that sums up; exit code 0 when all hold.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from tests.chat_models import save_chat_model, write_questions  # noqa: E402
 from tests.training.runs_on_ranks import TEACHERS, metrics_of, two_teachers  # noqa: E402
 
 EVERY, STEPS, NODES = 5, 30, 2
-ROUNDS = {"node": 10, "preempt": 5, "limit": 5, "cancel": 3}
+ROUNDS = {"node": 10, "preempt": 5, "limit": 5, "cancel": 3, "servers": 1}
 LOOK_S = 40  # SLURM compares times with limits every 30 s
 WAIT_S = 1800  # for anything that must come: the machine may be busy
 
@@ -52,10 +53,10 @@ class Arena:
         path.write_text(yaml.safe_dump(tree))
         return path
 
-    def submit(self, configuration: Path) -> str:
+    def submit(self, configuration: Path, *options: str | Path) -> str:
         """The job's id."""
         command = [sys.executable, "-m", "megatron_gopd", "submit", configuration, "--nodes", NODES]
-        command += ["--gpus-per-node", 1, "--time", 60, "--stop-before", LOOK_S + 70, "--shared-folder"]
+        command += ["--gpus-per-node", 1, "--time", 60, "--stop-before", LOOK_S + 70, "--shared-folder", *options]
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         environment = os.environ | self.cluster.environment | {"PYTHONPATH": path}
         told = self.cluster(*command, env=environment, cwd=self.folder, timeout=600)
@@ -188,13 +189,17 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="chaos-slurm-"))
     with MiniSlurm(NODES + 1, gpus=1) as cluster:
         arena = Arena(folder, cluster)
-        kinds = {kind: getattr(options, kind) for kind in ROUNDS if getattr(options, kind)}
+        kinds = {kind: getattr(options, kind) for kind in STRIKES if getattr(options, kind)}
         for kind in set(kinds) - {"cancel"}:
             ended = cluster.wait(arena.submit(arena.configuration(f"whole-{kind}", kind)), timeout=WAIT_S)
             if ended["JobState"] != "COMPLETED":
                 sys.exit(f"the undisturbed run is {ended['JobState']}: see {arena.run(f'whole-{kind}')}")
         for kind, rounds in kinds.items():
             results[kind] = [play(arena, kind, number + 1, chance) for number in range(rounds)]
+        if options.servers:
+            from scripts.chaos import nodes
+
+            results["servers"] = nodes.rounds(arena, [nodes.NODE], options.servers, chance)
     holds = all(map(all, results.values()))
     if holds and not options.keep:
         shutil.rmtree(folder)

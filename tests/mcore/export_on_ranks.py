@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from megatron_gopd.config import Layout
 from megatron_gopd.mcore import weights
 from megatron_gopd.mcore.model import build_model
+from tests.tiny_models import with_single_experts
 
 
 def export_all(folders: dict[str, Path], layouts: list[str], dtype: str = "float32") -> dict:
@@ -21,14 +22,24 @@ def export_all(folders: dict[str, Path], layouts: list[str], dtype: str = "float
     }
 
 
-def _difference(folder: Path, layout: str, dtype: str) -> str:
-    saved = load_file(folder / "model.safetensors")
+def export_to_some(cases: list[tuple[Path, str, list[int]]]) -> dict:
+    """The same for each (folder, layout, receivers); what ranks beside the receivers get must be empty."""
+    return {
+        (folder.name, layout, *receivers): _told_by_all(_difference(folder, layout, "float32", receivers))
+        for folder, layout, receivers in cases
+    }
+
+
+def _difference(folder: Path, layout: str, dtype: str, receivers: list[int] | None = None) -> str:
+    saved = with_single_experts(load_file(folder / "model.safetensors"))
     model = build_model(folder, Layout.parse(layout), dtype)
     weights.load(model, folder)
-    exported = [(name, tensor.clone()) for name, tensor in weights.export(model)]
+    exported = [(name, tensor.clone()) for name, tensor in weights.export(model, receivers)]
     names = [name for name, _ in exported]
     if sorted(names) != sorted(saved):
         return f"names: {sorted(set(names) ^ set(saved))}, or one twice"
+    if receivers is not None and torch.distributed.get_rank() not in receivers:
+        return ", ".join(f"{name} is not empty" for name, tensor in exported if tensor.numel())
     return ", ".join(name for name, tensor in exported if not torch.equal(tensor, saved[name].to(tensor.dtype)))
 
 

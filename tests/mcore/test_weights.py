@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.mcore.export_on_ranks import export_all
+from tests.mcore.export_on_ranks import export_all, export_to_some
 from tests.ranks import on_ranks
-from tests.tiny_models import NAMES
+from tests.tiny_models import MIXTURES, NAMES, save_tiny
 
 LAYOUTS = ["tp=2", "pp=2"]  # data and sequence parallelism cut no weights
 
@@ -29,3 +29,12 @@ def test_one_rank_exports_what_it_loaded(models, alone, name):
 
 def test_a_bf16_model_exports_the_rounded_weights(models, alone):
     assert export_all({"qwen3-tied": models["qwen3-tied"]}, [""], "bfloat16") == {("qwen3-tied", ""): ""}
+
+
+def test_only_the_receivers_of_an_export_get_tensors(models, tmp_path):
+    dense, experts = models["qwen3-untied"], save_tiny(tmp_path, MIXTURES[0])
+    some = [[0], [0, 2], [3]]
+    cases = [(dense, layout, receivers) for layout in ("tp=2,pp=2", "pp=2", "tp=2") for receivers in some]
+    cases += [(experts, layout, receivers) for layout in ("ep=2,pp=2", "tp=2,ep=2,etp=2") for receivers in some]
+    found = on_ranks(4, export_to_some, cases=cases)
+    assert len(found) == len(cases) and not any(found.values()), found

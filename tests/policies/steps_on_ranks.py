@@ -58,8 +58,12 @@ def settings(
     )
 
 
-def weights_of(student: Student) -> dict[str, np.ndarray]:
-    return {name: tensor.float().cpu().numpy().copy() for name, tensor in student.export()}
+def weights_of(student: Student, receivers: list[int] | None = None) -> dict[str, np.ndarray]:
+    return {name: tensor.float().cpu().numpy().copy() for name, tensor in student.export(receivers)}
+
+
+def export_to_first(folder: Path, layout: str) -> dict[str, np.ndarray]:
+    return weights_of(Student(settings(folder, layout=layout)), [0])
 
 
 def take_steps(folder: Path, steps: int, **keys) -> tuple[list, dict[str, np.ndarray]]:

@@ -7,7 +7,7 @@ import pytest
 
 from tests.policies.plain_student import plain_steps
 from tests.policies.score_on_ranks import rows, score_all
-from tests.policies.steps_on_ranks import take_all, take_steps
+from tests.policies.steps_on_ranks import export_to_first, take_all, take_steps
 from tests.policies.test_scoring import plain_laws
 from tests.ranks import on_ranks
 from tests.tiny_models import save_tiny
@@ -61,6 +61,14 @@ def test_an_sgd_step_is_that_of_plain_torch(stepped, folders, name, layout):
     assert weights.keys() == expected.keys()
     for parameter, value in expected.items():
         np.testing.assert_allclose(weights[parameter], value, rtol=0, atol=1e-5, err_msg=parameter)
+
+
+def test_a_student_on_other_ranks_gives_its_weights_to_who_needs_them(folders):
+    from tests.tiny_models import load_plain
+
+    received = on_ranks(2, export_to_first, folder=folders[DENSE], layout="ranks=1-1")
+    for name, param in load_plain(folders[DENSE]).named_parameters():
+        np.testing.assert_array_equal(received[name], param.detach().numpy())
 
 
 def test_the_drift_of_the_routers_is_that_of_their_weights(stepped, folders):

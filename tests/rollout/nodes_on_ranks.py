@@ -24,6 +24,7 @@ from megatron_gopd.servers import keeper, launch, process, server, supervisor
 from megatron_gopd.servers.server import State
 from tests.rollout.sample_on_ranks import prompts
 
+PATIENCE_S = 1.0
 STAND_IN = Path(__file__).parents[1] / "servers" / "stand_in_sglang.py"
 
 
@@ -41,7 +42,7 @@ def stand_in(model, port, dtype, options, *, host, key) -> list[str]:
 
 
 def policy() -> SimpleNamespace:
-    def export():
+    def export(receivers=None):
         for name in ("one", "two"):
             tensor = torch.full((4,), 2.0)
             dist.broadcast(tensor, src=0)  # an export is collective
@@ -151,6 +152,38 @@ def refusals(model: Path, folder: Path) -> dict[str, str]:
         launch.free_port = process.free_port
         launch.command = lambda *_, **__: [sys.executable, "-c", "print('no such GPU'); raise SystemExit(3)"]
     return said | {"cannot start": refusal(engine_of(model, folder), folder)}
+
+
+def give_memory_away(model: Path, folder: Path):
+    """What every server was asked of its memory in a release and a rollout of colocated servers."""
+    in_nodes()
+    engine = engine_of(model, folder, colocated=True)
+    try:
+        engine.start(policy(), folder / "logs")
+        engine.release()
+        asked = [each["memory"][:] for each in told(engine)]
+        sampled = [each for chunk in engine.generate(prompts(8), 1) for each in chunk]
+        return len(sampled), asked, [each["memory"] for each in told(engine)]
+    finally:
+        engine.close()
+
+
+def hang_in_release(model: Path, folder: Path):
+    """What users are told of a server of node b that never gives its memory away, and the seconds until then."""
+    in_nodes()
+    if dist.get_rank() == 2:
+        os.environ["NEVER_ANSWERED"] = "/release_memory_occupation"
+    engine = engine_of(model, folder, colocated=True, patience_s=PATIENCE_S)
+    began = time.monotonic()
+    try:
+        engine.start(policy(), folder / "logs")
+        began = time.monotonic()
+        engine.release()
+    except UserError as error:
+        return str(error), time.monotonic() - began
+    finally:
+        engine.close()
+    return "", 0.0
 
 
 def refusal(engine, folder: Path) -> str:

@@ -103,3 +103,16 @@ def test_a_teacher_s_servers_stand_on_every_node_too(chat_models, tmp_path):
     logprobs, names = on_ranks(4, plays.score_on_two_nodes, model=chat_models["student"], folder=tmp_path)
     assert names == ["teachers-one-a-0", "teachers-one-b-0"]
     assert logprobs == [[-1.0] * 3] * 8
+
+
+def test_colocated_servers_of_every_node_give_their_memory_away_and_take_it_back(chat_models, tmp_path):
+    count, released, after = on_ranks(4, plays.give_memory_away, model=chat_models["student"], folder=tmp_path)
+    assert released == [["/release"]] * 2
+    assert count == len(EVERY) and after == [["/release", "/resume", "/release"]] * 2
+
+
+def test_one_that_hangs_in_its_release_is_named_with_its_node(chat_models, tmp_path):
+    said, seconds = on_ranks(4, plays.hang_in_release, model=chat_models["student"], folder=tmp_path)
+    assert "the server rollout-b-0 (http://" in said and "was lost 3 times in a row" in said
+    assert said.endswith("/release_memory_occupation: TimeoutError")
+    assert 3 * plays.PATIENCE_S <= seconds < 60

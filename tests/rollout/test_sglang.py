@@ -51,7 +51,7 @@ def make_engine(plain, sglang_server, chat_models, tmp_path, one_rank):
 
 def exports(model) -> SimpleNamespace:
     return SimpleNamespace(
-        export=lambda: ((name, tensor.detach()) for name, tensor in model.named_parameters()),
+        export=lambda receivers=None: ((name, tensor.detach()) for name, tensor in model.named_parameters()),
         score=lambda rows, temperature: [
             logprobs_of(model, row.prompt_tokens, row.response_tokens, temperature) for row in rows
         ],

@@ -1,6 +1,7 @@
 """A server of a few lines in the place of SGLang: `stand_in_sglang.py HOST PORT [KEYFILE]`.
 
-It tells of itself as one, remembers the name and the folder of its weights, and samples the same three tokens always.
+It tells of itself as one, remembers the name and the folder of its weights and what of its memory it was asked, and
+samples the same three tokens always. What $NEVER_ANSWERED names, a path, it never answers.
 """
 
 from __future__ import annotations
@@ -8,12 +9,13 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 HOST, PORT = sys.argv[1], int(sys.argv[2])
 KEY = Path(sys.argv[3]).read_text() if sys.argv[3:] else None
-held = {"weight_version": "none", "read": [], "sampled": 0}
+held = {"weight_version": "none", "read": [], "sampled": 0, "memory": []}
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -23,9 +25,13 @@ class Answer(BaseHTTPRequestHandler):
         self.reply(200, {"tp_size": 1, "device": "stand-in", "pid": os.getpid()} | held)
 
     def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"] or 0)) or "{}")
         if KEY and self.headers.get("Authorization") != f"Bearer {KEY}":
             return self.reply(401, {"error": "Unauthorized"})
+        if self.path == os.environ.get("NEVER_ANSWERED"):
+            threading.Event().wait()
+        if self.path.endswith("_memory_occupation"):
+            held["memory"].append(self.path.split("_")[0])
         if self.path == "/update_weights_from_disk":
             held["weight_version"] = body["weight_version"]
             held["read"].append([body["model_path"], sorted(os.listdir(body["model_path"]))])

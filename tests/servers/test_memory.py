@@ -85,7 +85,7 @@ def test_one_that_is_started_anew_gives_its_memory_away_too():
 
 
 def test_one_that_is_lost_again_and_again_ends_the_run():
-    with pytest.raises(LostServersError, match="was lost 3 times in a row when it was to release its memory"):
+    with pytest.raises(LostServersError, match="3 times in a row when it was to release its memory, at last: gone"):
         do(memory_of(StandIn(*[LostRequestError("gone")] * 3)), "release")
 
 
