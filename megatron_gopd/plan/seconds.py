@@ -96,7 +96,7 @@ def score_seconds(
     batches = micro_batches(config, role, where, work, min(1.0, asked))
     fp8 = role.settings.fp8 is not None
     restore = 2 * held.weights / machine.host_bandwidth if role.settings.offload else 0.0
-    passes = chunks(config, where, work) + (payload.late if payload else 0)
+    passes = chunks(config, where, work) + (min(1.0, asked) * payload.late if payload else 0)
     return restore * passes + price.pipeline_seconds(stages, batches, machine, fp8=fp8)
 
 
