@@ -9,7 +9,6 @@ import numpy as np
 from megatron_gopd.config import Config
 from megatron_gopd.data.packing import Row
 from megatron_gopd.data.trajectory import Prompt, Trajectory
-from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.forward import run
 from megatron_gopd.mcore.frozen import frozen_model
 from megatron_gopd.mcore.model import Model
@@ -18,12 +17,12 @@ from megatron_gopd.objective import gopd_loss, loss_of
 from megatron_gopd.plan import seams
 from megatron_gopd.plan.counts import Counts, at_depth, combined
 from megatron_gopd.plan.fake_ranks import as_rank
+from megatron_gopd.plan.judged import payload_for, reads_hidden_states, widest
 from megatron_gopd.plan.ledger import Ledger
 from megatron_gopd.plan.roles import Role, without_levers
 from megatron_gopd.policies import scoring
-from megatron_gopd.policies.hidden_scorers import HiddenScorers, judges_of
 from megatron_gopd.policies.micro_batches import my_micro_batches
-from megatron_gopd.policies.payload import LOGPROBS, Head, Payload
+from megatron_gopd.policies.payload import LOGPROBS
 from megatron_gopd.policies.scorers import Scorers, _identity
 from megatron_gopd.policies.student import Student
 
@@ -142,8 +141,8 @@ def _update(config: Config, role: Role, tokens: int, ledger: Ledger) -> Stage:
     student = Student(config)
     micro_batches = role.settings.layout.pp
     loss, payload, teacher = gopd_loss(1.0, None), LOGPROBS, ""
-    if config.algorithm.READS == "hidden states":
-        loss, payload, teacher = loss_of(config.algorithm), _payload(config, student), _widest(config)
+    if reads_hidden_states(config):
+        loss, payload, teacher = loss_of(config.algorithm), payload_for(student), widest(config)
     batch = _batch(student.model.groups.dp.size() * micro_batches, tokens, teacher)
     with ledger.part("update") as counts:
         student.update(batch, loss, payload)
@@ -152,36 +151,17 @@ def _update(config: Config, role: Role, tokens: int, ledger: Ledger) -> Stage:
     return Stage(tokens, combined([(1 / micro_batches, counts)]), gradients, optimizer, counts.peak_bytes)
 
 
-def _payload(config: Config, student: Student) -> Payload:
-    """Of hidden states, in one portion; the heads lie there already: they are no activations."""
-    training = config.training.model_copy(update={"hidden_states_gib": 2.0**20})
-    payload = HiddenScorers(config.model_copy(update={"training": training})).payload
-    for teacher in config.teachers:
-        for who in judges_of(config, teacher):
-            payload.shard(who, teacher, Head(student.model, config.rollout.temperature, naive=False))
-    return payload
-
-
 def _score(config: Config, role: Role, tokens: int, ledger: Ledger) -> Stage:
     settings = role.settings
     model = frozen_model(settings.model, settings.layout, settings.dtype)
     rows = [Row([0], [0] * tokens)] * (model.groups.dp.size() * settings.layout.pp)
     temperature, naive = config.rollout.temperature, config.training.logprob == "naive"
     with ledger.part("score") as counts:
-        if config.algorithm.READS == "hidden states":  # which leave for the host
+        if reads_hidden_states(config):  # which leave for the host
             run(model, my_micro_batches(model, rows, tokens), lambda hidden, micro_batch: None, train=False)
         else:
             scoring.score(model, rows, temperature=temperature, max_tokens=tokens, naive=naive)
     return Stage(tokens, combined([(1 / settings.layout.pp, counts)]), Counts(), Counts(), counts.peak_bytes)
-
-
-def _widest(config: Config) -> str:
-    """The teacher whose models have the largest hidden sizes together."""
-
-    def width(teacher: str) -> int:
-        return sum(Architecture.read(judge.model).hidden_size for judge in judges_of(config, teacher).values())
-
-    return max(config.teachers, key=width)
 
 
 def _batch(rows: int, tokens: int, teacher: str) -> list[Trajectory]:

@@ -7,13 +7,16 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from megatron_gopd.config import Config, schema
+from megatron_gopd.config import Config
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.plan import price
 from megatron_gopd.plan.counts import Collective, Counts
 from megatron_gopd.plan.hardware import GIB, Machine
+from megatron_gopd.plan.judged import reads_hidden_states, width
 from megatron_gopd.plan.placement import ITEM, Placement
+from megatron_gopd.plan.roles import STUDENT, Role
 from megatron_gopd.plan.workload import Workload
 from megatron_gopd.policies.exchange import ROUND_BYTES
 from megatron_gopd.policies.hidden_scorers import judges_of
@@ -37,24 +40,24 @@ class Payload:
         return min(self.held, self.bound) + min(self.fetched, self.bound)
 
 
-def payload_of(config: Config, where: Placement, work: Workload, machine: Machine) -> Payload | None:
-    """None: the algorithm reads log-probs."""
-    if config.algorithm.READS != "hidden states":
+def payload_of(config: Config, roles: list[Role], where: Placement, work: Workload, machine: Machine) -> Payload | None:
+    """None: the algorithm reads log-probs. Layouts are those of `roles`."""
+    if not reads_hidden_states(config):
         return None
-    layout, bound = config.student.layout, config.training.hidden_states_gib * GIB / 2
-    span = len(layout.span(where.world, "student"))
+    layout, bound = roles[0].settings.layout, config.training.hidden_states_gib * GIB / 2
+    span = len(layout.span(where.world, STUDENT))
     copies = 1 if layout.sequence_parallel else layout.tp  # of a token, on the ranks that share its vocabulary
     total = held = served = 0.0
     portions = late = 0
     for teacher in config.teachers:
-        pieces = list(_pieces(config, teacher, where, work))
-        of_teacher = sum(size for _, size, _ in pieces)
-        of_rank = sum(size / ranks for _, size, ranks in pieces)
+        pieces = list(_pieces(config, roles, teacher, where, work))
+        of_teacher = sum(piece.bytes for piece in pieces)
+        of_rank = sum(piece.bytes / piece.ranks for piece in pieces)
         at_once = max(of_rank, of_teacher / (span // (layout.tp * layout.pp)))
         portions += (count := max(1, math.ceil(at_once / bound)))
         late += math.ceil(count * max(0.0, 1 - bound / len(config.teachers) / of_rank))
         total, held = total + of_teacher, held + of_rank
-        served += sum(size / ranks for judge, size, ranks in pieces if judge.engine != "megatron")
+        served += sum(piece.bytes / piece.ranks for piece in pieces if piece.served)
     fetched = total * copies / (span // layout.pp)
     computed = held - served
     over_host = computed + held * copies + 2 * fetched  # down; up to be sent; down, and up again to be judged
@@ -63,16 +66,21 @@ def payload_of(config: Config, where: Placement, work: Workload, machine: Machin
     return Payload(total, held, fetched, bound, portions, late, seconds)
 
 
-def _pieces(
-    config: Config, teacher: str, where: Placement, work: Workload
-) -> Iterator[tuple[schema.Scorer, float, int]]:
-    """(a model that judges the teacher's tokens, bytes of their hidden states, the ranks that share these)."""
+class _Piece(NamedTuple):
+    """Hidden states of a teacher's tokens, by one of the models that judge them."""
+
+    bytes: float
+    ranks: int  # that share them
+    served: bool  # come from servers, not from this job's GPUs
+
+
+def _pieces(config: Config, roles: list[Role], teacher: str, where: Placement, work: Workload) -> Iterator[_Piece]:
     tokens = work.response_tokens / len(config.teachers)
-    for judge in judges_of(config, teacher).values():
-        ranks = where.world
-        if judge.engine == "megatron":
-            ranks = len(judge.layout.span(where.world, teacher)) // judge.layout.pp
-        yield judge, tokens * _width(judge) * ITEM[config.student.dtype], ranks
+    layouts = {name: role.settings.layout for role in roles[1:] for name in role.names}
+    for who, judge in judges_of(config, teacher).items():
+        layout = layouts.get(who)  # None: not in this job
+        ranks = len(layout.span(where.world, who)) // layout.pp if layout else where.world
+        yield _Piece(tokens * width(judge) * ITEM[config.student.dtype], ranks, layout is None)
 
 
 def _exchange_seconds(sent: float, portions: int, where: Placement, machine: Machine) -> float:
@@ -83,20 +91,16 @@ def _exchange_seconds(sent: float, portions: int, where: Placement, machine: Mac
     return price.message_seconds(counts, machine)
 
 
-def heads_bytes(config: Config, rank: int, world: int) -> float:
+def heads_bytes(config: Config, roles: list[Role], rank: int, world: int) -> float:
     """Of the LM heads that a rank holds beside the student's own: its shard of each, where it is of the last stage."""
-    layout = config.student.layout
-    span = layout.span(world, "student")
+    layout = roles[0].settings.layout
+    span = layout.span(world, STUDENT)
     last = span[len(span) - len(span) // layout.pp :]
-    if config.algorithm.READS != "hidden states" or rank not in last:
+    if not reads_hidden_states(config) or rank not in last:
         return 0.0
     models = {judge.model: judge for teacher in config.teachers for judge in judges_of(config, teacher).values()}
     rows = {model: math.ceil(Architecture.read(model).vocab_size / layout.tp) for model in models}
-    return sum(rows[model] * _width(judge) * ITEM[config.student.dtype] for model, judge in models.items())
-
-
-def _width(judge: schema.Scorer) -> int:
-    return Architecture.read(judge.model).hidden_size
+    return sum(rows[model] * width(judge) * ITEM[config.student.dtype] for model, judge in models.items())
 
 
 def told(payload: Payload) -> str:
@@ -104,13 +108,13 @@ def told(payload: Payload) -> str:
     said = (
         f"Hidden states of {payload.bytes / GIB:.1f} GiB a step go from scorers to the student's last stage, "
         f"{payload.held / GIB:.2f} GiB from a rank and {payload.fetched / GIB:.2f} GiB to a rank, at most "
-        f"{payload.bound / GIB:.2f} GiB of either at a time: portions {payload.portions}, {payload.seconds:.1f} s of "
-        f"the update."
+        f"{payload.bound / GIB:.2f} GiB of either at a time, in {payload.portions} portion(s): {payload.seconds:.1f} s "
+        f"of the update."
     )
     if not payload.late:
         return said
     enough = math.ceil(2 * max(payload.held, payload.fetched) / GIB)
     return (
-        f"{said} {payload.late} of the portions are computed in the update: training.hidden_states_gib={enough} holds "
-        f"them all before it."
+        f"{said} Of these, {payload.late} must be computed within the update; training.hidden_states_gib={enough} has "
+        f"room for all before it."
     )

@@ -49,7 +49,7 @@ def phases(
     stage = on.stages["student"]
     activations = stage.peak_bytes if stage else 0.0
     base = {"student weights": student.weights} | _resident(roles, on)
-    if heads := heads_bytes(config, on.rank, where.world):
+    if heads := heads_bytes(config, roles, on.rank, where.world):
         base["scorers' LM heads"] = heads
     if where.kind == "embedded":
         base["engine weights"] = where.copies * where.engine.weight_bytes

@@ -16,11 +16,11 @@ from megatron.core.transformer.moe import token_dispatcher
 from torch import Tensor
 
 from megatron_gopd.config import Config
-from megatron_gopd.config.models import Scorer
 from megatron_gopd.kernels import head
 from megatron_gopd.mcore import optimizer, settings, weights
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.attention import CausalAttention
+from megatron_gopd.plan.judged import width
 from megatron_gopd.plan.ledger import Ledger
 from megatron_gopd.plan.lm_head import PlannedHead
 from megatron_gopd.policies import distribution_portion, hidden_scorers, scorers, target_heads
@@ -63,7 +63,7 @@ def _judges() -> list:
 
     return [
         mock.patch.object(HiddenScorers, "_hold", lambda *_: None),
-        mock.patch.object(HiddenScorers, "_token", lambda self, judge: (_width(judge) * self.dtype.itemsize, 1)),
+        mock.patch.object(HiddenScorers, "_token", lambda self, judge: (width(judge) * self.dtype.itemsize, 1)),
         mock.patch.object(HiddenScorers, "piece", _computed_elsewhere),
         mock.patch.object(hidden_scorers, "shared_ids", _fewest_rows),
         mock.patch.object(target_heads, "lm_head", _unread_head),
@@ -72,12 +72,8 @@ def _judges() -> list:
 
 
 def _computed_elsewhere(self: HiddenScorers, teacher: str, taught: list) -> Piece:
-    held = {who: Held.nothing(_width(judge), self.dtype) for who, judge in self.judges(teacher).items()}
+    held = {who: Held.nothing(width(judge), self.dtype) for who, judge in self.judges(teacher).items()}
     return Piece(teacher, taught, held)
-
-
-def _width(judge: Scorer) -> int:
-    return Architecture.read(judge.model).hidden_size
 
 
 def _fewest_rows(config: Config) -> int:

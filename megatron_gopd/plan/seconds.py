@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from megatron_gopd.config import Config
 from megatron_gopd.plan import price
 from megatron_gopd.plan.dry_run import Held, Stage
-from megatron_gopd.plan.exact import payload_of
+from megatron_gopd.plan.exact import Payload
 from megatron_gopd.plan.hardware import Machine
 from megatron_gopd.plan.placement import Placement
 from megatron_gopd.plan.roles import Role
@@ -43,18 +43,20 @@ def step_time(
     work: Workload,
     machine: Machine,
     at_a_time: int,
+    payload: Payload | None = None,
 ) -> StepTime:
-    """held: the largest share of a rank, by role; at_a_time: sequences that an engine decodes together."""
+    """held: the largest share of a rank, by role; at_a_time: sequences that an engine decodes together; payload: hidden
+    states, where the algorithm reads them."""
     rollout = sync = 0.0
     if where.kind != "none":
         rollout = where.engine.seconds(work.spread_over(where.engines), at_a_time, machine)
     if where.kind != "none" and config.algorithm.SAMPLES_STUDENT:
         sync = sync_seconds(config, held["student"], where, machine)
     score = {
-        role.name: score_seconds(config, role, held[role.name], stages[role.name], where, work, machine)
+        role.name: score_seconds(config, role, held[role.name], stages[role.name], where, work, machine, payload)
         for role in roles[1:]
     }
-    update = update_seconds(config, roles[0], held["student"], stages["student"], where, work, machine)
+    update = update_seconds(config, roles[0], held["student"], stages["student"], where, work, machine, payload)
     if config.algorithm.updates > 1:
         score["old log-probs"] = update / 4  # a forward pass beside forward, recomputation and backward
     scored = sum(score.values())
@@ -80,26 +82,39 @@ def chunks(config: Config, where: Placement, work: Workload) -> int:
 
 
 def score_seconds(
-    config: Config, role: Role, held: Held, stages: list[Stage], where: Placement, work: Workload, machine: Machine
+    config: Config,
+    role: Role,
+    held: Held,
+    stages: list[Stage],
+    where: Placement,
+    work: Workload,
+    machine: Machine,
+    payload: Payload | None = None,
 ) -> float:
     """One scorer's passes over what it is asked, and its weights from the host for every chunk."""
     asked = sum(1 / max(1, len(config.teachers)) for name in role.names) if config.teachers else 1.0
     batches = micro_batches(config, role, where, work, min(1.0, asked))
     fp8 = role.settings.fp8 is not None
     restore = 2 * held.weights / machine.host_bandwidth if role.settings.offload else 0.0
-    payload = payload_of(config, where, work, machine)
-    passes = chunks(config, where, work) + (payload.late if payload else 0)
+    passes = chunks(config, where, work) + (min(1.0, asked) * payload.late if payload else 0)
     return restore * passes + price.pipeline_seconds(stages, batches, machine, fp8=fp8)
 
 
 def update_seconds(
-    config: Config, role: Role, held: Held, stages: list[Stage], where: Placement, work: Workload, machine: Machine
+    config: Config,
+    role: Role,
+    held: Held,
+    stages: list[Stage],
+    where: Placement,
+    work: Workload,
+    machine: Machine,
+    payload: Payload | None = None,
 ) -> float:
     """Forward, recomputation and backward of all micro-batches, gradients summed, the optimizer's step; hidden states
     that come from scorers, in portions each of which fills the pipeline anew."""
     batches = micro_batches(config, role, where, work)
     computing = price.pipeline_seconds(stages, batches, machine, fp8=role.settings.fp8 is not None)
-    if payload := payload_of(config, where, work, machine):
+    if payload:
         filling = (len(stages) - 1) * computing / (len(batches) + len(stages) - 1)
         computing += (payload.portions - 1) * filling + payload.seconds
     steps = config.algorithm.updates

@@ -55,12 +55,13 @@ class HiddenScorers(Scorers):
         lengths = torch.tensor([len(trajectory) for trajectory in taught])
         starts = lengths.cumsum(0) - lengths
         prompts = {f"teachers.{teacher}": "teacher_tokens"}
-        asked = {}
-        for who, settings in self.judges(teacher).items():
+        asked, judges = {}, self.judges(teacher)
+        for who, settings in judges.items():
             tokens = prompts.get(who, "reference_tokens")
             rows = [Row(getattr(each.prompt, tokens), each.response_tokens) for each in taught]
             asked[who] = self._begin(settings, rows, starts, taught)
-        return Piece(teacher, taught, {who: answer() for who, answer in asked.items()})
+        order = sorted(asked, key=lambda who: judges[who].engine != "megatron")  # servers are waited for last
+        return Piece(teacher, taught, {who: asked[who]() for who in order})
 
     def token_bytes_held(self, teacher: str) -> float:
         """Of a token's hidden states, of all that judge it, on a rank that computes them; about."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_gopd.data.packing import Row, build_micro_batch, pack, share
+from megatron_gopd.data.packing import Row, build_micro_batch, in_order, pack, share
 
 BUDGET = 16384
 
@@ -78,3 +78,12 @@ def test_a_micro_batch_without_rows_is_padding_that_nothing_is_read_from():
     assert len(empty.tokens) % 4 == 0
     assert not len(empty.targets)
     assert torch.equal(empty.cu_seqlens, torch.tensor([0, 2 * len(empty.tokens)], dtype=torch.int32))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "groups"),
+    [([2, 3, 1, 4], [[0, 1], [2, 3]]), ([9, 1, 9], [[0], [1], [2]]), ([], [])],
+    ids=["filled", "one is more", "none"],
+)
+def test_items_stay_in_order_within_what_is_taken_together(sizes, groups):
+    assert list(in_order(sizes, 5)) == groups

@@ -11,13 +11,15 @@ from megatron_gopd.plan.dry_run import step
 from megatron_gopd.plan.exact import heads_bytes, payload_of, told
 from megatron_gopd.plan.hardware import GIB, machine
 from megatron_gopd.plan.placement import place
-from megatron_gopd.plan.planning import plan
+from megatron_gopd.plan.planning import MODELS, plan
 from megatron_gopd.plan.report import show
 from megatron_gopd.plan.roles import roles_of, settled
+from megatron_gopd.plan.search import search
 from megatron_gopd.plan.workload import Workload
 
 TOKENS = 256
 EXACT = "algorithm.gradient=exact"
+H100 = machine("h100")
 
 
 @pytest.fixture
@@ -30,10 +32,14 @@ def priced(configured):
     """priced(*overrides) -> the payload of four ranks."""
 
     def of(*overrides: str):
-        config = settled(configured(EXACT, *overrides))
-        return payload_of(config, place(config, 4, 8), Workload.of(config), machine("h100"))
+        return payload(configured(EXACT, *overrides))
 
     return of
+
+
+def payload(config, on=H100):
+    config = settled(config)
+    return payload_of(config, roles_of(config), place(config, 4, 8), Workload.of(config), on)
 
 
 def head_tokens(config, number: int, vocabulary: int) -> tuple[int, int, int]:
@@ -65,19 +71,20 @@ def test_the_last_stage_holds_its_shard_of_a_head_once(configured, dense):
     """Teacher and reference are one folder here."""
     a, config = Architecture.read(dense), configured(EXACT, "student.layout={tp: 2, pp: 2}")
     expected = math.ceil(a.vocab_size / 2) * a.hidden_size * 2
-    assert [heads_bytes(config, rank, 4) for rank in range(4)] == [0, 0, expected, expected]
+    assert [heads_bytes(config, roles_of(config), rank, 4) for rank in range(4)] == [0, 0, expected, expected]
 
 
 def test_sampled_gradients_ask_for_no_heads(configured):
-    assert heads_bytes(configured(), 0, 4) == 0
+    config = configured()
+    assert heads_bytes(config, roles_of(config), 0, 4) == 0
 
 
 def test_hidden_states_are_shared_out_over_ranks(priced, configured, dense):
-    payload = priced()
+    found = priced()
     h, tokens = Architecture.read(dense).hidden_size, Workload.of(configured()).response_tokens
-    assert payload.bytes == pytest.approx(tokens * 2 * h * 2)
-    assert payload.held == payload.fetched == pytest.approx(payload.bytes / 4)
-    assert (payload.portions, payload.late) == (1, 0)
+    assert found.bytes == pytest.approx(tokens * 2 * h * 2)
+    assert found.held == found.fetched == pytest.approx(found.bytes / 4)
+    assert (found.portions, found.late) == (1, 0)
 
 
 def test_without_sequence_parallelism_every_tensor_parallel_rank_fetches_all(priced):
@@ -90,26 +97,32 @@ def test_memory_that_is_too_small_is_told_and_how_much_is_enough(priced):
     small = priced(f"training.hidden_states_gib={held / GIB / 2}")
     assert small.portions == 4 and small.late == 3
     assert small.host == pytest.approx(held / 2)
-    assert "3 of the portions are computed in the update: training.hidden_states_gib=1 " in told(small)
+    assert "Of these, 3 must be computed within the update; training.hidden_states_gib=1 has room" in told(small)
 
 
 def test_hidden_states_of_servers_come_over_the_network(configured):
     """Those of ranks of one node do not."""
     far = "teachers.teacher.engine=served", "teachers.teacher.server.urls=['http://there:1']"
-    h100 = machine("h100")
-    slow = h100.model_copy(update={"chip": h100.chip.model_copy(update={"network_bandwidth": 1e9})})
+    slow = H100.model_copy(update={"chip": H100.chip.model_copy(update={"network_bandwidth": 1e9})})
 
     def seconds(on, *overrides):
-        config = settled(configured(EXACT, *overrides))
-        return payload_of(config, place(config, 4, 8), Workload.of(config), on).seconds
+        return payload(configured(EXACT, *overrides), on).seconds
 
-    assert seconds(slow) == seconds(h100)
-    assert seconds(slow, *far) > 2 * seconds(h100, *far)
+    assert seconds(slow) == seconds(H100)
+    assert seconds(slow, *far) > 2 * seconds(H100, *far)
+
+
+@pytest.mark.slow
+def test_a_search_prices_the_layouts_that_it_tries(configured):
+    config = configured(EXACT)
+    found = search(config, 2, H100, Workload.of(config), MODELS)
+    fetched = {one.plan.roles[0].settings.layout.pp: one.plan.payload.fetched for one in found}
+    assert fetched[2] == 2 * fetched[1]
 
 
 def test_a_plan_tells_heads_and_hidden_states(configured):
     config = configured(EXACT)
-    found = plan(config, 4, machine("h100"), Workload.of(config))
+    found = plan(config, 4, H100, Workload.of(config))
     assert {"scorers' LM heads"} <= set.intersection(*(set(phase.parts) for phase in found.phases))
     assert found.host["hidden states"] == pytest.approx(4 * found.payload.host)
     assert told(found.payload) in show(found)
