@@ -79,7 +79,7 @@ def column_of(row: Row, name: str) -> object:
 
 
 def as_messages(value: object, column: str) -> list[dict]:
-    """Text, or a list of {role, content}, as messages; UserError when it is empty or neither."""
+    """Text, or a list of {role, content}, as messages; UserError when it is empty, neither, or answered already."""
     messages = [{"role": "user", "content": value}] if isinstance(value, str) else value
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise UserError(f"{column!r} is neither text nor a list of messages {{role, content}}")
@@ -89,6 +89,11 @@ def as_messages(value: object, column: str) -> list[dict]:
                 raise UserError(f"{column!r}: message {number} needs a {key!r} that is text")
     if not any(message["content"].strip() for message in messages if message["role"] == "user"):
         raise UserError(f"{column!r} is empty: it needs a message of role 'user' with text in it")
+    if messages[-1]["role"] == "assistant":
+        raise UserError(
+            f"{column!r} ends with a message of the assistant, which would be read and then answered again; leave that "
+            f"message out (what SFT learns stands in a column 'response')"
+        )
     # parquet fills the keys a message lacks with null; a template would take them for set
     return [{key: item for key, item in message.items() if item is not None} for message in messages]
 
@@ -106,7 +111,7 @@ def _row(columns: dict, number: int, source: str) -> Row:
     labels = [*(columns.get(name) for name in LABEL_COLUMNS), golden, None if is_code else ground_truth]
     return Row(
         id=_first_text(columns.get("id"), extra.get("index"), number),
-        messages=_asked(as_messages(columns[prompt_column], prompt_column), prompt_column),
+        messages=as_messages(columns[prompt_column], prompt_column),
         gold=label_of(*labels),
         tag=_first_text(*(part.get("opd_teacher") for part in (columns, metadata, extra))),
         data_source=_first_text(columns.get("data_source")),
@@ -114,16 +119,6 @@ def _row(columns: dict, number: int, source: str) -> Row:
         source=source,
         tests=_first_text(columns.get("tests"), ground_truth if is_code else None),
     )
-
-
-def _asked(messages: list[dict], column: str) -> list[dict]:
-    """Raises UserError: what would be answered has its answer already."""
-    if messages[-1]["role"] == "assistant":
-        raise UserError(
-            f"{column!r} ends with a message of the assistant, which would be read and then answered again; leave that "
-            f"message out (what SFT learns stands in a column 'response')"
-        )
-    return messages
 
 
 def _first_text(*values: object) -> str | None:

@@ -18,6 +18,7 @@ from megatron_gopd.plan.placement import Placement, place
 from megatron_gopd.plan.roles import Role, located, roles_of, settled
 from megatron_gopd.plan.seconds import StepTime, micro_batches, step_time
 from megatron_gopd.plan.workload import Workload
+from megatron_gopd.training.cautions import check_context
 
 MODELS = Path("examples/models")
 
@@ -96,6 +97,7 @@ def plan(config: Config, gpus: int, machine: Machine, work: Workload, models: Pa
     where = place(config, gpus, machine.gpus_per_node)
     machine = of_ranks(machine, where)
     roles = roles_of(config)
+    check_context(config)
     _check_layouts(roles, where, machine)
     for who, settings in config.scorers().items():
         if settings.engine != "megatron":

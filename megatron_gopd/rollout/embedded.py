@@ -90,7 +90,7 @@ class EmbeddedEngine:
 
     def logprobs(self, rows: Sequence[Row]) -> list[np.ndarray]:
         """See RolloutEngine.logprobs."""
-        return on_first(lambda: [logprobs(self.model, row.prompt_tokens, row.response_tokens) for row in rows])
+        return on_first(lambda: logprobs(self.model, rows))
 
     @torch.no_grad()
     def sync(self, policy: Exports, version: int | None = None) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from megatron_gopd.data.packing import Row
 from megatron_gopd.rollout.growing_cache import growing_cache
 
 SHRINK = 0.9  # finished rows leave the batch once this share, or less, is still being decoded
@@ -76,16 +77,19 @@ def decode(
 
 
 @torch.inference_mode()
-def logprobs(model: PreTrainedModel, prompt: Sequence[int], response: Sequence[int]) -> np.ndarray:
-    """Log-prob of every response token at temperature 1, computed as `decode` would: [response] float32, nats."""
-    tokens, mask = _left_padded([[*prompt, *response]], model.device)
-    positions = torch.arange(tokens.shape[1], device=model.device)[None]
+def logprobs(model: PreTrainedModel, rows: Sequence[Row]) -> list[np.ndarray]:
+    """Log-prob of every response token at temperature 1, computed as `decode` would: [response] float32 a row, nats."""
+    tokens, mask = _left_padded([[*row.prompt_tokens, *row.response_tokens] for row in rows], model.device)
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     cache = growing_cache(model.config)
     hidden = model.model(
         input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-    ).last_hidden_state[0, len(prompt) - 1 : -1]
-    law = model.lm_head(hidden).float().log_softmax(dim=-1)
-    return law.gather(1, tokens[0, len(prompt) :, None])[:, 0].cpu().numpy()
+    ).last_hidden_state
+    sizes = [len(row.response_tokens) for row in rows]
+    predicting = torch.cat([of_row[-size - 1 : -1] for of_row, size in zip(hidden, sizes, strict=True)])
+    targets = torch.cat([of_row[-size:] for of_row, size in zip(tokens, sizes, strict=True)])
+    law = model.lm_head(predicting).float().log_softmax(dim=-1)
+    return [of_row.cpu().numpy() for of_row in law.gather(1, targets[:, None])[:, 0].split(sizes)]
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], device) -> tuple[Tensor, Tensor]:

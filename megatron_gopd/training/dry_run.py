@@ -10,7 +10,7 @@ from megatron_gopd.config import Config
 def check_configurations(config: Config) -> None:
     """config.json of every model that is here; where the run will be, there may be more of them.
 
-    Raises UserError: one that is not supported.
+    Raises UserError: one that is not supported, or a student that cannot read as far as it shall write.
     """
     folders = dict.fromkeys([config.student.model, *(scorer.model for scorer in config.scorers().values())])
     here = [folder for folder in folders if Path(folder, "config.json").is_file()]
@@ -19,3 +19,7 @@ def check_configurations(config: Config) -> None:
 
         for folder in here:
             Architecture.read(folder)
+    if config.student.model in here:
+        from megatron_gopd.training.cautions import check_context
+
+        check_context(config)

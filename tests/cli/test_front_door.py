@@ -58,6 +58,7 @@ def unknown_end(folder: Path) -> None:
 OF_CONFIG = {
     "a key that changes what is computed": configured(final_logit_softcapping=30.0),
     "quantized weights": configured(quantization_config={"quant_method": "fp8"}),
+    "sliding windows": configured(use_sliding_window=True),
     "rope that is not computed": configured(rope_parameters=None, rope_scaling={"type": "dynamic", "factor": 2.0}),
 }
 OF_WEIGHTS = {
@@ -75,6 +76,7 @@ OF_STOPS = {"a stop id outside the vocabulary": unknown_end}
 READ_CONFIG = ("dry-run", "plan")
 READ_WEIGHTS = ("train", "score", "evaluate", "convert", "merge", "serve-scorer", "doctor")
 READ_TOKENIZER = ("train", "evaluate", "merge", "serve-scorer", "doctor")
+OF_RUNS = ("dry-run", "plan", "train", "doctor")
 READ_STOPS = ("train", "evaluate", "doctor")
 
 
@@ -142,6 +144,12 @@ def test_every_verb_refuses_a_config(broken, commands, capfd):
     from megatron_gopd.mcore.architecture import Architecture
 
     assert_all_say(sentence(Architecture.read, broken), READ_CONFIG + READ_WEIGHTS, commands, capfd)
+
+
+@pytest.mark.parametrize("broken", [configured(max_position_embeddings=6)], indirect=True)
+def test_every_verb_of_a_run_refuses_a_context_that_is_too_short(broken, commands, capfd):
+    said = f"max_position_embeddings of the student ({broken}) is 6; lower one of the two"
+    assert_all_say(said, OF_RUNS, commands, capfd)
 
 
 @cases(OF_WEIGHTS)

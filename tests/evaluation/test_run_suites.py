@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -15,15 +16,19 @@ from tests.chat_models import save_bigram_model, token_id, tokenizer, write_ques
 from tests.ranks import torchrun
 from tests.servers.real_server import load
 
-PROBLEMS, SAMPLES = 6, 4
+PROBLEMS, SAMPLES, TOKENS = 6, 4, 12
+SEVEN = r"\boxed{7}"
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    """Answers 7 or 8, then stops."""
-    end = tokenizer().convert_tokens_to_ids("<|im_end|>")
-    laws = {token_id("\n"): {token_id("7"): 0.5, token_id("8"): 0.5}}
-    return save_bigram_model(tmp_path_factory.mktemp("m") / "guesses", laws | {token_id(n): {end: 1.0} for n in "78"})
+    r"""Answers \boxed{7} or \boxed{8}, then stops."""
+    before = "\n\\boxed{"
+    laws = {token_id(one): {token_id(following): 1.0} for one, following in itertools.pairwise(before)}
+    laws |= {token_id("{"): {token_id("7"): 0.5, token_id("8"): 0.5}}
+    laws |= {token_id(number): {token_id("}"): 1.0} for number in "78"}
+    laws |= {token_id("}"): {tokenizer().convert_tokens_to_ids("<|im_end|>"): 1.0}}
+    return save_bigram_model(tmp_path_factory.mktemp("m") / "guesses", laws)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +47,7 @@ def evaluate(model, benchmarks, one_rank):
     def evaluate(output: Path, names: tuple[str, ...] = ("aime25",), seed: int = 1, **settings):
         from megatron_gopd.evaluation.run_suites import Settings, evaluate_suites
 
-        asked = Settings(**{"benchmarks": benchmarks, "samples": SAMPLES, "max_response_tokens": 4} | settings)
+        asked = Settings(**{"benchmarks": benchmarks, "samples": SAMPLES, "max_response_tokens": TOKENS} | settings)
         return evaluate_suites(model, list(names), output, asked, dtype="float32", seed=seed)[0]
 
     return evaluate
@@ -63,7 +68,7 @@ def test_every_answer_is_there_with_its_grade(whole):
     assert [(row["id"], row["sample"]) for row in written] == [
         (str(number), sample) for number in range(1, PROBLEMS + 1) for sample in range(SAMPLES)
     ]
-    assert all(row["score"] == float(row["response"] == "7") for row in written)
+    assert all(row["score"] == float(row["response"] == SEVEN) for row in written)
 
 
 def test_the_summary_is_that_of_the_answers(whole):
@@ -78,7 +83,7 @@ def test_the_summary_is_that_of_the_answers(whole):
 
 def test_the_command_line_on_two_ranks_writes_the_same_answers(whole, model, benchmarks, tmp_path):
     options = {"model": model, "suite": "aime25", "benchmarks": benchmarks, "samples": SAMPLES, "seed": 1}
-    options |= {"max-response-tokens": 4, "dtype": "float32", "output": tmp_path / "two"}
+    options |= {"max-response-tokens": TOKENS, "dtype": "float32", "output": tmp_path / "two"}
     arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     printed = torchrun(2, "-m", "megatron_gopd", "evaluate", *arguments)
     assert rows(tmp_path / "two") == rows(whole[0])
@@ -125,13 +130,13 @@ def test_nothing_is_written_where_a_file_is_missing(evaluate, tmp_path):
 
 
 def test_a_file_of_the_user_s_own_is_a_suite_graded_by_their_function(evaluate, tmp_path):
-    (tmp_path / "own.py").write_text("def seven(response, label, finish_reason, **row):\n    return response == '7'\n")
+    (tmp_path / "own.py").write_text("def seven(response, label, finish_reason, **row):\n    return '7' in response\n")
     data = write_questions(tmp_path / "mine.jsonl", 3)
     given = {"names": (str(data),), "grader": f"{tmp_path / 'own.py'}:seven"}
     result = evaluate(tmp_path / "new", **given)
     answers = [json.loads(line) for line in (tmp_path / "new" / "mine.jsonl").read_text().splitlines()]
     assert [row["id"] for row in answers[::SAMPLES]] == ["mine-0", "mine-1", "mine-2"]
-    assert all(row["score"] == float(row["response"] == "7") for row in answers)
+    assert all(row["score"] == float(row["response"] == SEVEN) for row in answers)
     assert (result.suite, result.accuracy.items) == ("mine", 3)
     write_questions(tmp_path / "mine.jsonl", 4)
     with pytest.raises(UserError, match="holds an evaluation of other settings .problems of mine"):

@@ -50,6 +50,22 @@ def test_every_prompt_gets_its_samples_in_order(engine):
     assert [(a.prompt.id, a.sample) for a in answers] == [(f"p{n}", s) for n in range(3) for s in range(2)]
 
 
+def test_log_probs_of_given_tokens_are_those_of_transformers(engine, chat_models):
+    import torch
+
+    from megatron_gopd.data.packing import Row
+    from tests.tiny_models import load_plain
+
+    rows = [Row([5], [6, 7, 8]), Row([9, 10, 11], [12]), Row([3, 4], list(range(20, 60)))]
+    model = load_plain(chat_models["student"])
+    for row, found in zip(rows, engine.logprobs(rows), strict=True):
+        tokens = torch.tensor([[*row.prompt_tokens, *row.response_tokens]])
+        with torch.no_grad():
+            law = model(tokens).logits[0, len(row.prompt_tokens) - 1 : -1].log_softmax(-1)
+        expected = law.gather(1, torch.tensor(row.response_tokens)[:, None])[:, 0]
+        np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=1e-5)
+
+
 def test_samples_of_a_prompt_differ(engine):
     first, second = sample(engine, prompts(1), samples=2)
     assert first.response_tokens.tolist() != second.response_tokens.tolist()
