@@ -88,7 +88,7 @@ def _seconds(exact: Variant, sampled: Variant) -> str:
     seeds = of[True].keys() & of[False].keys()
     was, now = (Estimate.of([of[kind][seed] for seed in seeds]).mean for kind in (False, True))
     ratio = Estimate.of([of[True][seed] / of[False][seed] for seed in seeds])
-    return f"{was:.2f} → {now:.2f} (× {ratio})"
+    return f"{was:.2f} → {now:.2f} (× {ratio.mean:.2f} ± {ratio.standard_error:.2f})"
 
 
 if __name__ == "__main__":
