@@ -82,7 +82,9 @@ def _beside(exact: Variant, sampled: Variant, suites: list[str], quantity: str) 
 def _seconds(exact: Variant, sampled: Variant) -> str:
     """Medians over steps, then means over seeds; beside them exact / sampled."""
     of = {
-        each.exact: {run.config.run.seed: median(row[COSTS] for row in run.metrics) for run in each.runs}
+        each.exact: {
+            run.config.run.seed: median(row[COSTS] for row in run.metrics) for run in each.runs if run.finished
+        }
         for each in (exact, sampled)
     }
     seeds = of[True].keys() & of[False].keys()
