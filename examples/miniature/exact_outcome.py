@@ -82,13 +82,15 @@ def _beside(exact: Variant, sampled: Variant, suites: list[str], quantity: str) 
 def _seconds(exact: Variant, sampled: Variant) -> str:
     """Medians over steps, then means over seeds; beside them exact / sampled."""
     of = {
-        each.exact: {run.config.run.seed: median(row[COSTS] for row in run.metrics) for run in each.runs}
+        each.exact: {
+            run.config.run.seed: median(row[COSTS] for row in run.metrics) for run in each.runs if run.finished
+        }
         for each in (exact, sampled)
     }
     seeds = of[True].keys() & of[False].keys()
     was, now = (Estimate.of([of[kind][seed] for seed in seeds]).mean for kind in (False, True))
     ratio = Estimate.of([of[True][seed] / of[False][seed] for seed in seeds])
-    return f"{was:.2f} → {now:.2f} (× {ratio})"
+    return f"{was:.2f} → {now:.2f} (× {ratio.mean:.2f} ± {ratio.standard_error:.2f})"
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from stages import DOMAINS, GIVEN, NAMES, SEEDS, Evaluate, Stage, Train, multi, single
+from stages import DOMAINS, GIVEN, NAMES, SEEDS, Evaluate, Stage, Train, multi, single, target
 
 MODELS = replace(GIVEN, runs=Path("runs/miniature-exact"))
 # a report does not look there: by its configuration a control would be a distillation
@@ -61,7 +61,7 @@ def exact() -> list[Stage]:
             for lambda_ in lambdas:
                 runs = [_run(teachers, lambda_, steps, seed, gradient) for gradient in GRADIENTS]
                 stages += runs + [each for run in runs for each in distances(run, teachers, lambda_)]
-    return stages
+    return stages + [target(MODELS, domain, lambda_) for domain in DOMAINS for lambda_ in (1, 1.25, 2)]
 
 
 def control(teachers: tuple[str, ...], steps: int, seed: int) -> Control:
