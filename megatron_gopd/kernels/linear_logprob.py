@@ -64,6 +64,9 @@ def linear_logprob(
     return values.logprobs, values.entropy
 
 
+BLOCK = 8192  # vocabulary rows
+
+
 def linear_log_softmax(
     hidden: Tensor,
     weight: Tensor,
@@ -76,7 +79,8 @@ def linear_log_softmax(
 
     `weight` [rows, hidden] is this rank's shard of the head; rows past `vocab_size` are padding and dropped.
     """
-    logits = hidden.float() @ weight.float().T / temperature
+    blocks = [hidden.float() @ rows.float().T for rows in weight.split(BLOCK)]  # widened a block at a time
+    logits = torch.cat(blocks, dim=1) / temperature
     if group is not None and group.size() > 1:
         shards = [torch.empty_like(logits) for _ in range(group.size())]
         dist.all_gather(shards, logits.contiguous(), group=group)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn import functional
 
 from megatron_gopd.data.packing import MicroBatch
 from megatron_gopd.kernels import (
@@ -140,8 +141,9 @@ def log_sums(
 def shared_law(model: Model, hidden: Tensor, shard: Shard, shared: int, temperature: float) -> Tensor:
     """Log-probs of another head over the ids 0 .. shared - 1: [tokens, shared] from the hidden states of all tokens."""
     step = len(model.lm_head())
-    weight = shard.weight.new_zeros(step, shard.weight.shape[1])
-    weight[: min(shard.rows, step)] = shard.weight[:step]
+    weight = shard.weight[:step]
+    if len(weight) < step:  # a head that ends before the student's padding does
+        weight = functional.pad(weight, (0, 0, 0, step - len(weight)))
     hidden, group = hidden.to(weight.device), model.groups.tp
     return linear_log_softmax(hidden, weight, temperature=temperature, vocab_size=shared, group=group)
 
