@@ -34,7 +34,7 @@ UNKNOWN_BATCHSIZE = (
             "/teacher",
             "/t\n    zzz: x",
             "FILE:8: unknown key 'teachers.math.zzz'; keys here: model, layout, dtype, fp8, offload, engine, server, "
-            "reference, prompt",
+            "reference, lambda, prompt",
         ),
         ("/teacher", "/t\n    dtype: float16", "FILE:8: teachers.math.dtype: Input should be 'float32' or 'bfloat16'"),
         (
