@@ -206,7 +206,7 @@ for number in (signal.SIGUSR1, signal.SIGTERM):
     signal.signal(number, lambda *_: None)
 print("listening", flush=True)
 with GraderPool("math", workers=2) as pool:
-    print(pool.grade([r"\\\\boxed{7}"], ["7"])[0].score)
+    print(pool.grade([r"\\boxed{7}"], ["7"])[0].score)
 """
 
 
