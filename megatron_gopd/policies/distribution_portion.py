@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from megatron_gopd.config.algorithms import TokenCorrection
+from megatron_gopd.config.gopd import TokenCorrection
 from megatron_gopd.data.packing import MicroBatch
 from megatron_gopd.kernels import Target, TargetHead
 from megatron_gopd.kernels.linear_distribution_loss import DistributionLossFunction
