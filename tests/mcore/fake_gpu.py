@@ -106,12 +106,15 @@ def on_a_gpu(world: int):
     from megatron_gopd.kernels.torch_backend import TorchBackend
     from megatron_gopd.plan import seams
     from megatron_gopd.plan.ledger import Ledger
+    from megatron_gopd.policies import distribution_portion, hidden_scorers
 
     preprocess = Dispatcher.dispatch_preprocess
     dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
     with (
         seams.values_answered(Ledger()),
         mock.patch.object(head, "backend_for", lambda _: TorchBackend()),
+        mock.patch.object(distribution_portion, "fetch", fetched),
+        mock.patch.object(hidden_scorers, "shared_ids", lambda _: 100),
         mock.patch.object(tensor_parallel, "model_parallel_cuda_manual_seed", lambda *_, **__: None),
         mock.patch.object(random, "_set_cuda_rng_state", lambda *_, **__: None),
         mock.patch.object(random.CudaRNGStatesTracker, "fork", lambda *_: contextlib.nullcontext()),
@@ -122,12 +125,28 @@ def on_a_gpu(world: int):
         yield
 
 
+def fetched(held, wanted: torch.Tensor, tokens: int) -> torch.Tensor:
+    """What other ranks would send, in host memory."""
+    return held.values.new_zeros(len(wanted), held.values.shape[1])
+
+
+def judge_whole(student, config, batch, loss_of) -> None:
+    """An update by the exact gradient, with a reference and a clamp."""
+    from megatron_gopd.policies.hidden_scorers import HiddenScorers
+
+    algorithm = {"gradient": "exact", "lambda": 1.25, "clamp": 1.0}
+    exact = type(config).model_validate(config.model_dump(by_alias=True) | {"algorithm": algorithm})
+    scorers = HiddenScorers(exact)
+    scorers.score(batch)
+    student.update(batch, loss_of(exact.algorithm), scorers.payload)
+
+
 def main(folder: str, layout: str, dtype: str) -> dict:
     import numpy as np
 
     from megatron_gopd.config import Config, Layout
     from megatron_gopd.data.trajectory import Prompt, Trajectory
-    from megatron_gopd.objective import gopd_loss
+    from megatron_gopd.objective import gopd_loss, loss_of
 
     asked = Layout.parse(layout)
     role = {"model": folder, "dtype": dtype, "layout": asked.model_dump(), "offload": False}
@@ -153,6 +172,7 @@ def main(folder: str, layout: str, dtype: str) -> dict:
             batch.append(Trajectory(prompt, 0, np.full(length, 4, np.int32), scores, "stop", teacher_logprobs=scores))
         scorers.score(batch)
         student.update(batch, gopd_loss(1.0, 5.0))
+        judge_whole(student, config, batch, loss_of)
         with scorers.teacher("t") as teacher:
             held = [*student.model.module.state_dict().items(), *teacher.module.state_dict().items()]
         held += [("optimizer", tensor) for tensor in optimizer_tensors(student._optimizer)]
