@@ -92,7 +92,8 @@ def _livecodebench_tests(row: dict) -> str:
     public, private = _column(row, "public_test_cases"), _column(row, "private_test_cases")
     try:
         cases = json.loads(public) + json.loads(private if private.lstrip().startswith("[") else _unpacked(private))
-        name = json.loads(row.get("metadata") or "{}").get("func_name")
+        metadata = row.get("metadata") or {}  # published as JSON text, which files are read without
+        name = (json.loads(metadata) if isinstance(metadata, str) else metadata).get("func_name")
         tests = {"inputs": [each["input"] for each in cases], "outputs": [each["output"] for each in cases]}
     except (ValueError, KeyError, TypeError, AttributeError, EOFError, zlib.error, pickle.UnpicklingError) as error:
         raise UserError(f"test cases that are not as published: {type(error).__name__}: {error}") from None
