@@ -96,7 +96,9 @@ def _name(value: object) -> str:
     given = value if isinstance(value, dict) else vars(value) if isinstance(value, AlgorithmSection) else {}
     kind = given.get("type", "gopd")
     with_gradient = f"{kind} {given.get('gradient')}"
-    return with_gradient if with_gradient in ALGORITHMS else str(kind)
+    if with_gradient in ALGORITHMS:
+        return with_gradient
+    return kind if kind in TYPES else ""
 
 
 *FIRST, LAST = TYPES

@@ -22,12 +22,12 @@ def lambda_limit(teacher: Tensor, reference: Tensor, cap: float) -> Tensor:
     Returns:
         [tokens] float32.
     """
-    log_p, modal = teacher.double().max(dim=1)
-    log_b = reference.double().gather(1, modal[:, None])[:, 0]
-    against_p, against_b = _log_odds_against(log_p), _log_odds_against(log_b)
-    reached = torch.log(-torch.expm1(log_p)) - torch.log(cap + torch.expm1(log_p))
+    modal = teacher.argmax(dim=1, keepdim=True)
+    rest_p, against_p = _against(teacher, modal)
+    _, against_b = _against(reference, modal)
+    reached = rest_p - torch.log(cap - rest_p.exp())
     limit = (reached - against_b) / (against_p - against_b)
-    return torch.where(log_p > log_b, limit, torch.inf).float()
+    return torch.where(against_p < against_b, limit, torch.inf).float()
 
 
 def disagreement(teacher: Tensor, reference: Tensor) -> Tensor:
@@ -39,6 +39,8 @@ def disagreement(teacher: Tensor, reference: Tensor) -> Tensor:
     return (teacher.exp() - reference.exp()).abs().sum(dim=1) / 2
 
 
-def _log_odds_against(log_p: Tensor) -> Tensor:
-    """log((1 - p) / p)."""
-    return torch.log(-torch.expm1(log_p)) - log_p
+def _against(law: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+    """log(1 - p) and log((1 - p) / p), p the probability of `token` [tokens, 1]; of the others' sum, since the p of a
+    sure model rounds to 1."""
+    rest = law.scatter(1, token, -torch.inf).logsumexp(dim=1).double()
+    return rest, rest - law.gather(1, token)[:, 0].double()

@@ -27,8 +27,8 @@ class HiddenScorers(Scorers):
 
     def __init__(self, config: Config):
         """Collective over all ranks. Raises UserError for a model, a layout or a head that cannot be used."""
+        self.shared = shared_ids(config)  # refuses before the models are loaded
         super().__init__(config)
-        self.shared = shared_ids(config)
         self.dtype = getattr(torch, config.student.dtype)
         self.budget = int(config.training.hidden_states_gib * 2**30 / 2)
         self.ahead: list[Piece] = []

@@ -69,14 +69,17 @@ def _of_whole_laws(update: Update) -> dict[str, float]:
     metrics = {}
     if "advantage" in update.metrics:
         metrics["advantage_variance"] = float(_flat(update.metrics["advantage"]).var(dtype=np.float64))
-    if "lambda_limit" in update.metrics:
-        limits = _flat(update.metrics["lambda_limit"])
-        limits = limits[~np.isnan(limits)]
-        bounded = limits[np.isfinite(limits)]
-        if len(bounded):
-            metrics["lambda_limit/p01"] = float(np.quantile(bounded, 0.01))
-        metrics["lambda_limit/unbounded"] = float(np.mean(np.isinf(limits)))
-        metrics["teacher_reference_tv"] = float(np.nanmean(_flat(update.metrics["disagreement"])))
+    if "lambda_limit" not in update.metrics:
+        return metrics
+    limits = _flat(update.metrics["lambda_limit"])
+    limits = limits[~np.isnan(limits)]
+    if not len(limits):  # a small batch, or one of teachers that ask no reference
+        return metrics
+    bounded = limits[np.isfinite(limits)]
+    if len(bounded):
+        metrics["lambda_limit/p01"] = float(np.quantile(bounded, 0.01))
+    metrics["lambda_limit/unbounded"] = float(np.mean(np.isinf(limits)))
+    metrics["teacher_reference_tv"] = float(np.nanmean(_flat(update.metrics["disagreement"])))
     return metrics
 
 

@@ -42,7 +42,9 @@ def guard(tmp_path_factory) -> Path:
         ("qwen3moe-untied", "tp=1", "bfloat16"),
     ],
 )
-def test_a_student_learns_by_either_gradient_and_a_teacher_scores_on_the_gpu_alone(name, layout, dtype, guard, tmp_path):
+def test_a_student_learns_by_either_gradient_and_a_teacher_scores_on_the_gpu_alone(
+    name, layout, dtype, guard, tmp_path
+):
     command = [sys.executable, str(HERE / "fake_gpu.py"), str(save_tiny(tmp_path, name)), layout, dtype]
     environment = os.environ | {"LD_PRELOAD": str(guard), "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)

@@ -22,6 +22,13 @@ def test_at_the_limit_the_fixed_point_s_rest_is_a_cap_th_of_the_teacher_s(p, b, 
     assert (1 - p) / (1 - modal) == pytest.approx(cap, rel=1e-4)
 
 
+@pytest.mark.parametrize(("p_against", "b_against"), [(20.0, 3.0), (20.0, 18.0), (18.0, 20.0)])
+def test_models_so_sure_that_their_probability_rounds_to_1_have_the_limit_of_float64(p_against, b_against):
+    logits = torch.tensor([[p_against, 0.0]]), torch.tensor([[b_against, 0.0]])
+    exact = lambda_limit(*(each.double().log_softmax(-1) for each in logits), 5.0)
+    torch.testing.assert_close(lambda_limit(*(each.log_softmax(-1) for each in logits), 5.0), exact)
+
+
 def test_a_teacher_less_sure_than_its_reference_has_no_limit():
     assert lambda_limit(*laws(0.6, 0.8), 5.0).item() == torch.inf
 

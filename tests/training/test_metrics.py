@@ -69,3 +69,12 @@ def test_ungraded_trajectories_have_no_reward(row):
 
 def test_values_are_plain_numbers(row):
     assert all(type(value) is float for value in row.values())
+
+
+def test_a_step_of_which_no_prefix_was_looked_at_whole_tells_nothing_of_lambda():
+    from megatron_gopd.training.metrics import step_metrics
+
+    update = update_of([[-1.0, -2.0]])
+    update.metrics |= dict.fromkeys(("lambda_limit", "disagreement"), [np.full(2, np.nan, dtype=np.float32)])
+    row = step_metrics(1, [trajectory("a", [-1.0, -2.0], [-1.0, -1.0])], update, SECONDS)
+    assert not {"lambda_limit/p01", "lambda_limit/unbounded", "teacher_reference_tv"} & set(row)

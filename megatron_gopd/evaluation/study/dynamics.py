@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from megatron_gopd.evaluation.study.compare import Choice
 from megatron_gopd.evaluation.study.scores import Measured, in_blocks
 from megatron_gopd.evaluation.study.settings import Setting
-from megatron_gopd.evaluation.study.variants import EXACT, Variant
+from megatron_gopd.evaluation.study.variants import Variant, gradient_of
 from megatron_gopd.evaluation.study.verdicts import Evidence
 
 METRICS = {"reward": "reward", "response_tokens_mean": "tokens", "entropy": "entropy"}  # metric -> quantity
@@ -45,8 +45,8 @@ def compare_training(
             a, b = (_second_half(each, metric) for each in (one, other))
             if a and b:
                 value = Measured.difference(a, b)
-                gradient = f", {EXACT}" if one.exact else ""
-                where = f"{setting.title}, steps {one.steps // 2 + 1} to {one.steps}{gradient}"
+                steps = f"steps {one.steps // 2 + 1} to {one.steps}"
+                where = ", ".join(filter(None, [setting.title, steps, gradient_of(one.recipe)]))
                 yield Evidence(where, f"{one.method} − {other.method}", value, METRICS[metric], items="blocks of steps")
 
 

@@ -11,7 +11,7 @@ from megatron_gopd.evaluation.study.folders import Evaluation, Run
 from megatron_gopd.evaluation.study.models import Subject
 from megatron_gopd.evaluation.study.numbers import with_error
 from megatron_gopd.evaluation.study.settings import Study
-from megatron_gopd.evaluation.study.variants import EXACT, has_exact_gradient, method_of, recipe_of
+from megatron_gopd.evaluation.study.variants import gradient_of, method_of, recipe_of
 
 RUN_HEADINGS = ["run", "method", "student", "teachers", "seed", "steps", "s a step", "benchmarks after the last step"]
 LIMITS = ["lambda_limit/p01", "lambda_limit/unbounded", "teacher_reference_tv"]
@@ -41,7 +41,7 @@ def _run(study: Study, run: Run) -> list[str]:
     config = run.config
     return [
         config.run.name,
-        ", ".join([str(method_of(run)), *([EXACT] if has_exact_gradient(recipe_of(run)) else [])]),
+        ", ".join(filter(None, [str(method_of(run)), gradient_of(recipe_of(run))])),
         study.models.name(run.model_of(config.student.model)),
         ", ".join(config.teachers or ()),
         str(config.run.seed),
@@ -56,7 +56,7 @@ def limit_rows(study: Study) -> list[list[str]]:
     return [
         [
             run.config.run.name,
-            f"{run.config.algorithm.strength:g}",
+            ", ".join(dict.fromkeys(f"{run.config.lambda_of(name):g}" for name in run.config.teachers)),
             *(_median(run, metric, 2) for metric in LIMITS),
         ]
         for run in study.runs

@@ -11,11 +11,11 @@ from megatron_gopd.config.same_run import MAY_CHANGE
 from megatron_gopd.evaluation.study.folders import Run
 from megatron_gopd.evaluation.study.models import Models, Subject, reference_of, teacher_of
 
-ORDER = ("baseline", "sft", "expo", "gopd", "grpo")
-GRADIENT, EXACT = "algorithm.gradient", "exact gradient"
+ORDER = ("baseline", "sft", "expo", "gopd", "gopd of several lambdas", "grpo")
+GRADIENT = "algorithm.gradient"
 # what a method is, what a run measures and where it lies: the rest of a configuration is its recipe
 NOT_RECIPE = re.compile(
-    r"run\.(name|seed|folder)|algorithm\.(type|lambda)|(algorithm|teachers\.[^.]+)\.reference(\..*)?"
+    r"run\.(name|seed|folder)|algorithm\.(type|lambda)|(algorithm|teachers\.[^.]+)\.reference(\..*)?|teachers\.[^.]+\.lambda"
     r"|(evaluation|sandbox)(\..*)?|rewards"
 )
 
@@ -28,16 +28,17 @@ class Method:
     kind: str  # one of ORDER
     strength: float = 1.0  # lambda, or ExPO's alpha
     corrected: bool = False  # the reference is another model than the student was: reward correction
-    name: str = ""  # of a baseline
+    name: str = ""  # of a baseline, or of a distillation of several lambdas, which is none of the paper's either
 
     def __str__(self) -> str:
         if self.kind == "baseline":
             return self.name
         if self.kind == "expo":
             return f"ExPO α={self.strength:g}"
-        if self.kind != "gopd":
+        if self.kind in ("sft", "grpo"):
             return self.kind.upper()
-        name = "OPD" if self.strength == 1 else f"{'ExOPD' if self.strength > 1 else 'G-OPD'} λ={self.strength:g}"
+        ours = "OPD" if self.strength == 1 else f"{'ExOPD' if self.strength > 1 else 'G-OPD'} λ={self.strength:g}"
+        name = self.name or ours
         return f"{name}, reward correction" if self.corrected else name
 
     @property
@@ -65,12 +66,12 @@ class Variant:
     @property
     def exact(self) -> bool:
         """Whether the gradient is of whole distributions."""
-        return has_exact_gradient(self.recipe)
+        return self.recipe.get(GRADIENT) == "exact"
 
     @property
     def budget(self) -> str:
         """How long, and with which gradient it was trained, in words."""
-        return ", ".join(filter(None, [f"{self.steps} steps" if self.steps else "", EXACT if self.exact else ""]))
+        return ", ".join(filter(None, [f"{self.steps} steps" if self.steps else "", gradient_of(self.recipe)]))
 
     @property
     def unfinished(self) -> list[Run]:
@@ -99,7 +100,11 @@ def method_of(run: Run) -> Method:
     algorithm = run.config.algorithm
     references = _references(run).values()
     corrected = bool(references) and all(each != run.student for each in references)
-    return Method(algorithm.KIND, algorithm.strength, corrected)
+    lambdas = {name: run.config.lambda_of(name) for name in run.config.teachers}
+    if len(set(lambdas.values())) > 1:
+        each = ", ".join(f"λ={value:g} ({name})" for name, value in lambdas.items())
+        return Method("gopd of several lambdas", algorithm.strength, corrected, f"G-OPD {each}")
+    return Method(algorithm.KIND, next(iter(lambdas.values()), algorithm.strength), corrected)
 
 
 def recipe_of(run: Run) -> dict[str, object]:
@@ -108,8 +113,11 @@ def recipe_of(run: Run) -> dict[str, object]:
     return {key: value for key, value in whole.items() if not _is_beside(key)}
 
 
-def has_exact_gradient(recipe: dict[str, object]) -> bool:
-    return recipe.get(GRADIENT) == "exact"
+def gradient_of(recipe: dict[str, object]) -> str:
+    """In words, where it is not the paper's."""
+    asked = recipe.get(GRADIENT, "sampled")
+    other = ", forward KL" if recipe.get("algorithm.divergence") == "forward_kl" else ""
+    return "" if asked == "sampled" else f"{asked} gradient{other}"
 
 
 def apart(variants: list[Variant]) -> list[str]:

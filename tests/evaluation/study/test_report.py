@@ -84,3 +84,28 @@ def test_how_far_lambda_may_go_stands_beside_it(folder, tmp_path):
     text = (tmp_path / "report" / "report.md").read_text()
     assert "| bold | 1.25 | 1.42 | 0.10 | 0.05 |" in text
     assert "| bold | ExOPD λ=1.25, exact gradient | s | t | 1 | 3 | 2.00 | no evaluation |" in text
+
+
+def test_what_a_run_differs_in_from_the_paper_s_method_is_named(folder, tmp_path):
+    served = {
+        "student": {"model": folder.model("s")},
+        "teachers": {"t": {"model": folder.model("t"), "engine": "sglang"}},
+    }
+    folder.run("few", None, algorithm={"gradient": "top_k", "divergence": "forward_kl"}, **served)
+    report([folder.root], tmp_path / "report")
+    assert "| few | OPD, top_k gradient, forward KL | s" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_a_run_is_named_by_the_lambdas_of_its_teachers(folder, tmp_path):
+    def run(name: str, *lambdas: float | None) -> None:
+        teachers = {
+            each: {"model": folder.model(each), "lambda": own} for each, own in zip("tu", lambdas, strict=False)
+        }
+        folder.run(name, None, student={"model": folder.model("s")}, teachers=teachers)
+
+    run("both", 1.25, 1.25)
+    run("one", None, 1.5)
+    report([folder.root], tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "| both | ExOPD λ=1.25 | s" in text
+    assert "| one | G-OPD λ=1 (t), λ=1.5 (u) | s" in text
