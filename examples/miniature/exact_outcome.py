@@ -14,13 +14,14 @@ from megatron_gopd.evaluation import study
 from megatron_gopd.evaluation.statistics import Estimate
 from megatron_gopd.evaluation.study.compare import by_gradient
 from megatron_gopd.evaluation.study.folders import TARGET_KL
+from megatron_gopd.evaluation.study.models import Subject
 from megatron_gopd.evaluation.study.numbers import number, with_error
-from megatron_gopd.evaluation.study.settings import Setting, Study
+from megatron_gopd.evaluation.study.settings import Domain, Setting, Study
 from megatron_gopd.evaluation.study.variants import Variant
 from megatron_gopd.evaluation.study.verdicts import FAILS, HOLDS, Finding
 
 QUANTITIES = {"accuracy": "accuracy, %", TARGET_KL: "KL to the target, nats a token", "tokens": "tokens"}
-HEADINGS = ["teachers, steps", "", "seeds", *QUANTITIES.values(), "s a step"]
+HEADINGS = ["teachers, steps", "", "seeds", "task", *QUANTITIES.values(), "s a step"]
 COSTS = "timing/step_s"
 
 
@@ -40,43 +41,36 @@ def report_so_far() -> list[Finding]:
 
 
 def rows(study: Study) -> list[list[str]]:
-    """sampled → exact (paired difference ± standard error), a line for each recipe and lambda; then the controls."""
+    """sampled → exact (difference ± standard error) for each recipe, lambda and task; then controls, beside the base.
+
+    Differences are paired by problem and by seed.
+    """
     pairs = [each for each in by_gradient(study) if each[1].subject.evaluations and each[2].subject.evaluations]
     pairs.sort(key=lambda each: (-len(each[0].teachers), each[1].steps, each[1].method.strength))
     found = [HEADINGS, ["---"] * len(HEADINGS)]
     for setting, exact, sampled in pairs:
-        cells = [_beside(exact, sampled, _suites(setting), quantity) for quantity in QUANTITIES]
-        found.append([*_who(setting, exact), *cells, _seconds(exact, sampled)])
+        for domain in setting.domains:
+            cells = [_beside(exact.subject, sampled.subject, domain, quantity) for quantity in QUANTITIES]
+            found.append([*_who(setting, exact, domain), *cells, _seconds(exact, sampled)])
     for setting in study.settings:
-        controls = [each for each in setting.variants if each.method.kind == "baseline"]
-        found += [[*_who(setting, each), *_alone(study, setting, each)] for each in controls]
+        for control in setting.variants:
+            for domain in setting.domains if control.method.kind == "baseline" else ():
+                cells = [_beside(control.subject, study.student(setting), domain, each) for each in QUANTITIES]
+                found.append([*_who(setting, control, domain), *cells, "–"])
     return found
 
 
-def _alone(study: Study, setting: Setting, control: Variant) -> list[str]:
-    """Beside the accuracy its difference from the base."""
-    suites = _suites(setting)
-    accuracy, tokens = (control.subject.measured(suites, name) for name in ("accuracy", "tokens"))
-    gain = control.subject.minus(study.student(setting), suites)
-    return [f"{number(accuracy.mean)} ({with_error(gain, sign=True)})", "–", number(tokens.mean, "tokens"), "–"]
-
-
-def _suites(setting: Setting) -> list[str]:
-    return [suite for domain in setting.domains for suite in domain.suites]
-
-
-def _who(setting: Setting, variant: Variant) -> list[str]:
+def _who(setting: Setting, variant: Variant, domain: Domain) -> list[str]:
     recipe = f"{' + '.join(setting.teachers)}, {variant.steps}"
-    return [recipe, str(variant.method), str(len(variant.subject.evaluations))]
+    return [recipe, str(variant.method), str(len(variant.subject.evaluations)), domain.name]
 
 
-def _beside(exact: Variant, sampled: Variant, suites: list[str], quantity: str) -> str:
-    values = [each.subject.measured(suites, quantity) for each in (sampled, exact)]
-    difference = exact.subject.minus(sampled.subject, suites, quantity)
+def _beside(now: Subject, was: Subject, domain: Domain, quantity: str) -> str:
+    difference = now.minus(was, domain.suites, quantity)
     if difference is None:
         return "–"
-    was, now = (number(each.mean, quantity) for each in values)
-    return f"{was} → {now} ({with_error(difference, quantity, True)})"
+    first, second = (number(each.measured(domain.suites, quantity).mean, quantity) for each in (was, now))
+    return f"{first} → {second} ({with_error(difference, quantity, True)})"
 
 
 def _seconds(exact: Variant, sampled: Variant) -> str:
