@@ -60,8 +60,13 @@ class Jail:
             linux.drop_capabilities()
             linux.forbid_new_privileges()
 
+    def give(self, descriptor: int) -> None:
+        """Let a program open this file or pipe again by its name, such as /dev/stdin: to that user it is another's."""
+        if self.uid is not None:
+            os.fchown(descriptor, self.uid, -1)
+
     def clean(self) -> None:
-        """End what the last program left running, and empty the scratch folder."""
+        """End what the last program left running, and empty its folders."""
         self.end_programs()
         if self.alone:
             view.empty_scratch(self.settings.scratch_mb * MEBIBYTE, self.owner)
@@ -80,14 +85,14 @@ class Jail:
                 time.sleep(0.0005)
 
     def memory_in_use(self) -> int:
-        """Bytes that all programs hold: resident pages, memory files, System V segments."""
+        """Bytes that all programs hold: resident pages, memory files, /dev/shm, System V segments."""
         if not self.alone:
             return 0  # RLIMIT_AS bounds each process; there is no telling whose the others are
         pages = sum(_resident(int(name)) for name in os.listdir("/proc") if name.isdigit() and name != "1")
         with suppress(OSError):
             for line in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]:
                 pages += int(line.split()[3]) // resource.getpagesize()
-        return pages * resource.getpagesize()
+        return pages * resource.getpagesize() + view.shared_bytes()
 
     def _limits(self) -> dict[str, int]:
         settings = self.settings

@@ -53,14 +53,21 @@ def _on_stdio(tests: Stdio, jail: Jail) -> dict:
 
 
 def _run_once(jail: Jail, given: str, seconds: float, expected_bytes: int) -> Outcome:
-    output, errors = os.pipe(), os.pipe()
+    output, errors = _pipe_for(jail), _pipe_for(jail)
     with tempfile.TemporaryFile(dir=jail.scratch) as stdin:  # whole: a program may leave its input unread
         stdin.write(given.encode())
         stdin.seek(0)
+        jail.give(stdin.fileno())
         pid = start_python(jail, "solution.py", {0: stdin.fileno(), 1: output[1], 2: errors[1]})
     os.close(output[1])
     os.close(errors[1])
     return watch(jail, pid, (output[0], errors[0]), seconds=seconds, output_bytes=expected_bytes + OUTPUT_SLACK)
+
+
+def _pipe_for(jail: Jail) -> tuple[int, int]:
+    reading, writing = os.pipe()
+    jail.give(writing)
+    return reading, writing
 
 
 def _on_calls(tests: Tests, jail: Jail) -> dict:
@@ -68,7 +75,8 @@ def _on_calls(tests: Tests, jail: Jail) -> dict:
 
     The checker was forked and never became another program, so it stays hidden from processes of its user.
     """
-    requests, replies, verdict, errors = (os.pipe() for _ in range(4))
+    requests, replies, verdict = (os.pipe() for _ in range(3))
+    errors = _pipe_for(jail)
     null = os.open(os.devnull, os.O_RDWR)
     start_python(jail, "server.py", {0: null, 1: null, 2: errors[1], 3: requests[0], 4: replies[1]})
     check = partial(checker.check, tests, jail.settings.seconds_per_test, f"{jail.folder}/packages")

@@ -1,4 +1,4 @@
-"""What a sandboxed program sees of the file system: Python and its library, read-only, and an empty /tmp."""
+"""What a sandboxed program sees of the file system: Python and its library, read-only; empty /tmp and /dev/shm."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from megatron_gopd.rewards.sandbox import linux
 
 PYTHON = os.path.realpath(sys._base_executable)  # not the virtual environment's: only its packages below are shown
 PACKAGES = ("numpy", "numpy.libs")  # other packages may hold benchmarks, with their solutions
-FOLDER, SCRATCH = "/sandbox", "/tmp"
+FOLDER, SCRATCH, SHARED = "/sandbox", "/tmp", "/dev/shm"
 _ROOT = "/sys"  # is everywhere, and holds no Python that the new root would hide
 _SYSTEM = ("/usr", "/bin", "/lib", "/lib64", "/etc/ld.so.cache")
 _DEVICES = ("null", "zero", "full", "random", "urandom")
+_LINKS = {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2"}  # in /dev
 _READ_ONLY = linux.ATTR_RDONLY | linux.ATTR_NOSUID | linux.ATTR_NODEV
 
 
@@ -33,20 +34,28 @@ def enter(files: dict[str, str], scratch_bytes: int, owner: int) -> None:
         _show(f"/dev/{name}", linux.ATTR_NOSUID)
     write(files, f"{_ROOT}{FOLDER}")
     _mount_new("proc", "/proc", linux.NOSUID | linux.NODEV | linux.NOEXEC)
-    options = f"size={scratch_bytes},nr_inodes=4096,mode=700,uid={owner}"
-    _mount_new("tmpfs", SCRATCH, linux.NOSUID | linux.NODEV, options)
+    for name, target in _LINKS.items():
+        os.symlink(target, f"{_ROOT}/dev/{name}")
+    for folder in (SCRATCH, SHARED):
+        _mount_new("tmpfs", folder, linux.NOSUID | linux.NODEV, _size(scratch_bytes, owner))
     linux.set_mount_attributes(_ROOT, _READ_ONLY, recursive=False)
     linux.pivot_root(_ROOT)
     os.chdir(SCRATCH)
 
 
 def empty_scratch(scratch_bytes: int, owner: int) -> None:
-    """A new /tmp in the place of what the last program left."""
+    """A new /tmp and /dev/shm in the place of what the last program left."""
     os.chdir("/")
-    linux.unmount(SCRATCH)
-    options = f"size={scratch_bytes},nr_inodes=4096,mode=700,uid={owner}"
-    linux.mount("tmpfs", SCRATCH, "tmpfs", linux.NOSUID | linux.NODEV, options)
+    for folder in (SCRATCH, SHARED):
+        linux.unmount(folder)
+        linux.mount("tmpfs", folder, "tmpfs", linux.NOSUID | linux.NODEV, _size(scratch_bytes, owner))
     os.chdir(SCRATCH)
+
+
+def shared_bytes() -> int:
+    """What /dev/shm holds."""
+    use = os.statvfs(SHARED)
+    return (use.f_blocks - use.f_bfree) * use.f_frsize
 
 
 def write(files: dict[str, str], folder: str) -> None:
@@ -87,6 +96,10 @@ def _hide_packages() -> None:
             linux.set_mount_attributes(f"{_ROOT}{folder}", _READ_ONLY)
     for folder in packages():
         _show(str(folder), at=f"{FOLDER}/packages/{folder.name}")
+
+
+def _size(limit: int, owner: int) -> str:
+    return f"size={limit},nr_inodes=4096,mode=700,uid={owner}"
 
 
 def _mount_new(kind: str, at: str, flags: int, options: str | None = None) -> None:
