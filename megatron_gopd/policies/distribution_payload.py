@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Container, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,15 +41,19 @@ class DistributionPayload:
         return [*loss(nothing, nothing, nothing, rows).metrics, *scored]
 
     def portions(self, batch: Sequence[Trajectory]) -> Iterator[DistributionPortion]:
-        """Collective over all ranks."""
+        """Collective over all ranks. Of all that was held or fetched, nothing outlives its portion."""
         numbers = {id(trajectory): number for number, trajectory in enumerate(batch)}
-        pieces = [piece for piece in self.scorers.take() if id(piece.trajectories[0]) in numbers]
-        there = {id(trajectory) for piece in pieces for trajectory in piece.trajectories}
-        groups = list(self._cut(pieces, [each for each in batch if id(each) not in there]))
-        for place, (teacher, ahead, late) in enumerate(groups):
-            found = [*ahead, *([self.scorers.piece(teacher, late)] if late else [])]
-            rows = [numbers[id(trajectory)] for piece in found for trajectory in piece.trajectories]
-            yield DistributionPortion(self, teacher, found, rows, last=place == len(groups) - 1)
+        groups = deque(self._cut(batch, numbers))
+        while groups:
+            yield (portion := self._portion(*groups.popleft(), numbers, last=not groups))
+            portion.release()
+
+    def _portion(
+        self, teacher: str, ahead: list[Piece], late: list[Trajectory], numbers: dict[int, int], *, last: bool
+    ) -> DistributionPortion:
+        found = ahead or [self.scorers.piece(teacher, late)]
+        rows = [numbers[id(trajectory)] for piece in found for trajectory in piece.trajectories]
+        return DistributionPortion(self, teacher, found, rows, last=last)
 
     def fill(self, batch: Sequence[Trajectory], columns: dict[str, list[np.ndarray]]) -> None:
         for number, trajectory in enumerate(batch):
@@ -65,13 +70,21 @@ class DistributionPayload:
             self._shards[settings.model] = load_shard(settings, head.model)
         return self._shards[settings.model]
 
-    def _cut(self, pieces: list[Piece], late: list[Trajectory]) -> Iterator[tuple[str, list[Piece], list[Trajectory]]]:
-        """(teacher, what is held already, what is to be computed), each as much as a rank may fetch, or one row."""
+    def _cut(
+        self, batch: Sequence[Trajectory], numbers: Container[int]
+    ) -> Iterator[tuple[str, list[Piece], list[Trajectory]]]:
+        """(teacher, what is held already, what is to be computed), each as much as a rank may fetch, or one row.
+
+        One of the two is empty; what is held goes first, to make room.
+        """
+        pieces = [piece for piece in self.scorers.take() if id(piece.trajectories[0]) in numbers]
+        there = {id(trajectory) for piece in pieces for trajectory in piece.trajectories}
         for teacher in self.scorers.config.teachers:
             ahead = [piece for piece in pieces if piece.teacher == teacher]
             yield from ((teacher, group, []) for group in self._groups(teacher, ahead))
-            of_teacher = [each for each in late if each.prompt.teacher == teacher]
-            yield from ((teacher, [], group) for group in self._groups(teacher, of_teacher))
+        for teacher in self.scorers.config.teachers:
+            late = [each for each in batch if each.prompt.teacher == teacher and id(each) not in there]
+            yield from ((teacher, [], group) for group in self._groups(teacher, late))
 
     def _groups(self, teacher: str, items: list) -> Iterator[list]:
         """Pieces or trajectories, as many together as ranks may hold and fetch, at least one."""

@@ -53,6 +53,11 @@ class DistributionPortion:
             self._looked_at[who] = dict(zip(map(id, judged), fetched[len(judged) :], strict=False))
         self._pieces = []
 
+    def release(self) -> None:
+        """Let go of hidden states, whoever still holds the portion."""
+        for each in (self._pieces, self._states, self._looked_at):
+            each.clear()
+
     def judge(
         self, loss: DistributionLossFunction, head: Head, hidden: Tensor, micro_batch: MicroBatch, rows: TokenRows
     ) -> Judged:
