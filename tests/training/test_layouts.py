@@ -109,6 +109,7 @@ def three_roles(models, questions, folder, name: str, spread: bool) -> dict:
     return tree
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["ep", "three-roles"])
 def test_experts_and_three_layouts_follow_one_process(mixtures, questions, distill, tmp_path, case):
     tree = three_roles(mixtures, questions, tmp_path, "spread", spread=case == "three-roles")

@@ -158,6 +158,7 @@ def test_a_checkpoint_of_something_else_is_refused(whole, distill, tmp_path, cha
         distill(Config.model_validate(again))
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_ends_the_run_and_leaves_the_earlier_checkpoint(whole, distill, tmp_path):
     again = interrupted(whole, after=2, folder=tmp_path)
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(again))

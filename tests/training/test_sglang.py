@@ -52,6 +52,7 @@ def rows(tree) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_the_engine_agrees_with_two_tensor_parallel_ranks(tree, tmp_path):
     given = tree(sglang={"sync": "distributed", "verify_every": 1})
     given["student"]["layout"] = {"tp": 2}
@@ -84,6 +85,7 @@ def test_a_disagreement_above_the_ceiling_names_the_worst_token(tree, distill, s
         distill(Config.model_validate(given))
 
 
+@pytest.mark.slow
 def test_without_servers_the_run_stops_with_a_checkpoint_and_goes_on_later(tree, distill, sglang_server):
     from starlette.responses import JSONResponse
 

@@ -65,6 +65,7 @@ def test_one_rank_hears_and_all_stop_at_one_step(configurations, tmp_path, numbe
     assert before < done < 12
 
 
+@pytest.mark.slow
 def test_what_was_stopped_goes_on_bit_for_bit(configurations):
     """After the stops above."""
     for configuration in configurations.values():
