@@ -160,6 +160,15 @@ def test_an_error_of_the_answer_ends_no_loop_of_the_tests(problem, error, test):
     assert problem(f"def f(n): raise {error}", [test]).startswith("test 1: ")
 
 
+def test_an_error_of_the_answer_s_own_class_is_caught_as_what_it_is_made_from(problem):
+    program = "class Odd(ValueError): pass\ndef f(): raise Odd('x')"
+    test = "try:\n    f()\n    assert False\nexcept {}: pass"
+    assert problem(program, [test.format("ValueError")]) is None
+    assert problem(program, [test.format("KeyError")]) == "test 1: ValueError: Odd: x"
+    stop = program.replace("ValueError", "StopIteration").replace("f()", "f(n)")
+    assert problem(stop, ["list(map(f, [7]))"]).startswith("test 1: StoppedError")
+
+
 def test_a_program_that_ends_early_fails_whatever_its_tests_catch(problem):
     test = "try:\n    f()\n    assert False\nexcept {}: pass"
     assert problem("import os\ndef f(): os._exit(0)", [test.format("Exception")]).startswith("test 1: EndedError")

@@ -81,7 +81,7 @@ class Checker:
         try:
             data = pickled(("value", function()))
         except BaseException as error:
-            data = pickled(("error", type(error).__name__, str(error)[:200]))
+            data = pickled(("error", *told(error)))
         self.send(data)
 
     def send(self, data):
@@ -132,6 +132,15 @@ def resolve(solution, name):
     if hasattr(solution, "Solution"):
         return lambda *args, **kwargs: getattr(solution.Solution(), name)(*args, **kwargs)
     return lambda *args, **kwargs: getattr(solution, name)
+
+
+def told(error):
+    """(class, text) of an error: of a class of the answer's own, the builtin one that it is made from."""
+    kind = type(error)
+    known = next(each for each in kind.__mro__ if each.__module__ == "builtins")
+    if known in (kind, Exception):
+        return kind.__name__, str(error)[:200]
+    return known.__name__, f"{kind.__name__}: {error}"[:200]
 
 
 def exception(name, text):
