@@ -146,7 +146,7 @@ class Sandbox(Section):
     seconds: float = Field(60.0, gt=0, description="wall time of all tests of one answer")
     memory_mb: int = Field(2048, ge=128, description="of all processes of a program, in MiB")
     processes: int = Field(32, ge=1, description="and threads, of a program")
-    scratch_mb: int = Field(64, ge=1, description="that a program may write into its folder, in MiB")
+    scratch_mb: int = Field(64, ge=1, description="that a program may write into its folder and into /dev/shm, in MiB")
     workers: int | None = Field(None, ge=1, description="programs run at a time on each node; default: one a core")
 
 

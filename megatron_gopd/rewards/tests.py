@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 
@@ -37,10 +37,11 @@ class Calls:
 
 @dataclass(frozen=True)
 class Assertions:
-    """Python code that fails by raising; it can use whatever the answer defines."""
+    """Python code that fails by raising; it can use what the answer defines (see `entry.names_for`)."""
 
     blocks: tuple[str, ...]
     setup: str = ""
+    entry: str = ""  # the name of what is tested, where the tests say it
 
 
 Tests = Stdio | Calls | Assertions
@@ -64,7 +65,7 @@ def parse_tests(text: str) -> Tests:
     setup = _text(tests.get("setup", ""), "setup")
     if "test" in tests:
         entry = _text(tests.get("entry_point"), "entry_point")
-        return Assertions((f"{_text(tests['test'], 'test')}\ncheck({entry})",), setup)
+        return Assertions((f"{_text(tests['test'], 'test')}\ncheck({entry})",), setup, entry)
     inputs, outputs = tests.get("inputs"), tests.get("outputs")
     if not isinstance(inputs, list) or not isinstance(outputs, list) or not 0 < len(inputs) == len(outputs):
         raise UserError(f"tests: as many outputs as inputs are expected, and at least one; write {FORMS}")
@@ -83,7 +84,9 @@ def same_output(output: str, expected: str) -> bool:
 
 
 def same_value(value: object, expected: object) -> bool:
-    """Equal once tuples are lists, which JSON has for both. Floats within 1e-6, but not in the place of integers."""
+    """Equal once tuples, and whatever else is iterated over, are lists, for which JSON has nothing else: sets in
+    ascending order. Floats within 1e-6, but not in the place of integers.
+    """
     value = _as_json(value)
     if isinstance(expected, ListOfOne):
         return _equal(value, list(expected)) or _equal(value, expected[0])
@@ -145,17 +148,27 @@ def _same_word(ours: str, theirs: str) -> bool:
     return close and not theirs.lstrip("+-").isdigit()
 
 
+_SINGLE = (int, float, str, bytes, bytearray)
+
+
 def _as_json(value: object) -> object:
-    if type(value) in (list, tuple):
-        return [_as_json(each) for each in value]
-    if type(value) is dict:
+    if value is None or isinstance(value, _SINGLE):
+        return value
+    if type(value).__module__ == "numpy":
+        value = value.tolist()
+    if not isinstance(value, Iterable):
+        return value
+    if isinstance(value, dict):
         return {str(key): _as_json(each) for key, each in value.items()}
-    return value
+    if isinstance(value, set | frozenset):
+        with suppress(TypeError):
+            value = sorted(value)
+    return [_as_json(each) for each in value]
 
 
 def _equal(value: object, expected: object) -> bool:
-    if type(value) is float and type(expected) is float:
+    if isinstance(value, float) and isinstance(expected, float):
         return math.isclose(value, expected, rel_tol=1e-6, abs_tol=1e-6)
-    if type(value) is list and type(expected) is list:
+    if isinstance(value, list) and isinstance(expected, list):
         return len(value) == len(expected) and all(map(_equal, value, expected))
     return bool(value == expected)

@@ -15,7 +15,7 @@ from megatron_gopd.rewards.tests import Assertions, Calls, ListOfOne, Stdio, par
         ({"inputs": [[1, "x"]], "outputs": [[2]], "fn_name": "f"}, Calls("f", (((1, "x"), [2]),))),
         ({"inputs": ['[1, 2]\n"x"'], "outputs": ["[2]"], "fn_name": "f"}, Calls("f", ((([1, 2], "x"), [2]),))),
         (["assert f(1) == 2"], Assertions(("assert f(1) == 2",))),
-        ({"test": "def check(c): pass", "entry_point": "f"}, Assertions(("def check(c): pass\ncheck(f)",))),
+        ({"test": "def check(c): pass", "entry_point": "f"}, Assertions(("def check(c): pass\ncheck(f)",), entry="f")),
         ({"inputs": [""], "outputs": ["1"], "setup": "import math"}, Stdio((("", "1"),), "import math")),
     ],
 )

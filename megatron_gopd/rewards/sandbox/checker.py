@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import io
 import json
 import os
@@ -11,67 +10,79 @@ import select
 import struct
 import sys
 import time
+import types
 
+from megatron_gopd.rewards.entry import names_for
+from megatron_gopd.rewards.sandbox import remote
 from megatron_gopd.rewards.sandbox.programs import Outcome
+from megatron_gopd.rewards.sandbox.server import SAFE, VIEWS, exception
 from megatron_gopd.rewards.tests import Calls, Tests, same_value
 
 REQUESTS, REPLIES, VERDICT = 3, 4, 1  # descriptors
 MAX_REPLY = 1 << 28  # bytes
-SAFE = {
-    "builtins": "int float str bytes list tuple dict set frozenset complex bytearray range slice bool",
-    "collections": "OrderedDict Counter deque defaultdict",
-    "datetime": "date time datetime timedelta timezone",
-    "decimal": "Decimal",
-    "fractions": "Fraction",
-    "numpy": "ndarray dtype",
-    "numpy._core.multiarray": "_reconstruct scalar",
-    "numpy.core.multiarray": "_reconstruct scalar",
-    "_codecs": "encode",
-}
+MODULE = "tests"  # what the tests' own functions say they are from
 
 
-class EndedError(Exception):
-    """The program's process ended, or sent what is no reply."""
+class EndedError(BaseException):
+    """The program's process ended, or sent what is no reply. No `except Exception` of a test takes it for an error."""
 
 
-class Remote:
-    """An object of the program that is no plain value; equal to nothing here."""
-
-    def __init__(self, link: Link, number: int):
-        self._link, self._number = link, number
-
-    def __getattr__(self, name: str):
-        return lambda *args, **kwargs: self._link.call((self._number, name), args, kwargs)
+class LateError(BaseException):
+    """The time of a test is over."""
 
 
 class Link:
-    """Calls into the program; `deadline` bounds the wait for a reply."""
+    """Calls into the program; `deadline` bounds the wait for a reply, `failure` is what ended the program's part."""
 
     def __init__(self) -> None:
         self.deadline = 0.0
+        self.failure: BaseException | None = None
+        self.functions: list = []  # of the tests, which the program may call
+        self.objects: dict = {}  # number -> an object of the program
 
-    def call(self, target, args: tuple, kwargs: dict):
-        buffer = io.BytesIO()
-        _Pickler(buffer, protocol=4).dump((target, args, kwargs))
-        self._write(buffer.getvalue())
+    def call(self, function, *args, **kwargs):
+        """`function` is a Remote, or what the program's Python can import."""
+        self._send(self._pickled(("call", function, args, kwargs)))
         return self.reply()
 
     def reply(self):
-        """Raises what the call raised, TimeoutError or EndedError."""
+        """What a call returned, after the program's own calls of the tests' functions.
+
+        Raises what the call raised, LateError or EndedError.
+        """
+        while True:
+            kind, *values = self._receive()
+            if kind == "value":
+                return values[0]
+            if kind == "error":
+                error = exception(*values)
+                if isinstance(error, StopIteration | StopAsyncIteration):
+                    raise remote.StoppedError(f"{values[0]}: {values[1]}")
+                raise error
+            self._send(self._called(*values))
+
+    def _called(self, number: int, args: tuple, kwargs: dict) -> bytes:
+        try:
+            return self._pickled(("value", self.functions[number](*args, **kwargs)))
+        except Exception as error:  # noqa: BLE001  for the program to see
+            return self._pickled(("error", type(error).__name__, str(error)[:200]))
+
+    def _pickled(self, message: tuple) -> bytes:
+        buffer = io.BytesIO()
+        pickler = _Pickler(buffer, protocol=4)
+        pickler.link = self
+        pickler.dump(message)
+        return buffer.getvalue()
+
+    def _receive(self):
         (size,) = struct.unpack("<Q", self._read(8))
         if size > MAX_REPLY:
-            raise EndedError("a reply of more than 256 MiB")
+            raise self.failed(EndedError("a reply of more than 256 MiB"))
         unpickler = _Unpickler(io.BytesIO(self._read(size)))
         unpickler.link = self
-        kind, *value = unpickler.load()
-        if kind == "value":
-            return value[0]
-        name, text = value
-        known = getattr(builtins, str(name), None)
-        is_error = isinstance(known, type) and issubclass(known, Exception)
-        raise known(text) if is_error else RuntimeError(f"{name}: {text}")
+        return unpickler.load()
 
-    def _write(self, data: bytes) -> None:
+    def _send(self, data: bytes) -> None:
         os.set_blocking(REQUESTS, False)
         view = memoryview(data)
         while view:
@@ -79,7 +90,7 @@ class Link:
             try:
                 view = view[os.write(REQUESTS, view) :]
             except BrokenPipeError:
-                raise EndedError("the program ended early") from None
+                raise self.failed(EndedError("the program ended early")) from None
 
     def _read(self, size: int) -> bytes:
         data = bytearray()
@@ -87,20 +98,40 @@ class Link:
             self._wait(REPLIES, select.POLLIN)
             chunk = os.read(REPLIES, min(size - len(data), 1 << 20))
             if not chunk:
-                raise EndedError("the program ended early")
+                raise self.failed(EndedError("the program ended early"))
             data += chunk
         return bytes(data)
 
     def _wait(self, descriptor: int, event: int) -> None:
         poll = select.poll()
         poll.register(descriptor, event)
-        if not poll.poll(max(0.0, self.deadline - time.monotonic()) * 1000):
-            raise TimeoutError
+        left = self.deadline - time.monotonic()
+        if left <= 0 or not poll.poll(left * 1000):
+            raise self.failed(LateError())
+
+    def failed(self, error: BaseException) -> BaseException:
+        self.failure = error
+        return error
 
 
 class _Pickler(pickle.Pickler):
+    """Sends values, objects of the program by their number, and functions of the tests by theirs, (number,)."""
+
+    link: Link
+
     def persistent_id(self, value):
-        return value._number if isinstance(value, Remote) else None
+        if isinstance(value, remote.Remote):
+            return value.__remote__[1]
+        if not isinstance(value, types.FunctionType) or value.__module__ != MODULE:
+            return None
+        if value not in self.link.functions:
+            self.link.functions.append(value)
+        return (self.link.functions.index(value),)
+
+    def reducer_override(self, value):
+        if kind := VIEWS.get(type(value)):
+            return getattr(dict, kind), (remote.under(kind, value),)
+        return (iter, (list(value),)) if isinstance(value, types.GeneratorType) else NotImplemented
 
 
 class _Unpickler(pickle.Unpickler):
@@ -111,10 +142,19 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str):
         if name in SAFE.get(module, "").split():
             return super().find_class(module, name)
-        raise EndedError(f"a reply that names {module}.{name}"[:100])
+        raise self.link.failed(EndedError(f"a reply that names {module}.{name}"[:100]))
 
-    def persistent_load(self, number):
-        return Remote(self.link, number)
+    def persistent_load(self, description: tuple):
+        kind, *values = description
+        if kind == "yours":
+            return self.link.functions[values[0]]
+        if kind not in ("object", "held"):
+            return getattr(remote.under(kind, *values), kind)()
+        number = values[0]
+        if number not in self.link.objects:
+            make = remote.numbered if kind == "object" else remote.holding
+            self.link.objects[number] = make(self.link, *values)
+        return self.link.objects[number]
 
 
 def check(tests: Tests, seconds_per_test: float, packages: str) -> None:
@@ -138,12 +178,14 @@ def _problem(link: Link, tests: Tests, seconds: float) -> str | None:
     number = 1
     try:
         link.deadline = time.monotonic() + seconds
-        names = link.reply()  # of what the program defines, once it has run
-        for number, test in enumerate(_steps(link, tests, names), 1):
+        defined = link.reply()  # name -> function or class, once the program has run
+        for number, test in enumerate(_steps(link, tests, defined), 1):
             link.deadline = time.monotonic() + seconds
             if not test():
                 return f"test {number}: wrong answer"
-    except TimeoutError:
+            if link.failure:  # which a bare `except` of the test has taken for an error
+                raise link.failure
+    except LateError:
         return f"test {number}: timeout"
     except AssertionError as error:
         return f"test {number}: wrong answer {error}".rstrip()[:200]
@@ -152,16 +194,18 @@ def _problem(link: Link, tests: Tests, seconds: float) -> str | None:
     return None
 
 
-def _steps(link: Link, tests: Tests, names: list[str]):
+def _steps(link: Link, tests: Tests, defined: dict[str, object]):
     """One function a test: true, or wrong, or it raises."""
     if isinstance(tests, Calls):
+        function = remote.named(link, tests.function)
         for args, expected in tests.cases:
-            yield lambda args=args, expected=expected: same_value(link.call(tests.function, args, {}), expected)
+            yield lambda args=args, expected=expected: same_value(remote.listed(function(*args)), expected)
         return
-    namespace = {"__name__": "tests"} | {name: _function(link, name) for name in map(str, names)}
+    namespace = {"__name__": MODULE} | {name: defined[name] for name in names_for(tests, defined)}
     for block in tests.blocks:
-        yield lambda block=block: exec(compile(block, "tests", "exec"), namespace) is None
+        yield lambda block=block: exec(_compiled(block), namespace) is None
 
 
-def _function(link: Link, name: str):
-    return lambda *args, **kwargs: link.call(name, args, kwargs)
+def _compiled(block: str):
+    """With assertions, whatever this Python was started with, and without this file's imports from __future__."""
+    return compile(block, MODULE, "exec", dont_inherit=True, optimize=0)
