@@ -30,7 +30,8 @@ $(MINIATURE)/untrained-weak: examples/miniature/models.py | install
 quickstart: $(MINIATURE)/corpus.jsonl  ## ExOPD from two teachers into one small student, in minutes
 	$(PY) -m megatron_gopd train examples/quickstart.yaml $(ARGS)
 
-# the study in miniature, from nothing, at most 90 minutes (ARGS=--quick: from the shipped models, at most 15)
+# the study in miniature, from nothing, at most 90 minutes (ARGS=--quick: from the shipped models, at most 15;
+# ARGS=--exact: both gradients, three seeds, from the shipped models, about two hours)
 miniature: $(MINIATURE)/corpus.jsonl $(MINIATURE)/untrained $(MINIATURE)/untrained-weak  ## the paper's claims, checked on this machine
 	$(PY) examples/miniature/run.py $(ARGS)
 

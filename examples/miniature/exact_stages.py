@@ -55,13 +55,14 @@ class Control(Evaluate):
 def exact() -> list[Stage]:
     """Both gradients in turns, so that two workers have a pair in hand at the same time, under the same load."""
     stages: list[Stage] = [Evaluate(name, MODELS.runs, model=MODELS.of(name)) for name in NAMES]
+    stages += [target(MODELS, domain, lambda_) for domain in DOMAINS for lambda_ in (1, 1.25, 2)]
     for teachers, steps, lambdas in ORDER:
         for seed in SEEDS:
             stages += [] if lambdas else [control(teachers, steps, seed)]
             for lambda_ in lambdas:
                 runs = [_run(teachers, lambda_, steps, seed, gradient) for gradient in GRADIENTS]
                 stages += runs + [each for run in runs for each in distances(run, teachers, lambda_)]
-    return stages + [target(MODELS, domain, lambda_) for domain in DOMAINS for lambda_ in (1, 1.25, 2)]
+    return stages
 
 
 def control(teachers: tuple[str, ...], steps: int, seed: int) -> Control:
