@@ -60,20 +60,6 @@ def lambda_is_of_a_distillation(config: Config) -> None:
             )
 
 
-def lambda_leaves_something_to_learn(config: Config) -> None:
-    """At lambda 0 the target is the reference: of some teachers an anchor, of all of them the end of learning."""
-    algorithm = config.algorithm
-    if not (config.teachers and algorithm.REFERENCE_OF_EACH_TEACHER) or algorithm.clamp or algorithm.reward_weight:
-        return
-    starts = [_same_folder(config.reference_of(name), config.student) for name in config.teachers]
-    if all(starts) and all(config.lambda_of(name) == 0 for name in config.teachers):
-        own = next((f"teachers.{name}" for name, each in config.teachers.items() if each.lambda_ is not None), None)
-        raise ValueError(
-            f"{own or 'algorithm'}.lambda is 0, where the target is the reference alone, and that is the student's "
-            f"own initial model: every advantage would be 0. Set another lambda, or name another reference"
-        )
-
-
 def lambda_has_what_is_clamped(config: Config) -> None:
     if getattr(config.algorithm, "clamp", None) is not None and not config.extrapolates():
         raise ValueError("algorithm.clamp bounds the term of lambda - 1, which is 0: leave it out, or set lambda")
@@ -225,7 +211,6 @@ RULES = (
     somebody_teaches,
     every_teacher_teaches,
     lambda_is_of_a_distillation,
-    lambda_leaves_something_to_learn,
     lambda_has_what_is_clamped,
     rewards_tell_responses_apart,
     mini_batches_are_equal,

@@ -55,8 +55,6 @@ def test_a_server_tells_of_twenty_tokens_unless_asked_for_others(load):
         (GRPO, "data.balance=equal", "data.balance: equal is a matter of teachers"),
         (MINIMAL, "algorithm.reward_weight=0.1", "rewards is none, but algorithm.reward_weight learns from them"),
         (MINIMAL, "algorithm.clamp=1", "algorithm.clamp bounds the term of lambda - 1, which is 0"),
-        (MINIMAL, "algorithm.lambda=0", "algorithm.lambda is 0, where the target is the reference alone"),
-        (MINIMAL, "teachers.math.lambda=0", "teachers.math.lambda is 0, where the target is the reference alone"),
         (MINIMAL, "algorithm.type=gopd exact", "algorithm.type: write type: gopd, grpo or sft"),
         (MINIMAL, "algorithm.gradient=exat", "algorithm.gradient: write sampled, exact or top_k (given: 'exat')"),
         (MINIMAL, "algorithm.divergence=forward_kl", "algorithm.divergence: forward_kl needs gradient: exact"),
@@ -99,16 +97,6 @@ def test_a_server_tells_of_twenty_tokens_unless_asked_for_others(load):
 )
 def test_a_set_up_that_could_not_learn_is_refused(message, text, override, expected):
     assert expected in message(text, override)
-
-
-@pytest.mark.parametrize(
-    "algorithm",
-    ["{lambda: 0, reference: {model: /r}}", "{lambda: 0, clamp: 1}", "{lambda: 0, reward_weight: 1}", "{lambda: 1.5}"],
-)
-def test_lambda_0_is_taken_where_something_else_moves_the_student(load, algorithm):
-    graded = ["rewards=math", "rollout.samples_per_prompt=2"]
-    anchored = load(MINIMAL, *graded, f"algorithm={algorithm}", "teachers.code={model: /code, lambda: 0}")
-    assert anchored.lambda_of("code") == 0
 
 
 def test_a_mistake_inside_the_algorithm_is_named_with_its_line(message):
