@@ -166,6 +166,10 @@ class SGLangClient:
                 return reply.status, await reply.read()
         except (aiohttp.ClientError, UnicodeError, TimeoutError) as error:  # UnicodeError: of a host that cannot be
             raise LostRequestError(f"{self.url}{path}: {type(error).__name__} {error}".rstrip()) from None
+        except RuntimeError:  # aiohttp's word for a session that close() has ended: the server is started anew
+            if not self._session.closed:
+                raise
+            raise LostRequestError(f"{self.url}{path}: the server was given up meanwhile") from None
 
 
 def _message(said: bytes) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import numpy as np
 import pytest
@@ -119,6 +120,19 @@ def test_a_prompt_that_is_too_long_is_refused_in_the_server_s_words(server):
 def test_nobody_there_is_a_lost_request():
     with pytest.raises(clients.LostRequestError, match="ClientConnectorError"):
         ask("http://127.0.0.1:9", lambda client: client.generate(PROMPT, SAMPLING))
+
+
+def test_a_server_that_was_given_up_meanwhile_is_a_lost_request():
+    """Its client is closed by whoever starts it anew, while an update still holds it."""
+
+    async def late(client):
+        with contextlib.suppress(clients.LostRequestError):
+            await client.get("/server_info")
+        await client.close()
+        await client.get("/server_info")
+
+    with pytest.raises(clients.LostRequestError, match="given up meanwhile"):
+        ask("http://127.0.0.1:9", late)
 
 
 def test_an_address_that_cannot_be_is_a_lost_request():
