@@ -12,7 +12,7 @@ from megatron_gopd.plan import memory
 from megatron_gopd.plan.advice import advice
 from megatron_gopd.plan.dry_run import Held, Stage, construct, sample_ranks, stages
 from megatron_gopd.plan.exact import Payload, payload_of
-from megatron_gopd.plan.hardware import GIB, Machine
+from megatron_gopd.plan.hardware import Machine
 from megatron_gopd.plan.memory import OnRank, Phase
 from megatron_gopd.plan.placement import Placement, place
 from megatron_gopd.plan.roles import Role, located, roles_of, settled
@@ -214,7 +214,3 @@ def _at_a_time(config: Config, where: Placement, work: Workload, cache_tokens: i
 
 def micro_batches_of(plan: Plan, role: Role) -> int:
     return len(micro_batches(plan.config, role, plan.where, plan.work))
-
-
-def in_gib(size: float) -> float:
-    return size / GIB
