@@ -1,4 +1,4 @@
-"""Memory levers left at `auto`: what saves a GPU's memory is used on a GPU, and costs nothing elsewhere."""
+"""Memory levers left at `auto` where no plan of a run decided them (plan/levers.py): everything is resident."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import torch
 from megatron_gopd.config import schema
 
 Role = TypeVar("Role", bound=schema.Model)
+AUTO = "auto"
+LEVERS = ("offload", "recompute", "overlap_communication")
 
 
-def settle(settings: Role, *, gpu: bool | None = None) -> Role:
-    """A role's settings with every `auto` decided, for a GPU or a CPU (default: whether this machine has a GPU)."""
-    gpu = torch.cuda.is_available() if gpu is None else gpu
-    chosen = {"offload": gpu, "recompute": "full" if gpu else "none", "overlap_communication": gpu}
-    return settings.model_copy(update={key: value for key, value in chosen.items() if _is_open(settings, key)})
+def settle(settings: Role) -> Role:
+    """A role's settings with every `auto` decided: nothing goes to the host, nothing is computed again."""
+    chosen = {"offload": False, "recompute": "none", "overlap_communication": torch.cuda.is_available()}
+    return settings.model_copy(update={key: value for key, value in chosen.items() if is_open(settings, key)})
 
 
-def _is_open(settings: schema.Model, key: str) -> bool:
-    return getattr(settings, key, None) == "auto"
+def is_open(settings: schema.Model, key: str) -> bool:
+    """Whether the role has the lever, and nobody has set it."""
+    return getattr(settings, key, None) == AUTO

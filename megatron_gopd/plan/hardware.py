@@ -82,11 +82,14 @@ class Machine(_Section):
     seconds: Seconds
     disk_bandwidth: float
     memory: Memory
+    free_bytes: float | None = None  # of a card that is there; None: all of it
 
     @property
     def usable_bytes(self) -> float:
         """Of a GPU's memory, what a program may plan with."""
-        return (self.chip.memory_gib * (1 - self.memory.fragmentation) - self.memory.context_gib) * GIB
+        whole = self.chip.memory_gib * GIB
+        free = whole if self.free_bytes is None else self.free_bytes
+        return free - self.memory.fragmentation * whole - self.memory.context_gib * GIB
 
     @property
     def memory_bandwidth(self) -> float:
@@ -111,5 +114,16 @@ def machine(name: str) -> Machine:
             f"--gpu {name}: {f'did you mean {near[0]}? ' if near else ''}known: {', '.join(known.chips)}. Another chip "
             f"is another entry under `chips` in {FILE}: {', '.join(Chip.model_fields)}"
         )
-    shared = {key: getattr(known, key) for key in Machine.model_fields if key not in ("name", "chip")}
+    shared = {key: getattr(known, key) for key in Machine.model_fields if key in Hardware.model_fields}
     return Machine(name=name, chip=known.chips[name], **shared)
+
+
+def card(name: str, memory_bytes: float, free_bytes: float, per_node: int) -> Machine:
+    """The machine of a card that is there: `name` as the driver has it, and what of its memory is free.
+
+    What hardware.yaml does not know is priced as an H100, with its own memory.
+    """
+    known = next((chip for chip in hardware().chips if chip in name.lower()), "h100")
+    on = machine(known)
+    chip = on.chip.model_copy(update={"memory_gib": memory_bytes / GIB})
+    return on.model_copy(update={"name": name, "chip": chip, "free_bytes": free_bytes, "gpus_per_node": per_node})

@@ -40,8 +40,12 @@ class Placement:
 
 
 def place(config: Config, gpus: int, gpus_per_node: int) -> Placement:
-    """Raises UserError: GPUs that the servers and the trainer's layouts do not share out."""
-    nodes = lay_out(config, *share_out(gpus, gpus_per_node))
+    """Of a job that is still to be started. Raises UserError: GPUs that servers and layouts do not share out."""
+    return on_nodes(config, lay_out(config, *share_out(gpus, gpus_per_node)))
+
+
+def on_nodes(config: Config, nodes: list[Node]) -> Placement:
+    """Raises UserError: servers that cannot be."""
     world, of_node = sum(node.ranks for node in nodes), nodes[0].ranks
     sources = _samplers if config.algorithm.SAMPLES_STUDENT else _writers
     found = sources(config, world, nodes)

@@ -8,17 +8,18 @@ from pathlib import Path
 from megatron_gopd.config import Config
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.fp8 import check_fp8
+from megatron_gopd.mcore.row_length import check_context
 from megatron_gopd.plan import memory
 from megatron_gopd.plan.advice import advice
 from megatron_gopd.plan.dry_run import Held, Stage, construct, sample_ranks, stages
 from megatron_gopd.plan.exact import Payload, payload_of
 from megatron_gopd.plan.hardware import Machine
+from megatron_gopd.plan.levers import most_resident, rungs
 from megatron_gopd.plan.memory import OnRank, Phase
 from megatron_gopd.plan.placement import Placement, place
-from megatron_gopd.plan.roles import Role, located, roles_of, settled
+from megatron_gopd.plan.roles import Role, located, roles_of
 from megatron_gopd.plan.seconds import StepTime, micro_batches, step_time
 from megatron_gopd.plan.workload import Workload
-from megatron_gopd.training.cautions import check_context
 
 MODELS = Path("examples/models")
 
@@ -43,6 +44,8 @@ class Plan:
     time: StepTime
     payload: Payload | None = None  # hidden states, where the algorithm reads them
     said: list[str] = field(default_factory=list)
+    levers: str = ""  # those that were left at `auto`, as they were taken
+    faster: Plan | None = None  # the same with the next faster levers, which do not fit
 
     @property
     def misfits(self) -> list[Phase]:
@@ -87,25 +90,69 @@ class Plan:
 
 
 def plan(config: Config, gpus: int, machine: Machine, work: Workload, models: Path = MODELS) -> Plan:
-    """Build every role on fake ranks, then price what was counted.
+    """The plan of `gpus` GPUs, on nodes of which every GPU is a rank's or a server's.
 
     Raises:
         UserError: what the cluster would refuse, in its words: a shape, a division, a group.
     """
     config, said = located(config, models)
-    config = settled(config)
     where = place(config, gpus, machine.gpus_per_node)
-    machine = of_ranks(machine, where)
-    roles = roles_of(config)
+    return replace(fastest(config, gpus, of_ranks(machine, where), work, where), said=said + _not_planned(config))
+
+
+def fastest(config: Config, gpus: int, machine: Machine, work: Workload, where: Placement) -> Plan:
+    """Build every role on fake ranks, then price what was counted, with every lever that is left at `auto` as fast as
+    fits; with none of them to spare where nothing fits.
+
+    Raises:
+        UserError: what the cluster would refuse.
+    """
+    resident = most_resident(config)
+    roles = roles_of(resident)
     check_context(config)
     _check_layouts(roles, where, machine)
-    for who, settings in config.scorers().items():
-        if settings.engine != "megatron":
-            said.append(f"{who} answers from servers: their GPUs, memory and time are not in this plan")
-    held = {rank: construct(config, roles, rank, where.world) for rank in sample_ranks(roles, where.world)}
-    tokens = longest_micro_batch(config)
-    stepped = {role.name: stages(config, role, where.world, tokens) for role in roles}
-    return assemble(config, gpus, machine, work, where, roles, held, stepped, said)
+    held = {rank: construct(resident, roles, rank, where.world) for rank in sample_ranks(roles, where.world)}
+    sizes = {role.settings.model: _largest([role], held)[role.name].weights for role in roles[1:]}
+    stepped = Stepped(where.world, longest_micro_batch(config))
+    tried = None
+    for levers, pulled in rungs(config, sizes):
+        roles = roles_of(pulled)
+        now = assemble(pulled, gpus, machine, work, where, roles, held, stepped.of(pulled, roles), [])
+        tried = replace(now, levers=levers, faster=tried)
+        if tried.fits:
+            break
+    return tried
+
+
+class Stepped:
+    """The stages of roles, each stepped once: offload is arithmetic, and what is computed again the student's alone."""
+
+    def __init__(self, world: int, tokens: int):
+        self._world, self._tokens = world, tokens
+        self._known: dict[tuple[str, str], list[Stage]] = {}
+
+    def of(self, config: Config, roles: list[Role]) -> dict[str, list[Stage]]:
+        keys = {role.name: (role.name, getattr(role.settings, "recompute", "")) for role in roles}
+        for role in roles:
+            if keys[role.name] not in self._known:
+                self._known[keys[role.name]] = stages(config, role, self._world, self._tokens)
+        return {name: self._known[key] for name, key in keys.items()}
+
+
+def _largest(roles: list[Role], held: dict[int, dict[str, Held | None]]) -> dict[str, Held]:
+    """{role: its share on the rank that holds most of it}."""
+    return {
+        role.name: max((shares[role.name] for shares in held.values() if shares[role.name]), key=lambda h: h.weights)
+        for role in roles
+    }
+
+
+def _not_planned(config: Config) -> list[str]:
+    return [
+        f"{who} answers from servers: their GPUs, memory and time are not in this plan"
+        for who, settings in config.scorers().items()
+        if settings.engine != "megatron"
+    ]
 
 
 def of_ranks(machine: Machine, where: Placement) -> Machine:
@@ -138,10 +185,7 @@ def assemble(
         index = max(range(len(same)), key=lambda i: same[i].bytes)
         fullest[same[index].name] = ranks[index].rank
         phases.append(same[index])
-    largest = {
-        role.name: max((shares[role.name] for shares in held.values() if shares[role.name]), key=lambda h: h.weights)
-        for role in roles
-    }
+    largest = _largest(roles, held)
     cache_tokens = _cache_tokens(where, machine, by_rank)
     at_a_time = _at_a_time(config, where, work, cache_tokens)
     ranks_per_node = min(where.world, machine.gpus_per_node)

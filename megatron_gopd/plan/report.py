@@ -7,6 +7,7 @@ import shlex
 
 from megatron_gopd.plan.exact import told
 from megatron_gopd.plan.hardware import GIB
+from megatron_gopd.plan.memory import Phase
 from megatron_gopd.plan.overrides import dotted
 from megatron_gopd.plan.planning import Plan, micro_batches_of
 from megatron_gopd.plan.search import Found
@@ -37,6 +38,24 @@ def show_search(found: list[Found], most: int = 10) -> str:
     return f"{len(found)} combinations fit; the fastest:\n\n{table}\n\noverrides of the first:\n\n    {written}"
 
 
+def levers_in_words(plan: Plan) -> str:
+    """What was taken of the levers at `auto`, its arithmetic, and what the next faster setting would need."""
+    fullest = max(plan.phases, key=lambda phase: phase.bytes)
+    of = f"of {plan.machine.usable_bytes / GIB:.1f} usable, on rank {plan.fullest[fullest.name]}"
+    line = f"memory: {plan.levers}: {phase_in_words(fullest)} {of}{'' if plan.fits else ', which does not fit'}"
+    if plan.faster:
+        needed = max(plan.faster.phases, key=lambda phase: phase.bytes)
+        line += f"; next faster, {plan.faster.levers}: {needed.bytes / GIB:.1f} GiB in the phase {needed.name}"
+    return line
+
+
+def phase_in_words(phase: Phase) -> str:
+    """Its bytes and their parts, the largest first."""
+    parts = sorted(phase.parts.items(), key=lambda part: -part[1])
+    said = " + ".join(f"{what} {size / GIB:.1f}" for what, size in parts if size >= 0.05 * GIB)
+    return f"{phase.bytes / GIB:.1f} GiB in the phase {phase.name}{f' ({said})' if said else ''}"
+
+
 def _head(plan: Plan) -> str:
     config, where, work = plan.config, plan.where, plan.work
     servers = f", {where.engines} engines of {where.engine.tp} GPU(s)" if where.engines else ""
@@ -45,6 +64,7 @@ def _head(plan: Plan) -> str:
         f"{work.sequences} sequences a step of {work.prompt_tokens} + {work.responses.mean():.0f} tokens on average, "
         f"at most {work.responses.max()} in the response (--prompt-tokens, --response-tokens)",
         *plan.said,
+        levers_in_words(plan),
     ]
     return "  \n".join(lines)
 
@@ -205,6 +225,7 @@ def _tree(plan: Plan) -> dict:
         "dominant": time.dominant,
         "tokens_per_s_per_gpu": plan.tokens_per_second_per_gpu,
         "gpu_hours": plan.gpu_hours,
+        "levers": {"taken": plan.levers, "line": levers_in_words(plan)},
         "changes": {phase.name: plan.changes(phase) for phase in plan.misfits},
         "said": plan.said,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +13,6 @@ from tempfile import TemporaryDirectory
 from megatron_gopd.config import Config, schema
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
-from megatron_gopd.mcore.levers import settle
 
 STUDENT = "student"
 _WRITTEN: dict[str, str] = {}  # folder that stands for a model -> the model, as the configuration names it
@@ -46,19 +46,13 @@ def located(config: Config, models: Path) -> tuple[Config, list[str]]:
     """
     found: dict[str, Path] = {}
 
-    def place(settings: schema.Model) -> schema.Model:
-        update: dict = {}
-        if not (Path(settings.model) / "config.json").exists():
-            found.setdefault(settings.model, _stand_in(settings.model, models))
-            update["model"] = str(_variant(settings.model, found[settings.model]))
-        if reference := getattr(settings, "reference", None):
-            update["reference"] = place(reference)
-        return settings.model_copy(update=update)
+    def place(settings: schema.Model) -> dict:
+        if (Path(settings.model) / "config.json").exists():
+            return {}
+        found.setdefault(settings.model, _stand_in(settings.model, models))
+        return {"model": str(_variant(settings.model, found[settings.model]))}
 
-    update = {"student": place(config.student), "teachers": {n: place(t) for n, t in config.teachers.items()}}
-    if reference := getattr(config.algorithm, "reference", None):
-        update["algorithm"] = config.algorithm.model_copy(update={"reference": place(reference)})
-    return config.model_copy(update=update), [f"{path}: {folder} stands for it" for path, folder in found.items()]
+    return with_each_model(config, place), [f"{path}: {folder} stands for it" for path, folder in found.items()]
 
 
 def _stand_in(path: str, models: Path) -> Path:
@@ -94,16 +88,18 @@ def as_written(message: str) -> str:
     return message
 
 
-def settled(config: Config) -> Config:
-    """Every lever that is left at `auto`, as a GPU decides it."""
+def with_each_model(config: Config, change: Callable[[schema.Model], dict]) -> Config:
+    """`change(settings) -> {field: value}` made at the student, at every teacher, and at their references."""
 
-    def on_gpu(settings: schema.Model) -> schema.Model:
-        reference = getattr(settings, "reference", None)
-        return settle(settings, gpu=True).model_copy(update={"reference": on_gpu(reference)} if reference else {})
+    def changed(settings: schema.Model) -> schema.Model:
+        update = change(settings)
+        if reference := getattr(settings, "reference", None):
+            update = update | {"reference": changed(reference)}
+        return settings.model_copy(update=update)
 
-    update = {"student": on_gpu(config.student), "teachers": {n: on_gpu(t) for n, t in config.teachers.items()}}
+    update = {"student": changed(config.student), "teachers": {n: changed(t) for n, t in config.teachers.items()}}
     if reference := getattr(config.algorithm, "reference", None):
-        update["algorithm"] = config.algorithm.model_copy(update={"reference": on_gpu(reference)})
+        update["algorithm"] = config.algorithm.model_copy(update={"reference": changed(reference)})
     return config.model_copy(update=update)
 
 
@@ -120,14 +116,5 @@ def roles_of(config: Config) -> list[Role]:
 
 def without_levers(config: Config) -> Config:
     """What is built on fake ranks: nothing moves to the host, and FP8 is a matter of arithmetic, not of shapes."""
-    plain = {"offload": False, "fp8": None}
-
-    def bare(settings: schema.Model) -> schema.Model:
-        reference = getattr(settings, "reference", None)
-        return settings.model_copy(update=plain | ({"reference": bare(reference)} if reference else {}))
-
-    student = config.student.model_copy(update=plain | {"overlap_communication": False})
-    update = {"student": student, "teachers": {name: bare(teacher) for name, teacher in config.teachers.items()}}
-    if reference := getattr(config.algorithm, "reference", None):
-        update["algorithm"] = config.algorithm.model_copy(update={"reference": bare(reference)})
-    return config.model_copy(update=update)
+    plain = with_each_model(config, lambda settings: {"offload": False, "fp8": None})
+    return plain.model_copy(update={"student": plain.student.model_copy(update={"overlap_communication": False})})

@@ -12,10 +12,11 @@ from megatron_gopd.errors import UserError
 from megatron_gopd.plan.dry_run import first_rank
 from megatron_gopd.plan.hardware import GIB, Machine
 from megatron_gopd.plan.layers import Layers
+from megatron_gopd.plan.levers import most_frugal
 from megatron_gopd.plan.overrides import of_layout
 from megatron_gopd.plan.placement import Placement, place
 from megatron_gopd.plan.planning import Plan, assemble, longest_micro_batch, of_ranks
-from megatron_gopd.plan.roles import Role, located, roles_of, settled
+from megatron_gopd.plan.roles import Role, located, roles_of
 from megatron_gopd.plan.servers import placements
 from megatron_gopd.plan.shares import share
 from megatron_gopd.plan.workload import Workload
@@ -36,7 +37,7 @@ class Found:
 def search(config: Config, gpus: int, machine: Machine, work: Workload, models: Path) -> list[Found]:
     """Every combination that fits, the fastest step first. Raises UserError: none does."""
     config, _ = located(config, models)
-    config, deadline = settled(config), time.process_time() + SECONDS
+    config, deadline = most_frugal(config), time.process_time() + SECONDS
     found: list[Found] = []
     layers = Layers(longest_micro_batch(config), deadline)
     for overrides, placed in placements(config, min(gpus, machine.gpus_per_node)):

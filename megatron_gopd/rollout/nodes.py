@@ -21,21 +21,25 @@ def gpus_here(config: Config) -> tuple[str, ...]:
     return tuple(gpus)
 
 
-def check_nodes(config: Config) -> list[str]:
-    """What idles on the nodes of this job. Collective.
+def check_nodes(config: Config) -> tuple[list[Node], list[str]]:
+    """The nodes of this job, and what idles on them. Collective.
 
     Raises:
         UserError: servers that do not fit.
     """
+    nodes = _nodes_of_job(config)
+    check_placement(config, nodes)
+    return nodes, idle(config, nodes).told
+
+
+def _nodes_of_job(config: Config) -> list[Node]:
     ranks: list = [None] * dist.get_world_size()
     dist.all_gather_object(ranks, (this_node(), gpus_here(config)))
     on_node: dict[str, list[tuple[str, ...]]] = {}
     for name, gpus in ranks:
         on_node.setdefault(name, []).append(gpus)
     alike = len({gpus for _, gpus in ranks}) == 1
-    nodes = [
+    return [
         Node(tuple(dict.fromkeys(gpu for gpus in seen for gpu in gpus)), len(seen), "a node" if alike else name)
         for name, seen in on_node.items()
     ]
-    check_placement(config, nodes)
-    return idle(config, nodes).told

@@ -21,10 +21,12 @@ class Spans:
     def __init__(self, on_enter: Callable[[str], None] = lambda name: None) -> None:
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._on_enter = on_enter
+        self.latest = "start"  # the name of the span that was entered last
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """`with spans("train"):` adds the block's seconds, also when it raises."""
+        self.latest = name
         self._on_enter(name)
         start = time.perf_counter()
         try:

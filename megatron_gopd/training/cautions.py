@@ -16,6 +16,7 @@ from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.front_door import open_weights
 from megatron_gopd.mcore.hf_folder import HFFolder
+from megatron_gopd.mcore.row_length import too_long
 
 HARDLY_ANY = 0.1  # of the prompts that a teacher would have if all had as many
 
@@ -29,21 +30,6 @@ def cautions(config: Config, tokenizers: Tokenizers, prompts: list[Prompt]) -> l
         *_references_are_not_asked(config),
         *_teachers_are_copies_of_the_student(config, tokenizers),
     ]
-
-
-def check_context(config: Config) -> None:
-    """Raises UserError: a response alone may be longer than all that the student can read."""
-    limit, longest = Architecture.read(config.student.model).context, config.rollout.max_response_tokens
-    if longest >= limit:
-        raise UserError(_too_long(config, longest + 1, "the student", config.student.model, limit))
-
-
-def _too_long(config: Config, tokens: int, who: str, folder: str, limit: int) -> str:
-    return (
-        f"rollout.max_response_tokens ({config.rollout.max_response_tokens}), with prompts of up to "
-        f"data.max_prompt_tokens ({config.data.max_prompt_tokens}), allows rows of {tokens} tokens, but "
-        f"max_position_embeddings of {who} ({folder}) is {limit}; lower one of the two"
-    )
 
 
 def _stop_ids_differ(config: Config, tokenizers: Tokenizers) -> Iterator[str]:
@@ -71,9 +57,9 @@ def _rows_run_past_a_context(config: Config, prompts: list[Prompt]) -> Iterator[
     for who, model in {"the student": config.student, **config.scorers()}.items():
         limit = Architecture.read(model.model).context
         if tokens > limit and served and who == "the student":
-            raise UserError(_too_long(config, tokens, who, model.model, limit))
+            raise UserError(too_long(config, tokens, who, model.model, limit))
         if tokens > limit:
-            yield _too_long(config, tokens, who, model.model, limit)
+            yield too_long(config, tokens, who, model.model, limit)
 
 
 def _teachers_have_few_prompts(config: Config, prompts: list[Prompt]) -> Iterator[str]:

@@ -20,6 +20,6 @@ def check_configurations(config: Config) -> None:
         for folder in here:
             Architecture.read(folder)
     if config.student.model in here:
-        from megatron_gopd.training.cautions import check_context
+        from megatron_gopd.mcore.row_length import check_context
 
         check_context(config)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
@@ -15,6 +16,7 @@ from megatron_gopd.data import PromptLoader, PromptSet, Tokenizers, build_prompt
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.front_door import open_weights
 from megatron_gopd.mcore.model import check_model
+from megatron_gopd.mcore.row_length import check_context
 from megatron_gopd.nodes import Nodes
 from megatron_gopd.policies.scorers import Scorers
 from megatron_gopd.policies.student import Student
@@ -32,8 +34,12 @@ from megatron_gopd.rollout.nodes import check_nodes
 from megatron_gopd.rollout.shared_gpus import check_sync
 from megatron_gopd.runs import RunFolder
 from megatron_gopd.training.batches import Batches
-from megatron_gopd.training.cautions import cautions, check_context
+from megatron_gopd.training.cautions import cautions
 from megatron_gopd.training.exams import check_suites
+from megatron_gopd.training.memory import take_levers
+
+if TYPE_CHECKING:
+    from megatron_gopd.plan.of_run import Taken
 
 
 @dataclass
@@ -48,6 +54,7 @@ class Job:
     rollout: RolloutEngine | None  # samples from the student; None where nothing asks it to
     source: Source  # of what is trained on: the rollout engine, or whoever writes what SFT imitates
     batches: Batches
+    taken: Taken | None = None  # levers that the memory of GPUs decided
 
     @contextlib.contextmanager
     def serving(self, logs: Path) -> Iterator[None]:
@@ -70,7 +77,7 @@ def build_job(config: Config) -> Job:
     """Load data, tokenizers and models. Collective. Raises UserError for what the user can mend, cheapest first."""
     on_first(lambda: RunFolder.check(config))
     check_models(config, dist.get_world_size())
-    idle = check_nodes(config)
+    nodes, idle = check_nodes(config)
     check_sync(config)
     tokenizers = check_tokenizers(config)
     prompts = build_prompts(config, tokenizers)
@@ -82,11 +89,15 @@ def build_job(config: Config) -> Job:
     if is_first():
         _announce(prompts, [*prompts.warnings, *warnings, *idle])
     loader = PromptLoader(prompts.prompts, config.data.batch_size, config.run.seed)
-    student = Student(config)
-    scorers = resolve_name(config.algorithm.SCORERS)(config)
+    taken = take_levers(config, nodes)
+    if taken and is_first():
+        print(taken.line, flush=True)
+    held = taken.config if taken else config
+    student = Student(held)
+    scorers = resolve_name(config.algorithm.SCORERS)(held)
     rollout = _rollout(config)
     source = rollout if config.algorithm.SAMPLES_STUDENT else _writers(config)
-    return Job(config, tokenizers, loader, student, scorers, rollout, source, Batches(config, loader, source))
+    return Job(config, tokenizers, loader, student, scorers, rollout, source, Batches(config, loader, source), taken)
 
 
 def _rollout(config: Config) -> RolloutEngine | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Self
 
+import torch
 import torch.distributed as dist
 
 from megatron_gopd.config import Config
@@ -22,6 +23,7 @@ from megatron_gopd.training.checkpoints import Checkpoints
 from megatron_gopd.training.exams import Exams
 from megatron_gopd.training.grading import set_rewards
 from megatron_gopd.training.job import Job, build_job
+from megatron_gopd.training.memory import explained
 from megatron_gopd.training.recorder import Recorder
 from megatron_gopd.training.stop import StopRequest
 
@@ -61,6 +63,8 @@ class Session:
             except LostServersError as error:
                 session._record({})
                 raise checkpoints.stopped(error) from None
+            except torch.OutOfMemoryError as error:
+                raise explained(error, job.taken, session.spans.latest) from error
 
     def steps(self) -> Iterator[int]:
         """The numbers of the steps to do, those of an earlier attempt left out; what is due in between is done there.

@@ -25,9 +25,10 @@ from megatron_gopd.plan.counts import Collective, combined
 from megatron_gopd.plan.decode import Engine, parameters
 from megatron_gopd.plan.dry_run import Stage, stages
 from megatron_gopd.plan.hardware import GIB, Machine, machine
+from megatron_gopd.plan.levers import most_frugal
 from megatron_gopd.plan.placement import Placement
 from megatron_gopd.plan.planning import assemble
-from megatron_gopd.plan.roles import Role, roles_of, settled
+from megatron_gopd.plan.roles import Role, roles_of
 from megatron_gopd.plan.shares import share
 from megatron_gopd.plan.workload import Workload
 
@@ -53,7 +54,7 @@ def trained(folder: Path, **student) -> tuple[Config, Role]:
             "data": {"train": "none", "batch_size": 1},
         }
     )
-    config = settled(config)
+    config = most_frugal(config)
     return config, Role(("student",), config.student, Architecture.read(folder))
 
 
@@ -133,7 +134,7 @@ def grpo_seconds(row: dict, folder: Path) -> float:
             "rewards": "math",
         }
     )
-    config, on = settled(config), machine(row["chip"])
+    config, on = most_frugal(config), machine(row["chip"])
     roles, engine = roles_of(config), Engine(Architecture.read(folder), row["tp"])
     where = Placement("colocated", row["gpus"], row["engines"], engine)  # of servers on every node
     work = Workload.of(config, row["mean"] - row["prompt"], row["prompt"])

@@ -10,10 +10,11 @@ from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.plan.dry_run import step
 from megatron_gopd.plan.exact import heads_bytes, payload_of, told
 from megatron_gopd.plan.hardware import GIB, machine
+from megatron_gopd.plan.levers import most_frugal
 from megatron_gopd.plan.placement import place
 from megatron_gopd.plan.planning import MODELS, plan
 from megatron_gopd.plan.report import show
-from megatron_gopd.plan.roles import roles_of, settled
+from megatron_gopd.plan.roles import roles_of
 from megatron_gopd.plan.search import search
 from megatron_gopd.plan.workload import Workload
 
@@ -38,13 +39,13 @@ def priced(configured):
 
 
 def payload(config, on=H100):
-    config = settled(config)
+    config = most_frugal(config)
     return payload_of(config, roles_of(config), place(config, 4, 8), Workload.of(config), on)
 
 
 def head_tokens(config, number: int, vocabulary: int) -> tuple[int, int, int]:
     """Tokens in products with an LM head: logits, gradients of hidden states, gradients of weights."""
-    gemms = step(settled(config), roles_of(settled(config))[number], 1, TOKENS, 0).micro_batch.gemms
+    gemms = step(most_frugal(config), roles_of(most_frugal(config))[number], 1, TOKENS, 0).micro_batch.gemms
     logits = sum(gemm.m * count for gemm, count in gemms.items() if gemm.n == vocabulary)
     hidden = sum(gemm.m * count for gemm, count in gemms.items() if gemm.k == vocabulary)
     return logits, hidden, sum(gemm.k * count for gemm, count in gemms.items() if gemm.m == vocabulary)

@@ -12,9 +12,10 @@ from megatron_gopd.mcore.model import build_model
 from megatron_gopd.plan.decode import parameters
 from megatron_gopd.plan.dry_run import construct, sample_ranks
 from megatron_gopd.plan.fake_ranks import as_rank
+from megatron_gopd.plan.levers import most_frugal
 from megatron_gopd.plan.placement import place
 from megatron_gopd.plan.planning import MODELS
-from megatron_gopd.plan.roles import located, roles_of, settled
+from megatron_gopd.plan.roles import located, roles_of
 from megatron_gopd.plan.shares import share
 
 EXAMPLES = sorted(Path("examples/paper").glob("*.yaml"))
@@ -28,7 +29,7 @@ LARGE = [
 @pytest.mark.slow
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
 def test_a_published_run_constructs(file):
-    config = settled(located(load_config(file), MODELS)[0])
+    config = most_frugal(located(load_config(file), MODELS)[0])
     where = place(config, 32, 8)
     roles = roles_of(config)
     for rank in sample_ranks(roles, where.world):

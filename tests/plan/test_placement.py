@@ -112,7 +112,7 @@ def test_teachers_that_write_in_this_job_are_all_in_every_rank():
 
 
 def test_a_server_takes_its_fraction_of_what_is_free(configured):
-    found = planned(configured(*COLOCATED, "rollout.sglang.options={mem-fraction-static: 0.5}"))
+    found = planned(configured(*COLOCATED, "student.offload=true", "rollout.sglang.options={mem-fraction-static: 0.5}"))
     rolling = found.phases[0].parts
     static = 0.5 * (found.machine.chip.memory_gib * GIB - rolling["student weights"])
     assert rolling["engine weights"] + rolling["KV cache"] == pytest.approx(static)
@@ -138,7 +138,9 @@ def test_the_embedded_cache_has_the_room_that_the_engine_makes(configured):
 
 def test_the_host_is_that_of_the_ranks_that_hold_most(configured):
     """The first rank holds nothing of a teacher on the second half."""
-    found = planned(configured("teachers.teacher.layout.ranks=[1, 1]", "teachers.teacher.offload=true"))
+    found = planned(
+        configured("teachers.teacher.layout.ranks=[1, 1]", "teachers.teacher.offload=true", "student.offload=true")
+    )
     held = found.ranks[-1].held
     assert found.ranks[0].held["teachers.teacher"] is None
     assert found.host["scorers"] == sum(held[role.name].weights for role in found.roles[1:]) * 2

@@ -13,9 +13,10 @@ from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.plan.dry_run import stages as stepped_stages
 from megatron_gopd.plan.dry_run import step
 from megatron_gopd.plan.hardware import machine
+from megatron_gopd.plan.levers import most_frugal
 from megatron_gopd.plan.overrides import _written, as_yaml, dotted
 from megatron_gopd.plan.planning import MODELS, plan
-from megatron_gopd.plan.roles import Role, located, roles_of, settled
+from megatron_gopd.plan.roles import Role, located, roles_of
 from megatron_gopd.plan.search import search
 from megatron_gopd.plan.verb import run_plan
 from megatron_gopd.plan.workload import Workload
@@ -144,7 +145,7 @@ def test_a_world_of_4096(configured):
 @pytest.mark.parametrize("layout", [{"pp": 1}, {"pp": 2, "tp": 2, "sequence_parallel": True}])
 def test_two_depths_tell_all_others(configured, layout):
     """A stage as it is, stepped whole, against the one computed from one layer and two."""
-    config = settled(configured("student.recompute=full"))
+    config = most_frugal(configured("student.recompute=full"))
     student = config.student.model_copy(update={"layout": config.student.layout.model_copy(update=layout)})
     config = config.model_copy(update={"student": student})
     role: Role = roles_of(config)[0]
@@ -159,7 +160,7 @@ def test_two_depths_tell_all_others(configured, layout):
 def test_attention_is_shared_by_context_parallel_ranks(configured):
     flops = []
     for cp in (1, 2):
-        config = settled(configured(f"student.layout.cp={cp}"))
+        config = most_frugal(configured(f"student.layout.cp={cp}"))
         flops.append(step(config, roles_of(config)[0], 4, 256, 0).micro_batch.attention_flops)
     assert flops[1] == flops[0] / 2 > 0
 

@@ -10,7 +10,8 @@ import pytest
 from megatron_gopd.config import Config
 from megatron_gopd.data import Prompt, load_tokenizers
 from megatron_gopd.errors import UserError
-from megatron_gopd.training.cautions import cautions, check_context
+from megatron_gopd.mcore.row_length import check_context
+from megatron_gopd.training.cautions import cautions
 
 
 @pytest.fixture
