@@ -12,7 +12,7 @@ from megatron_gopd.config.paths import PathText
 from megatron_gopd.config.section import Section
 
 Dtype = Literal["float32", "bfloat16"]
-Lever = Literal[True, False, "auto"]  # auto: on where there is a GPU
+Lever = Literal[True, False, "auto"]  # auto: as fast as fits
 
 
 class Fp8(Section):
