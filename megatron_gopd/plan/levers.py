@@ -70,9 +70,12 @@ def open_levers(config: Config) -> list[str]:
 
 
 def _in_words(config: Config, recompute: str, frozen: Collection[str], optimizer: bool) -> str:
+    """Of what is open only."""
     said = [f"recompute {recompute}"] if is_open(config.student, "recompute") else []
-    away = [who for who, settings in config.scorers().items() if is_open(settings, "offload")]
-    away = [who for who in away if config.scorers()[who].model in frozen]
-    if optimizer and is_open(config.student, "offload"):
-        away.append("the student's optimizer")
-    return ", ".join([*said, f"in host memory between uses: {', '.join(away)}" if away else "all resident"])
+    idle = {who: settings.model in frozen for who, settings in config.scorers().items() if is_open(settings, "offload")}
+    if is_open(config.student, "offload"):
+        idle["the student's optimizer"] = optimizer
+    away = [who for who, goes in idle.items() if goes]
+    if idle:
+        said.append(f"in host memory between uses: {', '.join(away)}" if away else "all resident")
+    return ", ".join(said) or "levers as they are set"
