@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -26,12 +26,14 @@ from megatron_gopd.servers.homes import Homes
 from megatron_gopd.servers.pool import ServerPool
 from megatron_gopd.servers.top_logprobs import Scored
 
-REQUESTS = 64  # in flight at a server
 Result = TypeVar("Result")
 
 
 class ServedScorer:
     """Servers of one teacher or reference. Rank 0 talks to them; every method is collective."""
+
+    REQUESTS: ClassVar[int] = 64  # in flight at a server
+    OPTIONS: ClassVar[dict[str, bool | int]] = {}  # of sglang.launch_server, of servers that are started here
 
     def __init__(self, settings: schema.Scorer, who: str, temperature: float):
         """`who` it is in messages; `temperature` of the softmax."""
@@ -93,7 +95,8 @@ class ServedScorer:
             model=settings.model,
             dtype=settings.dtype,
             logs=logs,
-            most_requests=REQUESTS,
+            most_requests=self.REQUESTS,
+            options=self.OPTIONS,
             homes=self._homes.each,
         )
 
