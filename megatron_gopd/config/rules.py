@@ -150,10 +150,11 @@ def top_logprobs_can_be_had(config: Config) -> None:
                 f"algorithm.gradient is top_k, for teachers behind SGLang, and {who}.engine is {scorer.engine}, which "
                 f"gives more: set algorithm.gradient to exact"
             )
-        if who not in teachers and scorer.engine != "megatron":
+        if who not in teachers and scorer.engine == "sglang":
             raise ValueError(
-                f"algorithm.gradient is top_k and {who} has engine: {scorer.engine}, which gives no log-probs of given "
-                f"tokens that are others in every place: set its engine to megatron"
+                f"algorithm.gradient is top_k and {who} has engine: sglang, which gives no log-probs of given tokens "
+                f"that are others in every place: set its engine to megatron, or to served, of a megatron-gopd "
+                f"serve-scorer"
             )
 
 

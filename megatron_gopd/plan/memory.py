@@ -139,7 +139,7 @@ def host_bytes(
     ranks_per_node: int,
     payload: Payload | None,
 ) -> dict[str, float]:
-    """Of one node: what its ranks offload, hidden states or supports that scorers gave, weights on their way to servers, and a
+    """Of one node: what its ranks offload, hidden states or supports of scorers, weights on their way to servers, and a
     checkpoint on its way to the disk: the optimizer's state of a rank's part of the model, in float32, on every
     data-parallel rank."""
     student = on.held["student"] or Held(0, 0)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from megatron_gopd.data.packing import Row
 from megatron_gopd.policies.identity import fingerprint
-from megatron_gopd.policies.served import refuse_unlike, told_tokens
+from megatron_gopd.policies.served import told_tokens
+from megatron_gopd.policies.served_model import refuse_unlike
 from megatron_gopd.policies.served_states import ServedStates
 from megatron_gopd.ranks import on_first
 from megatron_gopd.servers import wire

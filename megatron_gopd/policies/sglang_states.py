@@ -8,7 +8,7 @@ from torch import Tensor
 
 from megatron_gopd.config.models import WHOLE_STATES
 from megatron_gopd.data.packing import Row
-from megatron_gopd.policies.served import refuse_unlike
+from megatron_gopd.policies.served_model import refuse_unlike
 from megatron_gopd.policies.served_states import ServedStates
 from megatron_gopd.policies.target_heads import lm_head
 from megatron_gopd.servers.client import RefusedError, SGLangClient

@@ -6,10 +6,9 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from megatron_gopd.servers.top_logprobs import Scored
+from megatron_gopd.servers.top_logprobs import NOBODY, Scored
 
 ID_BYTES = LOGPROB_BYTES = 4  # of an entry: its id, and its log-prob to teacher and reference
-NOBODY = -1  # in the place of an id that counts for nothing
 
 
 class Support(NamedTuple):
