@@ -79,13 +79,12 @@ def test_every_token_s_divergence_and_log_probs_are_told(stepped, expected, case
     ("folder", "who"), [("teacher", "teachers.strong"), ("past", "the reference of teachers.strong")]
 )
 def test_hidden_states_that_are_not_finite_are_named(folders, one_rank, monkeypatch, folder, who):
-    of_model = hidden_scorers.hidden_states
-    spoilt = Architecture.read(folders[folder]).hidden_size
+    of_model, spoilt = hidden_scorers.hidden_states, Architecture.read(folders[folder])
 
     def spoil(model, *arguments):
         held = of_model(model, *arguments)
-        if held.values.shape[1] == spoilt and model.architecture.layers == Architecture.read(folders[folder]).layers:
-            held.values[2] = torch.nan
+        if model.architecture == spoilt:
+            held.values[held.indices == 2] = torch.nan
         return held
 
     monkeypatch.setattr(hidden_scorers, "hidden_states", spoil)

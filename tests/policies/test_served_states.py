@@ -115,7 +115,7 @@ def test_what_the_server_does_not_give_is_not_made_up(served, answer, message):
         (torch.ones(1, 64), r"gave hidden states \[1, 64\] for a response of \[1, 96\]"),
         (
             torch.full((1, 96), torch.inf),
-            "prompt 0: http.* gave hidden states that are not finite, of .* token 0 first; none can",
+            "prompt 0: http.* gave hidden states that are not finite, of response token 0 first",
         ),
     ],
     ids=["short", "narrow", "infinite"],
