@@ -23,7 +23,7 @@ async def hidden_states(client: SGLangClient, tokens: list[int]) -> Tensor:
 
     Raises:
         LostRequestError: the server gave the request up.
-        RefusedError: there is not a row for every token. What is not finite is returned.
+        RefusedError: there is not a row for every token, or a NaN that JSON has no word for. Nulls come back as NaN.
     """
     sampling = {"max_new_tokens": 1, "temperature": 1.0}  # without a new token it computes no row
     body = {"input_ids": tokens, "sampling_params": sampling, "return_hidden_states": True}
@@ -31,7 +31,8 @@ async def hidden_states(client: SGLangClient, tokens: list[int]) -> Tensor:
     try:
         about = orjson.loads(said)["meta_info"]  # several times as fast as json
     except (ValueError, KeyError) as error:
-        raise LostRequestError(f"{client.url}/generate gave {len(said)} bytes that are no answer: {error}") from None
+        # not lost: it would say the same again
+        raise RefusedError(f"{client.url}/generate gave {len(said)} bytes that are no JSON of it: {error}") from None
     finish = about["finish_reason"]
     if finish["type"] == "abort":
         raise LostRequestError(f"{client.url} gave a request up: {finish.get('message')}")
