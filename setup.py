@@ -37,6 +37,7 @@ setup(
         "packaging",
         "psutil",
         "aiohttp",
+        "orjson",
         "starlette",
         "uvicorn",
         "pydantic",

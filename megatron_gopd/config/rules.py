@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from megatron_gopd.config.models import WHOLE_STATES
+
 if TYPE_CHECKING:
     from megatron_gopd.config.models import Model
     from megatron_gopd.config.schema import Config
@@ -124,11 +126,13 @@ def hidden_states_can_be_had(config: Config) -> None:
     if config.algorithm.READS != "hidden states":
         return
     for who, scorer in config.scorers().items():
-        if scorer.engine == "sglang":
-            raise ValueError(
-                f"algorithm.gradient is exact, which reads hidden states, and {who}.engine is sglang: set engine: "
-                f"megatron, or served, of a megatron-gopd serve-scorer; or algorithm.gradient: top_k"
-            )
+        given = scorer.server.flags if scorer.engine == "sglang" else {}
+        for flag, wanted in WHOLE_STATES.items():
+            if given.get(flag, wanted) != wanted:
+                raise ValueError(
+                    f"{who}.server.options has {flag}: {given[flag]}, with which SGLang gives no hidden states of "
+                    f"whole rows, which algorithm.gradient: exact reads: leave it out, the run sets what it needs"
+                )
         if scorer.dtype == "float32" and config.student.dtype == "bfloat16":
             raise ValueError(
                 f"{who}.dtype is float32 and student.dtype bfloat16, in which algorithm.gradient: exact multiplies "
@@ -146,14 +150,17 @@ def top_logprobs_can_be_had(config: Config) -> None:
                 f"algorithm.gradient is top_k, for teachers behind SGLang, and {who}.engine is {scorer.engine}, which "
                 f"gives more: set algorithm.gradient to exact"
             )
-        if who not in teachers and scorer.engine != "megatron":
+        if who not in teachers and scorer.engine == "sglang":
             raise ValueError(
-                f"algorithm.gradient is top_k and {who} has engine: {scorer.engine}, which gives no log-probs of given "
-                f"tokens that are others in every place: set its engine to megatron"
+                f"algorithm.gradient is top_k and {who} has engine: sglang, which gives no log-probs of given tokens "
+                f"that are others in every place: set its engine to megatron, or to served, of a megatron-gopd "
+                f"serve-scorer"
             )
 
 
 def servers_score_at_temperature_1(config: Config) -> None:
+    if config.algorithm.READS == "hidden states":
+        return  # log-probs are made of them here
     served = [who for who, scorer in config.scorers().items() if scorer.engine == "sglang"]
     if served and config.rollout.temperature != 1:
         raise ValueError(

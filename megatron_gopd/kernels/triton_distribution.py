@@ -16,9 +16,8 @@ from megatron_gopd.kernels.backend import DistributionStatistics, DistributionUp
 from megatron_gopd.kernels.triton_kernels import merge_kernel
 from megatron_gopd.kernels.triton_products import into_both
 from megatron_gopd.kernels.triton_tiles import FUSED, MERGE, launch, logits_like, programs, tile_of_sides
+from megatron_gopd.kernels.workspace import BLOCK, PLANES  # a block is a multiple of every tile's columns
 
-BLOCK = 8192  # vocabulary rows: a multiple of every tile's columns
-PLANES = 8  # of sides_kernel
 Z, D = 0, 3  # planes where the statistics of either side begin
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 from megatron_gopd.kernels.chunks import TOKENS, tokens_per_chunk
 
 TILE, PART, GROUP = 128, 2048, 1024  # vocabulary rows, of cpp/
+BLOCK, PLANES, SIDES_PART = 8192, 8, 32  # of triton_distribution.py: rows of D, statistics of a part, rows of a part
 
 
 def workspace_bytes(
@@ -39,3 +40,17 @@ def workspace_bytes(
     share = 4 * chunk * hidden * (1 + (1 / ranks if ranks > 1 else 0))
     held = tokens // ranks * hidden * itemsize + (4 * rows * hidden if holds_weight_gradient else 0)
     return int((gathered if ranks > 1 else 0) + packed + statistics + kept + share + held)
+
+
+def gpu_mixture_bytes(tokens: int, rows: int) -> int:
+    """Of D, which a GPU holds over one block of the `rows` of a rank's vocabulary, in float32."""
+    return 4 * tokens * min(BLOCK, rows)
+
+
+def gpu_statistics_bytes(tokens: int, rows: int, targets: int) -> int:
+    """Of a distribution loss's statistics of every part of a rank's `rows`, which one_pass keeps for the gradients.
+
+    targets: heads beside the student's. On sm_100 parts are half as long in bf16, and these twice as many.
+    """
+    planes = PLANES + (3 * targets if targets > 1 else 0)
+    return 4 * planes * tokens * -(-rows // SIDES_PART)

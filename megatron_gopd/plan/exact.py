@@ -20,6 +20,8 @@ from megatron_gopd.plan.roles import STUDENT, Role
 from megatron_gopd.plan.workload import Workload
 from megatron_gopd.policies.exchange import ROUND_BYTES
 from megatron_gopd.policies.hidden_scorers import judges_of
+from megatron_gopd.policies.served_states import ranks_that_ask
+from megatron_gopd.servers.hidden_states import NUMBER_BYTES, READ_BYTES_PER_S
 
 
 @dataclass(frozen=True)
@@ -47,21 +49,21 @@ def payload_of(config: Config, roles: list[Role], where: Placement, work: Worklo
     layout, bound = roles[0].settings.layout, config.training.hidden_states_gib * GIB / 2
     span = len(layout.span(where.world, STUDENT))
     copies = 1 if layout.sequence_parallel else layout.tp  # of a token, on the ranks that share its vocabulary
-    total = held = served = 0.0
+    total = held = computed = arrival = 0.0
     portions = late = 0
     for teacher in config.teachers:
-        pieces = list(_pieces(config, roles, teacher, where, work))
+        pieces = list(_pieces(config, roles, teacher, where, work, machine))
         of_teacher = sum(piece.bytes for piece in pieces)
         of_rank = sum(piece.bytes / piece.ranks for piece in pieces)
         at_once = max(of_rank, of_teacher / (span // (layout.tp * layout.pp)))
         portions += (count := max(1, math.ceil(at_once / bound)))
         late += math.ceil(count * max(0.0, 1 - bound / len(config.teachers) / of_rank))
         total, held = total + of_teacher, held + of_rank
-        served += sum(piece.bytes / piece.ranks for piece in pieces if piece.served)
+        computed += sum(piece.bytes / piece.ranks for piece in pieces if piece.arrival_seconds is None)
+        arrival += sum(piece.arrival_seconds or 0.0 for piece in pieces)
     fetched = total * copies / (span // layout.pp)
-    computed = held - served
     over_host = computed + held * copies + 2 * fetched  # down; up to be sent; down, and up again to be judged
-    seconds = over_host / machine.host_bandwidth + served / price.bandwidth(False, machine)
+    seconds = over_host / machine.host_bandwidth + arrival
     seconds += _exchange_seconds(max(held * copies, fetched), portions, where, machine)
     return Payload(total, held, fetched, bound, portions, late, seconds)
 
@@ -71,16 +73,25 @@ class _Piece(NamedTuple):
 
     bytes: float
     ranks: int  # that share them
-    served: bool  # come from servers, not from this job's GPUs
+    arrival_seconds: float | None  # from servers; None: this job's GPUs compute them
 
 
-def _pieces(config: Config, roles: list[Role], teacher: str, where: Placement, work: Workload) -> Iterator[_Piece]:
-    tokens = work.response_tokens / len(config.teachers)
+def _pieces(
+    config: Config, roles: list[Role], teacher: str, where: Placement, work: Workload, machine: Machine
+) -> Iterator[_Piece]:
+    share, item = 1 / len(config.teachers), ITEM[config.student.dtype]
     layouts = {name: role.settings.layout for role in roles[1:] for name in role.names}
     for who, judge in judges_of(config, teacher).items():
-        layout = layouts.get(who)  # None: not in this job
-        ranks = len(layout.span(where.world, who)) // layout.pp if layout else where.world
-        yield _Piece(tokens * width(judge) * ITEM[config.student.dtype], ranks, layout is None)
+        size = work.response_tokens * share * width(judge) * item
+        if layout := layouts.get(who):
+            yield _Piece(size, len(layout.span(where.world, who)) // layout.pp, None)
+            continue
+        ranks, network = ranks_that_ask(judge, where.world), price.bandwidth(False, machine)
+        seconds = size / ranks / network
+        if judge.engine == "sglang":  # tells of prompts too
+            said = int(work.lengths.sum()) * share * width(judge) * NUMBER_BYTES
+            seconds = said / ranks * (1 / network + 1 / READ_BYTES_PER_S)
+        yield _Piece(size, ranks, seconds)
 
 
 def _exchange_seconds(sent: float, portions: int, where: Placement, machine: Machine) -> float:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from megatron_gopd.kernels.backend import DistributionStatistics, DistributionUpstream, Heads, Statistics, Upstream
+from megatron_gopd.kernels.workspace import gpu_mixture_bytes, gpu_statistics_bytes
 from megatron_gopd.plan.counts import Gemm
 from megatron_gopd.plan.ledger import Ledger
 
@@ -40,11 +41,12 @@ class PlannedHead:
     def distribution_statistics(
         self, heads: Heads, targets: Tensor, temperature: float, keep: bool
     ) -> DistributionStatistics:
-        """A product a head; two numbers a logit are kept: exp z, and z - D or exp D."""
+        """A product a head; two numbers a logit are kept: exp z, and z - D or exp D; and statistics of its parts."""
+        student, count, rows = heads.hidden[0], len(heads.hidden), len(heads.weight[0])
+        statistics = _work(student, gpu_statistics_bytes(len(student), rows, count - 1))
+        kept = (student.new_empty(2, len(student), rows), statistics) if keep else None
         self._products(heads)
-        student, count = heads.hidden[0], len(heads.hidden)
         columns = student.new_empty(4 * count + 3, len(student), dtype=_wide(student))
-        kept = student.new_empty(2, len(student), len(heads.weight[0])) if keep else None
         return DistributionStatistics(*columns.split([count + 1, count + 1, count + 1, count]), kept)
 
     def distribution_gradients(
@@ -69,8 +71,12 @@ class PlannedHead:
         return hidden.new_empty(tokens, width, dtype=_wide(hidden))
 
     def _products(self, heads: Heads) -> None:
+        """With D of a block of the vocabulary in memory."""
+        student = heads.hidden[0]
+        mixture = _work(student, gpu_mixture_bytes(len(student), len(heads.weight[0])))
         for hidden, weight in zip(heads.hidden, heads.weight, strict=True):
             self._product(hidden, weight)
+        del mixture
 
     def _product(self, hidden: Tensor, weight: Tensor) -> None:
         self._ledger.gemm(Gemm(1, len(hidden), hidden.shape[1], len(weight)))
@@ -78,3 +84,7 @@ class PlannedHead:
 
 def _wide(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _work(like: Tensor, size: int) -> Tensor:
+    return like.new_empty(size, dtype=torch.uint8)

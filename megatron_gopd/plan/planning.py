@@ -190,7 +190,7 @@ def assemble(
     at_a_time = _at_a_time(config, where, work, cache_tokens)
     ranks_per_node = min(where.world, machine.gpus_per_node)
     payload = payload_of(config, roles, where, work, machine)
-    hosts = [memory.host_bytes(config, roles, on, where, ranks_per_node, payload) for on in ranks]
+    hosts = [memory.host_bytes(config, roles, on, where, work, ranks_per_node, payload) for on in ranks]
     host = max(hosts, key=lambda parts: sum(parts.values()))  # the node of the ranks that hold most
     time = step_time(config, roles, largest, stepped, where, work, machine, at_a_time, payload)
     return Plan(

@@ -14,8 +14,10 @@ from megatron_gopd.data.trajectory import Trajectory
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.policies.distribution_payload import DistributionPayload
 from megatron_gopd.policies.hidden_states import Held, Piece, hidden_states
+from megatron_gopd.policies.scorer_states import ScorerStates
 from megatron_gopd.policies.scorers import Scorers, _identity
-from megatron_gopd.policies.served_states import ServedStates
+from megatron_gopd.policies.served_states import ServedStates, ranks_that_ask
+from megatron_gopd.policies.sglang_states import SGLangStates
 from megatron_gopd.policies.target_heads import shared_ids
 
 
@@ -76,10 +78,13 @@ class HiddenScorers(Scorers):
         layout, ranks = settings.layout, dist.get_world_size()
         if settings.engine == "megatron":
             ranks = len(layout.span(ranks, "")) // layout.pp
+        else:
+            ranks = ranks_that_ask(settings, ranks)
         return Architecture.read(settings.model).hidden_size * self.dtype.itemsize, ranks
 
     def _behind_servers(self, settings: schema.Scorer, who: str) -> ServedStates:
-        return ServedStates(settings, who, getattr(torch, self.config.student.dtype))
+        kind = SGLangStates if settings.engine == "sglang" else ScorerStates
+        return kind(settings, who, getattr(torch, self.config.student.dtype))
 
     def _begin(
         self, settings: schema.Scorer, rows: Sequence[Row], starts: torch.Tensor, taught: list[Trajectory]

@@ -7,6 +7,7 @@ import queue
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -23,7 +24,8 @@ from megatron_gopd.policies.exchange import fetch
 from megatron_gopd.policies.hidden_states import Held, hidden_states
 from megatron_gopd.policies.identity import describe, fingerprint
 from megatron_gopd.ranks import is_first, on_first
-from megatron_gopd.servers.scorer_service import AskedStates, ScorerService, Waiting
+from megatron_gopd.servers.scorer_service import AskedStates, AskedSupport, ScorerService, Waiting
+from megatron_gopd.servers.top_logprobs import NOBODY
 
 TOKEN = "MEGATRON_GOPD_TOKEN"
 HEARTBEAT_S = 60.0  # the other ranks wait in a collective, which has a timeout of its own
@@ -60,30 +62,58 @@ def _listen(model: Path, dtype: str, host: str, port: int) -> ScorerService:
     return service
 
 
+class _Asked(NamedTuple):
+    """A row, and what of it."""
+
+    row: Row
+    temperature: float | None  # None: its hidden states
+    ids: np.ndarray | None  # [response, k]: their log-probs too
+
+    @classmethod
+    def of(cls, asked: AskedStates) -> Self:
+        ids = np.array(asked.ids, dtype=np.int32) if isinstance(asked, AskedSupport) else None
+        row = Row(np.array(asked.prompt_tokens, dtype=np.int32), np.array(asked.response_tokens, dtype=np.int32))
+        return cls(row, getattr(asked, "temperature", None), ids)
+
+    @property
+    def kind(self) -> tuple[float | None, int]:
+        """Of what is computed together."""
+        return self.temperature, 0 if self.ids is None else self.ids.shape[1]
+
+
 def _answer(service: ScorerService | None, scorer: Model | None, nothing: Held, max_tokens: int) -> None:
     """One pass: what has come in until now; log-probs by temperature, hidden states as many as memory takes."""
     taken: list[Waiting] = _take(service) if is_first() else []
-    asked = on_first(lambda: [(getattr(waiting.asked, "temperature", None), _row(waiting.asked)) for waiting in taken])
-    for temperature, numbers in _together(asked, STATES_BYTES // nothing.token_bytes):
-        rows = [asked[number][1] for number in numbers]
-        if temperature is None:
-            found = _states(scorer, nothing, rows, max_tokens)
-        else:
-            found, _ = scoring.score(scorer, rows, temperature=temperature, max_tokens=max_tokens)
+    asked = on_first(lambda: [_Asked.of(waiting.asked) for waiting in taken])
+    for numbers in _together(asked, STATES_BYTES // nothing.token_bytes):
+        found = _found(scorer, nothing, [asked[number] for number in numbers], max_tokens)
         if is_first():
             for number, values in zip(numbers, found, strict=True):
                 taken[number].answer.set_result(values)
 
 
-def _together(asked: Sequence[tuple[float | None, Row]], most: int) -> Iterator[tuple[float | None, list[int]]]:
-    """Numbers of rows that are scored together; temperature None: of hidden states, about `most` tokens at a time."""
-    by_temperature: dict[float | None, list[int]] = defaultdict(list)
-    for number, (temperature, _) in enumerate(asked):
-        by_temperature[temperature].append(number)
-    wanted = by_temperature.pop(None, [])
-    yield from by_temperature.items()
-    for places in in_order([len(asked[number][1].response_tokens) for number in wanted], most):
-        yield None, [wanted[place] for place in places]
+def _found(scorer: Model | None, nothing: Held, asked: Sequence[_Asked], max_tokens: int) -> Sequence:
+    """What is asked of rows that are all asked the same; on rank 0 at least. Collective over all ranks."""
+    rows = [each.row for each in asked]
+    temperature, width = asked[0].kind
+    if temperature is None:
+        return _states(scorer, nothing, rows, max_tokens)
+    if not width:
+        return scoring.score(scorer, rows, temperature=temperature, max_tokens=max_tokens)[0]
+    ids = [each.ids for each in asked]
+    found = scoring.score_support(scorer, rows, ids, temperature=temperature, max_tokens=max_tokens)
+    return [np.where(of_row == NOBODY, 0.0, values) for of_row, values in zip(ids, found, strict=True)]
+
+
+def _together(asked: Sequence[_Asked], most: int) -> Iterator[list[int]]:
+    """Numbers of rows that are scored together; of hidden states, about `most` tokens at a time."""
+    by_kind: dict[tuple, list[int]] = defaultdict(list)
+    for number, each in enumerate(asked):
+        by_kind[each.kind].append(number)
+    wanted = by_kind.pop((None, 0), [])
+    yield from by_kind.values()
+    for places in in_order([len(asked[number].row.response_tokens) for number in wanted], most):
+        yield [wanted[place] for place in places]
 
 
 def _states(scorer: Model | None, nothing: Held, rows: Sequence[Row], max_tokens: int) -> Sequence[torch.Tensor]:
@@ -95,10 +125,6 @@ def _states(scorer: Model | None, nothing: Held, rows: Sequence[Row], max_tokens
         held = hidden_states(scorer, rows, starts, nothing.values.dtype, max_tokens)
     found = fetch(held, torch.arange(tokens if is_first() else 0), tokens)
     return found.split(lengths.tolist()) if is_first() else ()
-
-
-def _row(asked: AskedStates) -> Row:
-    return Row(np.array(asked.prompt_tokens, dtype=np.int32), np.array(asked.response_tokens, dtype=np.int32))
 
 
 def _take(service: ScorerService) -> list[Waiting]:

@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
-import torch
 
 from megatron_gopd.config import schema
 from megatron_gopd.data.packing import Row
 from megatron_gopd.errors import UserError
-from megatron_gopd.mcore.architecture import Architecture
-from megatron_gopd.mcore.front_door import open_hf_weights
 from megatron_gopd.policies.identity import describe
+from megatron_gopd.policies.served_model import differences, refuse_another_model, refuse_unlike
 from megatron_gopd.ranks import on_first
-from megatron_gopd.servers.client import LostRequestError, RefusedError, SGLangClient
-from megatron_gopd.servers.fingerprints import Fingerprints, checksums_of, comparable, told
+from megatron_gopd.servers.client import LostRequestError, RefusedError, SGLangClient, UnknownPathError
 from megatron_gopd.servers.homes import Homes
 from megatron_gopd.servers.pool import ServerPool
 from megatron_gopd.servers.top_logprobs import Scored
 
-REQUESTS = 64  # in flight at a server
 Result = TypeVar("Result")
 
 
 class ServedScorer:
     """Servers of one teacher or reference. Rank 0 talks to them; every method is collective."""
+
+    REQUESTS: ClassVar[int] = 64  # in flight at a server
+    OPTIONS: ClassVar[dict[str, bool | int]] = {}  # of sglang.launch_server, of servers that are started here
 
     def __init__(self, settings: schema.Scorer, who: str, temperature: float):
         """`who` it is in messages; `temperature` of the softmax."""
@@ -52,18 +49,24 @@ class ServedScorer:
         """Log-prob of every response token of each row: [response] float32, nats."""
         if self.settings.engine == "sglang":
             return [scored.logprobs for scored in self.score_top(rows, 0)]
-        return self._ask_of_each(_of_our_scorer, rows, self.temperature)
+        return self._ask_of_each([partial(_of_our_scorer, row, self.temperature) for row in rows])
+
+    def score_ids(self, rows: list[Row], ids: list[np.ndarray]) -> list[np.ndarray]:
+        """As score, the log-probs of each response token's own `ids` [response, k], of which it is the first; our
+        scorer's only."""
+        of_each = zip(rows, ids, strict=True)
+        return self._ask_of_each([partial(self._of_ids, row, of_row) for row, of_row in of_each])
 
     def score_top(self, rows: list[Row], top_k: int) -> list[Scored]:
         """As score, and the most likely tokens beside; SGLang's servers only."""
         assert self.temperature == 1  # the configuration sees to it
-        return self._ask_of_each(_of_sglang, rows, top_k)
+        return self._ask_of_each([partial(_of_sglang, row, top_k) for row in rows])
 
-    def _ask_of_each(self, ask: Callable[..., Awaitable[Result]], rows: list[Row], setting: float) -> list[Result]:
-        """What ask(row, setting, client) tells of each row."""
+    def _ask_of_each(self, requests: list[Callable[[SGLangClient], Awaitable[Result]]]) -> list[Result]:
+        """What each tells."""
 
         async def every() -> list[Result]:
-            return await asyncio.gather(*(self._pool.ask(partial(ask, row, setting)) for row in rows))
+            return await asyncio.gather(*map(self._pool.ask, requests))
 
         return on_first(lambda: self._pool.background.run(every()))
 
@@ -93,9 +96,24 @@ class ServedScorer:
             model=settings.model,
             dtype=settings.dtype,
             logs=logs,
-            most_requests=REQUESTS,
+            most_requests=self.REQUESTS,
+            options=self.OPTIONS,
             homes=self._homes.each,
         )
+
+    async def _of_ids(self, row: Row, ids: np.ndarray, client: SGLangClient) -> np.ndarray:
+        body = told_tokens(row) | {"ids": ids.tolist(), "temperature": self.temperature}
+        try:
+            logprobs = np.array((await client.post("/support", body))["logprobs"], dtype=np.float32)
+        except UnknownPathError:
+            raise RefusedError(
+                f"{self.who}: {client.url} gives no log-probs of given tokens, which algorithm.gradient: top_k reads: "
+                f"it runs an older megatron-gopd; update it there and start serve-scorer anew"
+            ) from None
+        if logprobs.shape != ids.shape:
+            wrong = f"log-probs {list(logprobs.shape)} for tokens {list(ids.shape)}"
+            raise RefusedError(f"{self.who}: {client.url} gave {wrong}; none can be made up")
+        return logprobs
 
     async def _refuse_another(self, client: SGLangClient) -> None:
         """Raises UserError: the server holds another model."""
@@ -103,7 +121,7 @@ class ServedScorer:
             await refuse_another_model(self.settings, self.who, client)
             return
         about, wanted = await client.get("/model_info"), describe(self.settings.model)
-        wrong = _differences(wanted["architecture"], about.get("architecture", {}))
+        wrong = differences(wanted["architecture"], about.get("architecture", {}))
         if about.get("tokenizer") != wanted["tokenizer"]:
             wrong.append("another tokenizer")
         refuse_unlike(wrong, self.settings, self.who, client.url, about.get("model_path"))
@@ -112,52 +130,6 @@ class ServedScorer:
 def _pool_name(who: str) -> str:
     """For files: a teacher's is not its reference's."""
     return who.replace("the ", "").replace(".", "-").replace(" ", "-")
-
-
-async def refuse_another_model(settings: schema.Scorer, who: str, client: SGLangClient) -> None:
-    """That a server holds the model of `settings`: by architecture, and on a CPU by every weight.
-
-    Raises UserError: it holds another.
-    """
-    about = await client.get("/model_info")
-    config = json.loads(Path(settings.model, "config.json").read_text())
-    if "model_type" not in about:
-        raise UserError(f"{who}: {client.url} is no SGLang server; name another, or set engine: served for our scorer")
-    if about["model_type"] != config["model_type"]:
-        raise UserError(
-            f"{who}: {client.url} serves a {about['model_type']} ({about['model_path']}), but "
-            f"{settings.model} is a {config['model_type']}; name the right server, or the right model"
-        )
-    served = Path(about["model_path"])
-    if (served / "config.json").is_file():  # holds on a GPU too, whose checksums are made otherwise
-        shapes = (asdict(Architecture.read(folder)) for folder in (settings.model, served))
-        refuse_unlike(_differences(*shapes), settings, who, client.url, served)
-    if not comparable(await client.get("/server_info")):
-        return
-    theirs = await checksums_of(client, settings.server.patience_s)
-    fingerprints, source = Fingerprints(), open_hf_weights(settings.model)
-    dtype, tied = getattr(torch, settings.dtype), config.get("tie_word_embeddings")
-    named = ((name, source.tensor(name).to(dtype)) for name in sorted(source.names()))
-    for _ in fingerprints.of_passing((n, t) for n, t in named if not (tied and n == "lm_head.weight")):
-        pass
-    if differing := fingerprints.differences(theirs):
-        raise UserError(
-            f"{who}: {client.url} does not hold the weights of {settings.model} in "
-            f"{settings.dtype}: {told(differing)} differ; name the right server, or the right model"
-        )
-
-
-def refuse_unlike(wrong: list[str], settings: schema.Scorer, who: str, url: str, served: object) -> None:
-    if wrong:
-        raise UserError(
-            f"{who}: {url} serves {served}, which is not like {settings.model}: {'; '.join(wrong[:3])}; "
-            f"name the right server, or the right model"
-        )
-
-
-def _differences(ours: dict, theirs: dict) -> list[str]:
-    """Of two architectures."""
-    return [f"{key}: {ours[key]} here, {theirs.get(key)} there" for key in ours if theirs.get(key) != ours[key]]
 
 
 async def _of_sglang(row: Row, top_k: int, client: SGLangClient) -> Scored:

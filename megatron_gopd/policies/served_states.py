@@ -1,4 +1,4 @@
-"""A frozen model behind servers of our own that give hidden states: every rank fetches its share of the rows."""
+"""A frozen model behind servers that give hidden states: the ranks that ask share out the rows."""
 
 from __future__ import annotations
 
@@ -16,32 +16,28 @@ from megatron_gopd.data.packing import Row, share
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.hf_folder import all_finite
 from megatron_gopd.policies.hidden_states import Held
-from megatron_gopd.policies.identity import fingerprint
-from megatron_gopd.policies.served import ServedScorer, refuse_unlike, told_tokens
-from megatron_gopd.ranks import is_first, on_first
-from megatron_gopd.servers import wire
-from megatron_gopd.servers.client import LostRequestError, RefusedError, SGLangClient, UnknownPathError
+from megatron_gopd.policies.served import ServedScorer
+from megatron_gopd.ranks import is_first
+from megatron_gopd.servers.client import RefusedError, SGLangClient, UnknownPathError
 
 
 class ServedStates(ServedScorer):
-    """Servers of one teacher or reference. Every rank talks to them, each for other rows."""
+    """Servers of one teacher or reference; a kind of server is a subclass, which says how a row is asked for."""
 
     def __init__(self, settings: schema.Scorer, who: str, dtype: torch.dtype):
         """`dtype`: to hold hidden states in."""
         super().__init__(settings, who, temperature=1.0)
         self.dtype = dtype
-        self._hidden_size = Architecture.read(settings.model).hidden_size
-        self._fingerprint = ""
+        self.hidden_size = Architecture.read(settings.model).hidden_size
 
     def start(self, logs: Path) -> None:
-        """Find the servers. Collective.
+        """Start or find the servers. Collective.
 
         Raises:
-            UserError: a server does not answer, holds another model, or gives no hidden states.
+            UserError: a server does not start or answer, holds another model, or gives no hidden states.
         """
-        self._fingerprint = on_first(lambda: fingerprint(self.settings.model, self.settings.dtype))
         super().start(logs)
-        if not is_first():
+        if not is_first() and self.settings.server.urls:
             self._pool = self._connect(logs)
 
     def begin(self, rows: Sequence[Row], names: Sequence[str], starts: Tensor) -> Callable[[], Held]:
@@ -54,7 +50,9 @@ class ServedStates(ServedScorer):
         Raises:
             UserError: by what is returned: a server refuses, gives what is not a row's hidden states, or none is left.
         """
-        mine = share([len(row) for row in rows], dist.get_world_size())[dist.get_rank()]
+        if self._pool is None:
+            return lambda: Held.nothing(self.hidden_size, self.dtype)
+        mine = share([len(row) for row in rows], ranks_that_ask(self.settings, dist.get_world_size()))[dist.get_rank()]
 
         async def every() -> list[Tensor]:
             return await asyncio.gather(*(self._pool.ask(partial(self._ask, rows[n], names[n])) for n in mine))
@@ -62,50 +60,38 @@ class ServedStates(ServedScorer):
         answers = self._pool.background.start(every())
 
         def wait() -> Held:
-            pieces = [Held.nothing(self._hidden_size, self.dtype)]
+            pieces = [Held.nothing(self.hidden_size, self.dtype)]
             pieces += [Held(starts[n] + torch.arange(len(v)), v) for n, v in zip(mine, answers.result(), strict=True)]
             return Held.joined(pieces)
 
         return wait
 
+    async def told(self, row: Row, client: SGLangClient) -> Tensor:
+        """[response, h] as the server gives it. Raises LostRequestError or RefusedError."""
+        raise NotImplementedError
+
     async def _ask(self, row: Row, name: str, client: SGLangClient) -> Tensor:
         """[response, h]. Raises LostRequestError or RefusedError."""
         try:
-            said = await client.post_for_bytes("/hidden", told_tokens(row))
-            states, of_model = wire.unpacked(said)
-        except UnknownPathError:
-            raise RefusedError(f"{self.who}: {_without_states(client)}") from None
+            states = await self.told(row, client)
+        except UnknownPathError as error:
+            raise RefusedError(f"{self.who}: {error}") from None
         except RefusedError as error:
             raise RefusedError(f"{self.who}, {name}: {error}") from None
-        except ValueError as error:
-            raise LostRequestError(f"{client.url}/hidden gave {error}") from None
-        if wrong := self._faults(row, states, of_model):
+        if wrong := self._faults(row, states):
             raise RefusedError(f"{self.who}, {name}: {client.url} gave {wrong}; none can be made up")
         return states.to(self.dtype)
 
-    def _faults(self, row: Row, states: Tensor, of_model: str) -> str | None:
-        wanted = len(row.response_tokens), self._hidden_size
-        if of_model != self._fingerprint:
-            return f"hidden states of another model than {self.settings.model}"
+    def _faults(self, row: Row, states: Tensor) -> str | None:
+        wanted = len(row.response_tokens), self.hidden_size
         if states.shape != wanted:
             return f"hidden states {list(states.shape)} for a response of {list(wanted)}"
-        return None if all_finite(states) else "hidden states that are not finite"
-
-    async def _refuse_another(self, client: SGLangClient) -> None:
-        await super()._refuse_another(client)
-        about = await client.get("/model_info")
-        if "fingerprint" not in about:
-            raise RefusedError(_without_states(client))
-        wrong = []
-        if about["dtype"] != self.settings.dtype:
-            wrong = [f"dtype: {self.settings.dtype} here, {about['dtype']} there"]
-        elif about["fingerprint"] != self._fingerprint:
-            wrong = ["another LM head"] if about["fingerprint"] else ["a Megatron checkpoint there: convert it"]
-        refuse_unlike(wrong, self.settings, self.who, client.url, about["model_path"])
+        if all_finite(states):
+            return None
+        token = int(torch.isfinite(states).all(1).int().argmin())
+        return f"hidden states that are not finite, of response token {token} first"
 
 
-def _without_states(client: SGLangClient) -> str:
-    return (
-        f"{client.url} gives no hidden states, which algorithm.gradient: exact reads: it runs an older megatron-gopd; "
-        f"update it there and start serve-scorer anew, or set gradient: sampled"
-    )
+def ranks_that_ask(settings: schema.Scorer, world: int) -> int:
+    """All, where others run the servers; rank 0 alone knows where those are that the run starts, now and anew."""
+    return world if settings.server.urls else 1

@@ -6,9 +6,9 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from megatron_gopd.servers.top_logprobs import Scored
+from megatron_gopd.servers.top_logprobs import NOBODY, Scored
 
-NOBODY = -1  # in the place of an id that counts for nothing
+ID_BYTES = LOGPROB_BYTES = 4  # of an entry: its id, and its log-prob to teacher and reference
 
 
 class Support(NamedTuple):

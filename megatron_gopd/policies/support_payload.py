@@ -16,8 +16,9 @@ from megatron_gopd.kernels.one_pass import stated
 from megatron_gopd.objective import TokenRows, coarse_divergence
 from megatron_gopd.policies.lm_head import support_logprobs
 from megatron_gopd.policies.payload import Head, Judged
-from megatron_gopd.policies.support import NOBODY, Support
+from megatron_gopd.policies.support import Support
 from megatron_gopd.policies.token_table import TokenTable
+from megatron_gopd.servers.top_logprobs import NOBODY
 
 
 class SupportPayload:

@@ -48,18 +48,23 @@ class TopKScorers(Scorers):
         return [self._supports[id(trajectory)].teacher for trajectory in taught]
 
     def _reference(self, settings: schema.Scorer, rows: list[Row], taught: list[Trajectory]) -> list[np.ndarray]:
+        ids = [self._supports[id(trajectory)].ids for trajectory in taught]
+        served = self._servers(settings)
+        found = served.score_ids(rows, ids) if served else self._in_this_job(settings, rows, ids)
+        for trajectory, values in zip(taught, found, strict=True):
+            self._supports[id(trajectory)] = self._supports[id(trajectory)]._replace(reference=values)
+        return found
+
+    def _in_this_job(self, settings: schema.Scorer, rows: list[Row], ids: list[np.ndarray]) -> list[np.ndarray]:
         with self._resident(settings) as model:
-            found = scoring.score_support(
+            return scoring.score_support(
                 model,
                 rows,
-                [self._supports[id(trajectory)].ids for trajectory in taught],
+                ids,
                 temperature=self.config.rollout.temperature,
                 max_tokens=self.config.training.max_tokens_per_micro_batch,
                 naive=self.config.training.logprob == "naive",
             )
-        for trajectory, values in zip(taught, found, strict=True):
-            self._supports[id(trajectory)] = self._supports[id(trajectory)]._replace(reference=values)
-        return found
 
 
 def _rows_of_all(config: Config) -> int:

@@ -20,7 +20,7 @@ from megatron_gopd.data import Prompt, Trajectory, load_tokenizer, stop_ids
 from megatron_gopd.data.packing import Row
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
-from megatron_gopd.policies.served import refuse_another_model
+from megatron_gopd.policies.served_model import refuse_another_model
 from megatron_gopd.ranks import give_back_memory, is_first, on_first
 from megatron_gopd.rollout.batch import Batch, Turn
 from megatron_gopd.rollout.probes import probe_rows

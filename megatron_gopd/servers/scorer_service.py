@@ -2,6 +2,7 @@
 queue for one.
 
 POST /score {"prompt_tokens": [...], "response_tokens": [...], "temperature": 1.0} -> {"logprobs": [...]}
+POST /support {..., "ids": [[...], ...], "temperature": 1.0}                       -> {"logprobs": [[...], ...]}
 POST /hidden {"prompt_tokens": [...], "response_tokens": [...]}                     -> servers/wire.py
 GET  /model_info                                                                    -> what is served
 GET  /health
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 import uvicorn
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -28,6 +29,7 @@ from starlette.routing import Route
 
 from megatron_gopd.errors import UserError
 from megatron_gopd.servers import wire
+from megatron_gopd.servers.top_logprobs import NOBODY
 
 Tokens = list[int]
 
@@ -45,11 +47,25 @@ class AskedLogprobs(AskedStates):
     temperature: float = Field(1.0, gt=0)
 
 
+class AskedSupport(AskedLogprobs):
+    """Of every response token as many ids, itself first; NOBODY stands in the place of one."""
+
+    ids: list[Tokens] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _of_every_token(self):
+        if [row[:1] for row in self.ids] != [[token] for token in self.response_tokens]:
+            raise ValueError("there is not a row for every response token, which begins with that token")
+        if len({len(row) for row in self.ids}) > 1:
+            raise ValueError("rows are of different lengths")
+        return self
+
+
 @dataclass
 class Waiting:
-    """A row, and where its log-probs [response], or its hidden states [response, h], go."""
+    """A row, and where its log-probs [response] or [response, k], or its hidden states [response, h], go."""
 
-    asked: AskedLogprobs | AskedStates
+    asked: AskedStates
     answer: Future = field(default_factory=Future)
 
 
@@ -68,6 +84,7 @@ class ScorerService:
         self._about, self._vocab_size, self._token = about, vocab_size, token or None  # "": a variable that is unset
         routes = [
             Route("/score", self._score, methods=["POST"]),
+            Route("/support", self._support, methods=["POST"]),
             Route("/hidden", self._hidden, methods=["POST"]),
             Route("/model_info", self._model_info),
             Route("/health", self._health),
@@ -98,6 +115,9 @@ class ScorerService:
     async def _score(self, request: Request) -> Response:
         return await self._answer(request, AskedLogprobs, _logprobs)
 
+    async def _support(self, request: Request) -> Response:
+        return await self._answer(request, AskedSupport, _logprobs)
+
     async def _hidden(self, request: Request) -> Response:
         return await self._answer(request, AskedStates, self._states)
 
@@ -110,8 +130,9 @@ class ScorerService:
             asked = kind.model_validate_json(await request.body())
         except ValidationError as error:
             first = error.errors()[0]
-            return _error(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
-        outside = [t for t in (*asked.prompt_tokens, *asked.response_tokens) if not 0 <= t < self._vocab_size]
+            return _error(400, f"{'.'.join(map(str, first['loc'])) or 'ids'}: {first['msg']}")
+        named = (token for row in getattr(asked, "ids", ()) for token in row if token != NOBODY)
+        outside = [t for t in (*asked.prompt_tokens, *asked.response_tokens, *named) if not 0 <= t < self._vocab_size]
         if outside:
             return _error(400, f"token id {outside[0]} is outside the model's vocabulary of {self._vocab_size}")
         if kind is AskedStates and not self._about.get("fingerprint"):
@@ -145,8 +166,8 @@ class ScorerService:
 
 def _logprobs(logprobs: np.ndarray) -> JSONResponse:
     if not np.isfinite(logprobs).all():  # never a fill value
-        token = int(np.flatnonzero(~np.isfinite(logprobs))[0])
-        return _error(422, f"the log-prob of response token {token} is {logprobs[token]}")
+        place = tuple(np.argwhere(~np.isfinite(logprobs))[0].tolist())
+        return _error(422, f"the log-prob of response token {place[0]} is {logprobs[place]}")
     return JSONResponse({"logprobs": logprobs.tolist()})
 
 

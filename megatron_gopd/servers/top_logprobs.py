@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+NOBODY = -1  # in the place of an id that counts for nothing
 MOST = 1.01  # that probabilities may sum to, with what rounding does to them
 
 

@@ -41,6 +41,17 @@ def test_a_server_tells_of_twenty_tokens_unless_asked_for_others(load):
     assert load(TOP_K, "algorithm.top_k=7", "algorithm.divergence=forward_kl").algorithm.top_k == 7
 
 
+def test_our_scorer_tells_of_the_tokens_that_a_teacher_named(load):
+    reference = "{model: /r, engine: served, server: {urls: ['http://u:1']}}"
+    config = load(TOP_K, f"teachers.math.reference={reference}")
+    assert config.scorers()["the reference of teachers.math"].engine == "served"
+
+
+def test_hidden_states_of_servers_serve_any_temperature(load):
+    config = load(EXACT, "teachers.math.engine=sglang", "rollout.temperature=0.5")
+    assert config.scorers()["teachers.math"].engine == "sglang"
+
+
 @pytest.mark.parametrize(
     ("text", "override", "expected"),
     [
@@ -59,7 +70,11 @@ def test_a_server_tells_of_twenty_tokens_unless_asked_for_others(load):
         (MINIMAL, "algorithm.gradient=exat", "algorithm.gradient: write sampled, exact or top_k (given: 'exat')"),
         (MINIMAL, "algorithm.divergence=forward_kl", "algorithm.divergence: forward_kl needs gradient: exact"),
         (EXACT, "algorithm.divergence=kl", "algorithm.divergence: Input should be 'reverse_kl' or 'forward_kl'"),
-        (EXACT, "teachers.math.engine=sglang", "reads hidden states, and teachers.math.engine is sglang"),
+        (
+            EXACT,
+            "teachers.math={model: /t, engine: sglang, server: {options: {chunked_prefill_size: 4096}}}",
+            "teachers.math.server.options has chunked-prefill-size: 4096, with which SGLang gives no hidden",
+        ),
         (EXACT, "teachers.math.dtype=float32", "teachers.math.dtype is float32 and student.dtype bfloat16"),
         (
             TOP_K,

@@ -17,10 +17,12 @@ from megatron_gopd.plan.report import show
 from megatron_gopd.plan.roles import roles_of
 from megatron_gopd.plan.search import search
 from megatron_gopd.plan.workload import Workload
+from megatron_gopd.servers.hidden_states import NUMBER_BYTES, READ_BYTES_PER_S
 
 TOKENS = 256
 EXACT = "algorithm.gradient=exact"
 H100 = machine("h100")
+URLS = "teachers.teacher.server.urls=['http://there:1']"
 
 
 @pytest.fixture
@@ -103,7 +105,7 @@ def test_memory_that_is_too_small_is_told_and_how_much_is_enough(priced):
 
 def test_hidden_states_of_servers_come_over_the_network(configured):
     """Those of ranks of one node do not."""
-    far = "teachers.teacher.engine=served", "teachers.teacher.server.urls=['http://there:1']"
+    far = "teachers.teacher.engine=served", URLS
     slow = H100.model_copy(update={"chip": H100.chip.model_copy(update={"network_bandwidth": 1e9})})
 
     def seconds(on, *overrides):
@@ -111,6 +113,17 @@ def test_hidden_states_of_servers_come_over_the_network(configured):
 
     assert seconds(slow) == seconds(H100)
     assert seconds(slow, *far) > 2 * seconds(H100, *far)
+
+
+def test_hidden_states_of_sglang_are_read_as_text_prompts_too(configured, dense):
+    """By rank 0 alone, where the run starts the servers; by all four, where others do."""
+    own = "teachers.teacher.engine=sglang"
+    config = configured(EXACT, "algorithm.lambda=1.0", own)
+    numbers = Workload.of(config).lengths.sum() * Architecture.read(dense).hidden_size
+    alone, four = payload(config), payload(configured(EXACT, "algorithm.lambda=1.0", own, URLS))
+    assert alone.held == 4 * four.held == alone.bytes
+    assert alone.seconds == pytest.approx(numbers * NUMBER_BYTES / READ_BYTES_PER_S, rel=0.02)
+    assert four.seconds == pytest.approx(alone.seconds / 4, rel=0.02)
 
 
 @pytest.mark.slow

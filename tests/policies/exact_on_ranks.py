@@ -32,18 +32,17 @@ def save_models(folder: Path) -> dict[str, Path]:
     }
 
 
-def settings(folders: dict[str, Path], *, layout="", scorers="", training=None, served=None, plain=None, **algorithm):
+def settings(folders: dict[str, Path], *, layout="", scorers="", training=None, strong=None, plain=None, **algorithm):
     """Two teachers: `strong` has a reference of its own, `plain` the student's start.
 
     plain: the lambda of that teacher; None: the algorithm's.
-    served: the URL of `strong`; None: it is in the job, as all others.
+    strong: keys of that teacher, which is in the job as all others are unless they say so.
     """
 
     def frozen(name: str) -> dict:
         return {"model": str(folders[name]), "dtype": "float32", "layout": Layout.parse(scorers)}
 
-    strong = frozen("teacher") | {"reference": frozen("past")}
-    strong |= {"engine": "served", "server": {"urls": [served]}} if served else {}
+    strong = frozen("teacher") | {"reference": frozen("past")} | (strong or {})
     return Config.model_validate(
         {
             "run": {"name": "test", "steps": 10},

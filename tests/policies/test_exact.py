@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_gopd.policies import exchange
-from tests.policies.exact_on_ranks import fetched, plain_step, save_models, take_all
+from megatron_gopd.errors import UserError
+from megatron_gopd.mcore.architecture import Architecture
+from megatron_gopd.policies import exchange, hidden_scorers
+from tests.policies.exact_on_ranks import fetched, plain_step, save_models, take_all, take_step
 from tests.ranks import on_ranks
 
 LAYOUTS = {
@@ -71,6 +73,23 @@ def test_every_token_s_divergence_and_log_probs_are_told(stepped, expected, case
         np.testing.assert_allclose(update.logprobs[number], columns["logprobs"], rtol=0, atol=1e-5)
         there = trajectories[number].teacher_logprobs
         np.testing.assert_allclose(there, columns["teacher_logprobs"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("folder", "who"), [("teacher", "teachers.strong"), ("past", "the reference of teachers.strong")]
+)
+def test_hidden_states_that_are_not_finite_are_named(folders, one_rank, monkeypatch, folder, who):
+    of_model, spoilt = hidden_scorers.hidden_states, Architecture.read(folders[folder])
+
+    def spoil(model, *arguments):
+        held = of_model(model, *arguments)
+        if model.architecture == spoilt:
+            held.values[held.indices == 2] = torch.nan
+        return held
+
+    monkeypatch.setattr(hidden_scorers, "hidden_states", spoil)
+    with pytest.raises(UserError, match=f"{who} .*{folder}.* gave log-prob nan to response token 2 of prompt 'p0'"):
+        take_step(folders, ahead=3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

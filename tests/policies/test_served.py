@@ -11,7 +11,7 @@ from megatron_gopd.data.packing import Row
 from megatron_gopd.errors import UserError
 from tests.chat_models import prompt_tokens
 from tests.servers.real_server import TOKEN, Proxy, load, real_scorer
-from tests.servers.test_client import logprobs_of
+from tests.servers.test_client import law_of, logprobs_of
 from tests.tiny_models import load_plain
 
 ROWS = [Row(prompt_tokens(f"What is {n} plus 1?"), [7, 295, 11 + n, 3][: 1 + n % 4]) for n in range(9)]
@@ -95,6 +95,34 @@ def test_our_scorer_on_two_ranks_scores_at_any_temperature(
     assert_scored_by(plain["teacher"], scorer.score(ROWS), temperature)
 
 
+def test_our_scorer_tells_of_given_tokens(our_scorer, served, chat_models, plain, with_token):
+    """Rows of as many ids each are computed together; -1 stands for none."""
+    ids = [np.array([[t, 7 + n, 295, *([-1] * (n % 2))] for t in row.response_tokens]) for n, row in enumerate(ROWS)]
+    found = served("served", chat_models["teacher"], our_scorer, 0.5).score_ids(ROWS, ids)
+    for row, of_row, values in zip(ROWS, ids, found, strict=True):
+        law = law_of(plain["teacher"], row.prompt_tokens, row.response_tokens, 0.5).numpy()
+        expected = np.where(of_row < 0, 0.0, np.take_along_axis(law, of_row, axis=1))
+        np.testing.assert_allclose(values, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (404, "teachers.one: .* gives no log-probs of given tokens, .* it runs an older megatron-gopd"),
+        (200, r"teachers.one: .* gave log-probs \[1, 1\] for tokens \[1, 2\]; none can be made up"),
+    ],
+    ids=["older", "short"],
+)
+def test_log_probs_of_given_tokens_are_not_made_up(our_scorer, served, chat_models, with_token, status, message):
+    from starlette.responses import JSONResponse
+
+    said = JSONResponse({"logprobs": [[-1.0]]}, status)
+    proxy = Proxy(our_scorer, lambda path, count: said if path == "/support" else None)
+    with pytest.raises(UserError, match=message):
+        served("served", chat_models["teacher"], proxy.url).score_ids(ROWS[:1], [np.array([[7, 8]])])
+    proxy.close()
+
+
 def test_our_scorer_asks_for_its_token(our_scorer, served, chat_models, monkeypatch):
     monkeypatch.setenv("MEGATRON_GOPD_TOKEN", "another")
     with pytest.raises(UserError, match="401: a token is asked for: set MEGATRON_GOPD_TOKEN"):
@@ -116,8 +144,27 @@ def test_our_scorer_of_another_model_is_refused(our_scorer, served, chat_models,
     ids=["vocabulary", "empty", "temperature"],
 )
 def test_our_scorer_refuses_what_it_cannot_score(our_scorer, body, message):
+    assert_refused(f"{our_scorer}/score", body, message)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([[7, 296]], "token id 296 is outside the model's vocabulary of 296"),
+        ([[7, -2]], "token id -2 is outside"),
+        ([[8, 7]], "ids: Value error, there is not a row for every response token, which begins with that token"),
+        ([[7], [7]], "there is not a row for every response token"),
+        ([[]], "there is not a row for every response token"),
+    ],
+    ids=["vocabulary", "negative", "others", "more", "empty"],
+)
+def test_our_scorer_refuses_ids_it_cannot_tell_of(our_scorer, ids, message):
+    assert_refused(f"{our_scorer}/support", {"prompt_tokens": [1], "response_tokens": [7], "ids": ids}, message)
+
+
+def assert_refused(url: str, body: dict, message: str) -> None:
     headers = {"Authorization": f"Bearer {TOKEN}"}
-    reply = httpx.post(f"{our_scorer}/score", json=body, headers=headers, timeout=30, trust_env=False)
+    reply = httpx.post(url, json=body, headers=headers, timeout=30, trust_env=False)
     assert reply.status_code == 400
     assert message in reply.json()["error"]["message"]
 

@@ -45,8 +45,8 @@ def alone(folders):
 
 @pytest.fixture
 def served(folders, url, alone, tmp_path, monkeypatch):
-    """served(fault) -> ServedStates of what answers as `fault` does; None: nothing is wrong."""
-    from megatron_gopd.policies.served_states import ServedStates
+    """served(fault) -> ScorerStates of what answers as `fault` does; None: nothing is wrong."""
+    from megatron_gopd.policies.scorer_states import ScorerStates
 
     monkeypatch.setenv("MEGATRON_GOPD_TOKEN", TOKEN)
     made = []
@@ -55,7 +55,7 @@ def served(folders, url, alone, tmp_path, monkeypatch):
         made.append(Proxy(url, fault))
         server = {"urls": [made[-1].url]}
         settings = schema.Scorer(engine="served", model=str(folders[model]), dtype=dtype, server=server)
-        made.append(ServedStates(settings, "teachers.one", torch.float32))
+        made.append(ScorerStates(settings, "teachers.one", torch.float32))
         made[-1].start(tmp_path)
         return made[-1]
 
@@ -113,12 +113,15 @@ def test_what_the_server_does_not_give_is_not_made_up(served, answer, message):
     [
         (torch.ones(0, 96), r"prompt 0: http.* gave hidden states \[0, 96\] for a response of \[1, 96\]"),
         (torch.ones(1, 64), r"gave hidden states \[1, 64\] for a response of \[1, 96\]"),
-        (torch.full((1, 96), torch.inf), "prompt 0: http.* gave hidden states that are not finite; none can be made"),
+        (
+            torch.full((1, 96), torch.inf),
+            "prompt 0: http.* gave hidden states that are not finite, of response token 0 first",
+        ),
     ],
     ids=["short", "narrow", "infinite"],
 )
 def test_states_that_are_not_the_row_s_are_refused(served, states, message):
-    scorer = served(on_first_ask(lambda: payload(states, scorer._fingerprint)))
+    scorer = served(on_first_ask(lambda: payload(states, scorer.fingerprint)))
     with pytest.raises(UserError, match=message):
         scorer.begin(ROWS[:1], NAMES[:1], STARTS[:1])()
 
@@ -147,7 +150,8 @@ def test_a_server_that_does_not_name_its_model_is_refused(served):
 def test_an_exact_step_is_that_of_the_teacher_in_the_job(folders, url, monkeypatch):
     monkeypatch.setenv("MEGATRON_GOPD_TOKEN", TOKEN)
     layout = {"layout": "tp=2,sequence_parallel=true", "ahead": 3}
-    stepped = on_ranks(2, take_all, folders=folders, cases={"here": layout, "served": layout | {"served": url}})
+    served = layout | {"strong": {"engine": "served", "server": {"urls": [url]}}}
+    stepped = on_ranks(2, take_all, folders=folders, cases={"here": layout, "served": served})
     (here, weights, _), (served, found, _) = stepped["here"], stepped["served"]
     assert served.loss == pytest.approx(here.loss, abs=2e-6)
     for name, value in weights.items():

@@ -27,6 +27,7 @@ OBJECTIVES = {
 }
 CASES = {f"{name}-reverse": keys for name, keys in LAYOUTS.items()}
 CASES |= {f"tp-sp-{name}": LAYOUTS["tp-sp"] | keys for name, keys in OBJECTIVES.items()}
+CASES |= {"served-reverse": {"far": True}}
 CASES |= {"tp-sp-naive": LAYOUTS["tp-sp"] | {"training": {"logprob": "naive"}}}
 
 

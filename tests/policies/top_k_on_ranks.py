@@ -24,14 +24,18 @@ JUDGES = {"strong": ("teacher", "past"), "plain": ("other", "student")}  # teach
 Answers = dict[tuple[int, ...], Scored]
 
 
-def settings(folders: dict[str, Path], *, layout="", scorers="", training=None, **algorithm) -> Config:
-    """Two teachers behind a server: `strong` has a reference of its own, `plain` the student's start."""
+def settings(folders: dict[str, Path], *, layout="", scorers="", training=None, far=False, **algorithm) -> Config:
+    """Two teachers behind a server: `strong` has a reference of its own, `plain` the student's start.
+
+    far: the first of these is behind our own scorer.
+    """
 
     def served(name: str) -> dict:
         urls = {"urls": [f"http://127.0.0.1:9/{name}"]}
         return {"model": str(folders[name]), "dtype": "float32", "engine": "sglang", "server": urls}
 
     reference = {"model": str(folders["past"]), "dtype": "float32", "layout": Layout.parse(scorers)}
+    reference |= {"engine": "served", "server": {"urls": ["http://127.0.0.1:9/past"]}} if far else {}
     return Config.model_validate(
         {
             "run": {"name": "test", "steps": 10},
@@ -63,19 +67,25 @@ def answers(folders: dict[str, Path]) -> Answers:
 class StandIn:
     """In the place of a ServedScorer."""
 
-    def __init__(self, said: Answers):
-        self.said = said
+    def __init__(self, said: Answers, reference: Path):
+        self.said, self.reference = said, reference
 
     def score_top(self, rows: list[Row], top_k: int) -> list[Scored]:
         assert top_k == TOP_K
         return [self.said[(*row.prompt_tokens, *row.response_tokens)] for row in rows]
+
+    def score_ids(self, rows: list[Row], ids: list[np.ndarray]) -> list[np.ndarray]:
+        model = load_plain(self.reference)
+        laws = [law_of(model, list(row.prompt_tokens), row).detach().numpy() for row in rows]
+        # of -1, an id that counts for nothing, anything will do
+        return [np.take_along_axis(law, of_row, axis=1) for law, of_row in zip(laws, ids, strict=True)]
 
 
 def take_step(folders: dict[str, Path], said: Answers, **keys) -> tuple[object, dict[str, np.ndarray], list]:
     """The Update, the weights after it, the trajectories, which are scored in two chunks."""
     config = settings(folders, **keys)
     student, scorers, trajectories = Student(config), TopKScorers(config), batch()
-    scorers._served = dict.fromkeys(scorers._served, StandIn(said))
+    scorers._served = dict.fromkeys(scorers._served, StandIn(said, folders["past"]))
     scorers.score(trajectories[:2])
     scorers.score(trajectories[2:])
     update = student.update(trajectories, loss_of(config.algorithm), scorers.payload)
@@ -113,7 +123,7 @@ def plain_step(folders: dict[str, Path], said: Answers, **keys) -> SimpleNamespa
     return SimpleNamespace(loss=loss.item(), weights=weights, columns=columns)
 
 
-def law_of(model, prompt: list[int], trajectory: Trajectory) -> torch.Tensor:
+def law_of(model, prompt: list[int], trajectory: Trajectory | Row) -> torch.Tensor:
     """[response, vocabulary] log-probs."""
     tokens = torch.tensor([[*prompt, *trajectory.response_tokens]])
     return model(tokens).logits[0].log_softmax(-1)[len(prompt) - 1 : -1]

@@ -19,16 +19,16 @@ TOKEN = "a secret"  # of our scorer
 
 
 @contextlib.contextmanager
-def real_server(model: Path, log: Path) -> Iterator[str]:
-    """Its URL; MEGATRON_GOPD_TEST_SERVER names one that runs already, and is then used instead."""
+def real_server(model: Path, log: Path, options: dict | None = None) -> Iterator[str]:
+    """Its URL; MEGATRON_GOPD_TEST_SERVER names one that runs already, and is then used where no options are asked."""
     from megatron_gopd.servers.command import command, environment
     from megatron_gopd.servers.process import ServerProcess, free_port
 
-    if running := os.environ.get("MEGATRON_GOPD_TEST_SERVER"):
+    if not options and (running := os.environ.get("MEGATRON_GOPD_TEST_SERVER")):
         yield running
         return
     port = free_port()
-    process = ServerProcess(command(model, port, "float32", {}), environment(), log)
+    process = ServerProcess(command(model, port, "float32", options or {}), environment(), log)
     try:
         url = f"http://127.0.0.1:{port}"
         wait_for(lambda: healthy(url), START_S, process)
