@@ -54,15 +54,16 @@ def _goodness(rows: list[int], batch: list[Trajectory], update: Update) -> Calla
     if all(batch[row].reward is not None for row in rows):
         return lambda row: batch[row].reward
     column = update.metrics.get("advantage", update.logprobs)
-    return lambda row: _mean(column[row])
+    return dict(zip(rows, _means([column[row] for row in rows]), strict=True)).__getitem__
 
 
 def _disagreement(rows: list[int], batch: list[Trajectory], update: Update) -> Callable[[int], float] | None:
     """Mean distance of the student's log-probs from the teacher's, else from the engine's; None: it has neither."""
     for name in ("teacher_logprobs", "behaviour_logprobs"):
-        theirs = {row: getattr(batch[row], name) for row in rows}
-        if all(values is not None for values in theirs.values()):
-            return {row: _mean(np.abs(update.logprobs[row] - values)) for row, values in theirs.items()}.__getitem__
+        theirs = [getattr(batch[row], name) for row in rows]
+        if all(values is not None for values in theirs):
+            gaps = [update.logprobs[row] - values for row, values in zip(rows, theirs, strict=True)]
+            return dict(zip(rows, _means(gaps, absolute=True), strict=True)).__getitem__
     return None
 
 
@@ -72,5 +73,8 @@ def _lot(trajectory: Trajectory, seed: int) -> tuple[bytes, bytes]:
     return blake2b(prompt).digest(), blake2b(b"%d\0%b" % (trajectory.sample, prompt)).digest()
 
 
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean(dtype=np.float64)) if len(values) else 0.0
+def _means(rows: list[np.ndarray], *, absolute: bool = False) -> list[float]:
+    """Of each row; 0 where it is empty."""
+    lengths, flat = np.array([len(row) for row in rows]), np.concatenate(rows).astype(np.float64)
+    sums = np.bincount(np.repeat(np.arange(len(rows)), lengths), np.abs(flat) if absolute else flat, len(rows))
+    return (sums / np.maximum(lengths, 1)).tolist()
