@@ -21,7 +21,9 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_gopd", "megatron_gopd.*"]),
     package_data={
-        "megatron_gopd": ["kernels/cpp/*", "launch/*.jinja", "evaluation/study/*.jinja", "servers/stubs/**/*.py"]
+        "megatron_gopd": [
+            *("kernels/cpp/*", "launch/*.jinja", "evaluation/study/*.jinja", "view/assets/*", "servers/stubs/**/*.py"),
+        ]
     },
     entry_points={"console_scripts": ["megatron-gopd = megatron_gopd.cli:app"]},
     install_requires=[

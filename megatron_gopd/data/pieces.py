@@ -23,7 +23,10 @@ class Pieces:
         self._known: dict[int, str] = {}
 
     def of(self, ids: Sequence[int]) -> list[str]:
-        """The text of each token; end to end they are the text. Of tokens that share a character, the last has it."""
+        """The text of each token; end to end they are the text. Of tokens that share a character, the last has it.
+
+        Bytes that are no character are one U+FFFD a token, where the whole text may have fewer.
+        """
         ids = [int(each) for each in ids]
         pieces = [self._piece(each) for each in ids]
         at = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,9 @@ def test_every_column_has_a_value_for_every_token(rows):
 
 def test_pieces_are_the_response(rows):
     for row in rows:
-        assert "".join(row["pieces"]) == row["response"] == tokenizer().decode(row["response_tokens"])
+        assert row["response"] == tokenizer().decode(row["response_tokens"])
+        texts = ("".join(row["pieces"]), row["response"])
+        assert len({re.sub("\ufffd+", "\ufffd", text) for text in texts}) == 1  # a random model says half characters
 
 
 def test_versions_of_weights(rows):
