@@ -59,12 +59,12 @@ class Ends:
 
 
 def lights(run: Run, clipped: tuple[int, int] | None = None) -> list[Light]:
-    """The lights of one run, those of which it has the figures first.
+    """The lights of one run.
 
     Args:
         clipped: of the kept tokens, how many rollout corrections are at their cap, and of how many; None: not kept.
     """
-    found = [
+    return [
         _progress(run),
         _learning(run),
         _reward(run),
@@ -76,7 +76,6 @@ def lights(run: Run, clipped: tuple[int, int] | None = None) -> list[Light]:
         _corrections(run, clipped),
         _time(run),
     ]
-    return sorted(found, key=lambda light: light.state == "unknown")
 
 
 def _progress(run: Run) -> Light:

@@ -22,11 +22,15 @@ function scaleOf(column, values) {
   return { most: Math.max(most, 1e-6), one: ONE_SIDED.has(column) || LOGPROBS.has(column), centre, costs: COSTS.has(column) };
 }
 
+const LEVELS = 16;  // of a tint: a class each, since thousands of tokens change theirs at once
+
+document.head.append(el("style", {}, ["warm", "cool"].flatMap((side) => Array.from({ length: LEVELS }, (_, level) =>
+  `.${side}-${level + 1} { background: color-mix(in srgb, var(--${side}) ${Math.round((72 * (level + 1)) / LEVELS)}%, transparent); }`)).join("\n")));
+
+// The class of a value's colour; "" for hardly any.
 function tint(value, scale) {
-  if (!Number.isFinite(value)) return "transparent";
-  const strength = Math.min(1, Math.abs(value - scale.centre) / scale.most) ** 0.7;
-  if (strength < 0.02) return "transparent";
-  const warm = scale.one ? true : (value > scale.centre) === scale.costs;
-  const colour = warm ? "var(--warm)" : "var(--cool)";
-  return `color-mix(in srgb, ${colour} ${Math.round(100 * strength * 0.72)}%, transparent)`;
+  if (!Number.isFinite(value)) return "";
+  const level = Math.round(LEVELS * Math.min(1, Math.abs(value - scale.centre) / scale.most) ** 0.7);
+  const warm = scale.one || (value > scale.centre) === scale.costs;
+  return level ? `${warm ? "warm" : "cool"}-${level}` : "";
 }

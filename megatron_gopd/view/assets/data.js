@@ -42,6 +42,14 @@ function tokensOf(row) {
   return row.read;
 }
 
+// The text of the first tokens, for a list: without reading the rest.
+function startOf(row) {
+  const count = Math.min(row.tokens, 40), from = 4 * row.tokens;
+  const first = Math.floor(from / 3) * 4, head = new Uint8Array(bytes(row.data.slice(first, first + 4 * Math.ceil((4 * count + 3) / 3) + 4)));
+  const numbers = new Int32Array(head.slice(from % 3, (from % 3) + 4 * count).buffer);
+  return Array.from(numbers, (at) => row.run.texts[at]).join("");
+}
+
 const GAPS = {
   "student − teacher": "teacher_logprobs",
   "student − reference": "reference_logprobs",

@@ -14,8 +14,11 @@ function verdict(run) {
 }
 
 function worst(run) {
-  return ["bad", "watch", "good"].find((state) => run.lights.some((light) => light.state === state)) ?? "unknown";
+  return worstFirst(run.lights)[0]?.state ?? "unknown";
 }
+
+const STATES = ["bad", "watch", "good", "unknown"];
+const worstFirst = (lights) => STATES.flatMap((state) => lights.filter((light) => light.state === state));
 
 function sign(state) { return el("span", { class: `sign ${state}`, "aria-label": WORDS[state], role: "img" }, SIGNS[state]); }
 
@@ -68,7 +71,7 @@ function runBlock(run) {
       el("small", {}, verdict(run))),
     run.notes.length ? el("ul", { class: "notes" }, run.notes.map((note) => el("li", {}, visible(note)))) : null,
     facts(run),
-    el("ul", { class: "cards" }, run.lights.map((light) => card(run, light))),
+    el("ul", { class: "cards" }, worstFirst(run.lights).map((light) => card(run, light))),
     timeBar(run));
 }
 

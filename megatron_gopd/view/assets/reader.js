@@ -74,7 +74,7 @@ function drawList() {
 }
 
 function listItem(row) {
-  const start = visible(Array.from(tokensOf(row).pieces.slice(0, 40).join("")).slice(0, 90).join("")).replaceAll("\n", "↵");
+  const start = visible(Array.from(startOf(row)).slice(0, 90).join("")).replaceAll("\n", "↵");
   return el("li", {}, el("button", { class: "item", "aria-current": row === reader.row, onclick: () => { read(row); if (innerWidth < 800) $("reading").scrollIntoView(); } },
     el("span", { class: "meta" }, RUNS.length > 1 ? el("span", { class: "swatch", style: `background:${colourOf(row.run)}` }) : "", el("b", {}, `step ${row.step}`),
       row.teacher ? ` ${visible(row.teacher)}` : "", el("i", {}, row.kept_as), row.reward == null ? "" : el("span", { class: "reward" }, number(row.reward)),

@@ -23,14 +23,14 @@ function colourTokens(box, row, column) {
   const values = tokensOf(row).columns[column];
   const scale = values && scaleOf(column, values);
   for (const span of box.querySelectorAll("span[data-at]")) {
-    span.style.backgroundColor = values ? tint(values[span.dataset.at], scale) : "";
+    span.className = values ? tint(values[span.dataset.at], scale) : "";
   }
   return scale;
 }
 
 function scaleLegend(column, scale) {
   if (!scale) return el("p", { class: "scale" }, "This response has no such column.");
-  const bar = (value) => el("i", { style: `background:${tint(value, scale)}` });
+  const bar = (value) => el("i", { class: tint(value, scale) });
   const { centre, most } = scale;
   const shares = scale.one ? [0, 0.25, 0.5, 0.75, 1] : [-1, -0.5, 0, 0.5, 1];
   const sign = LOGPROBS.has(column) ? -1 : 1;
@@ -86,6 +86,6 @@ function strip(row, column, box) {
       span.classList.add("found");
       setTimeout(() => span.classList.remove("found"), 1500);
     };
-    return el("i", { style: `background:${tint(values[at], scale)}`, onclick: go });
+    return el("i", { class: tint(values[at], scale), onclick: go });
   }));
 }
