@@ -12,6 +12,7 @@ from tests.view.written import HOSTILE, response, write_run
 
 pytestmark = pytest.mark.slow
 SIZES = [(width, scheme) for width in (1280, 500) for scheme in ("light", "dark")]
+STATES = ("good", "watch", "bad")
 LONG = 10_000
 
 
@@ -19,16 +20,9 @@ LONG = 10_000
 def runs(tmp_path_factory):
     """Two runs; the first keeps two responses a step, of two teachers, and one prompt comes again each step."""
     folder = tmp_path_factory.mktemp("view")
-    rows = [
-        response(
-            step, seed=teacher == "code", teacher=teacher, id=f"{teacher}-{step if teacher == 'code' else 1}", **more
-        )
-        for step in range(1, 41)
-        for teacher, more in (
-            ("math", {"reward": step / 40}),
-            ("code", {"reward": 0.0, "finish_reason": "length", "kept_as": "longest", "prompt": f"write {step}"}),
-        )
-    ]
+    code = {"seed": 1, "teacher": "code", "reward": 0.0, "finish_reason": "length", "kept_as": "longest"}
+    rows = [response(step, id="math-1", reward=step / 40) for step in range(1, 41)]
+    rows += [response(step, id=f"code-{step}", prompt=f"write {step}", **code) for step in range(1, 41)]
     told = {"reverse_kl": lambda step: 1 / step, "reward": lambda step: step / 40, "teacher_tokens__math": 0.98}
     first = write_run(folder / "first", trajectories=rows, teacher_tokens__code=0.02, **told)
     second = write_run(folder / "second", steps=10, asked=40, reverse_kl=lambda step: step / 10)
@@ -63,19 +57,20 @@ def test_it_opens_without_errors_and_fits_the_width(runs, show, width, scheme):
 def test_text_stands_out_from_its_ground(runs, show, width, scheme):
     """A contrast of 4.5, as WCAG asks of text."""
     page = show(runs, width, scheme)
-    for selector in (".card p", ".facts dt", ".start", ".about", "nav a", ".sign.good", ".sign.bad", ".sign.watch"):
+    for selector in TEXTS:
         assert page.locator(selector).first.evaluate(CONTRAST) >= 4.5, selector
 
 
 CONTRAST = """box => {
   const parse = (text) => (text.match(/[\\d.]+/g) ?? []).map(Number);
-  const light = ([r, g, b]) => [r, g, b].map((v) => v / 255).map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
-    .reduce((sum, v, at) => sum + v * [0.2126, 0.7152, 0.0722][at], 0);
+  const linear = (part) => (part <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+  const light = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
   let ground = box;
   while (parse(getComputedStyle(ground).backgroundColor)[3] === 0) ground = ground.parentElement;
   const [a, b] = [light(parse(getComputedStyle(box).color)), light(parse(getComputedStyle(ground).backgroundColor))];
   return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
 }"""
+TEXTS = [".card p", ".facts dt", ".item:not([aria-current]) .start", ".about", "nav a", *(f".sign.{s}" for s in STATES)]
 
 
 def test_lights_are_told_with_their_reasons(runs, show):

@@ -29,10 +29,8 @@ def values(row: dict, columns: list[str]) -> dict[str, np.ndarray]:
     """The numbers of a packed row: ids, numbers of texts, and its columns."""
     parts = np.split(np.frombuffer(base64.b64decode(row["data"]), np.int32), 2 + len(row["columns"]))
     names = ["ids", "pieces", *(columns[at] for at in row["columns"])]
-    return {
-        name: part if at < 2 else part.view(np.float32)
-        for at, (name, part) in enumerate(zip(names, parts, strict=True))
-    }
+    kinds = [np.int32] * 2 + [np.float32] * len(row["columns"])
+    return {name: part.view(kind) for name, part, kind in zip(names, parts, kinds, strict=True)}
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +77,8 @@ def test_the_page_names_no_other_file(hostile):
 
 def test_numbers_are_those_of_the_run(tmp_path):
     row = response(3)
-    (run,) = data_of(view([write_run(tmp_path / "a", steps=3, reverse_kl=lambda step: 1 / step, trajectories=[row])]))[
-        "runs"
-    ]
+    path = write_run(tmp_path / "a", steps=3, reverse_kl=lambda step: 1 / step, trajectories=[row])
+    (run,) = data_of(view([path]))["runs"]
     found = values(run["rows"][0], run["columns"])
     assert found["ids"].tolist() == row["response_tokens"].tolist()
     for name in ("student_logprobs", "teacher_logprobs", "advantage", "entropy"):
@@ -94,10 +91,8 @@ def test_columns_that_a_response_does_not_have_are_left_out(tmp_path):
     rows = [response(1, scored=False), response(2)]
     (run,) = data_of(view([write_run(tmp_path / "a", trajectories=rows)]))["runs"]
     bare, whole = ({run["columns"][at] for at in row["columns"]} for row in run["rows"])
-    assert whole - bare == {
-        *("teacher_logprobs", "reference_logprobs"),
-        *("advantage_of_teacher", "advantage_beyond_teacher"),
-    }
+    logprobs, parts = ("teacher_logprobs", "reference_logprobs"), ("advantage_of_teacher", "advantage_beyond_teacher")
+    assert whole - bare == {*logprobs, *parts}
 
 
 def test_a_damaged_file_is_told_and_the_others_are_shown(tmp_path):
