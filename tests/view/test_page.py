@@ -6,6 +6,8 @@ import base64
 import hashlib
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +128,11 @@ def test_several_runs_are_told_apart_by_what_differs(tmp_path):
     assert [run["name"] for run in page["runs"]] == ["r1", "r2"]
     assert "optimizer.lr" in page["differing"]
     assert "seed" not in page["differing"]
+
+
+def test_no_torch_is_loaded():
+    code = "import sys, megatron_gopd.view; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
 def test_an_earlier_page_is_replaced(tmp_path):

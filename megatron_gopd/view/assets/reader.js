@@ -104,7 +104,7 @@ function figures(row) {
 }
 
 function others(row) {
-  const rows = row.group.filter((each) => each !== row);
+  const rows = row.group.filter((each) => each !== row).sort((a, b) => (b.run === row.run) - (a.run === row.run) || a.step - b.step);
   if (!rows.length) return el("p", { class: "scale" }, "No other response to this prompt was kept.");
   const chosen = el("select", { id: "against", onchange: (event) => read(row, event.target.value === "" ? null : ROWS[+event.target.value]) }, option("", "nothing"),
     rows.map((each) => option(each.number, visible(`${nameOf(each)}${each.reward == null ? "" : `, reward ${number(each.reward)}`}`))));
