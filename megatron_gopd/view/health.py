@@ -5,57 +5,13 @@ The bounds are rules of thumb; the page tells the figures, so that a person can 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from statistics import fmean, median, stdev
-from typing import Literal
+from statistics import fmean, median
 
+from megatron_gopd.view.lights import Ends, Light, State, judged, too_few
 from megatron_gopd.view.run import Run
 
-State = Literal["good", "watch", "bad", "unknown"]
 DISTANCES = {"target_kl": "KL to target", "reverse_kl": "reverse KL", "loss": "loss"}  # the first that a run has
 PHASES = ("rollout", "score", "grade", "train", "sync", "checkpoint")
-
-
-@dataclass(frozen=True)
-class Light:
-    """`metric`: the curve that shows it."""
-
-    name: str
-    state: State
-    reason: str
-    metric: str | None = None
-
-
-@dataclass(frozen=True)
-class Ends:
-    """Means over the first and the last tenth of a series, at least three steps, and the error of their difference."""
-
-    first: float
-    last: float
-    error: float
-    steps: int
-
-    @classmethod
-    def of(cls, values: list[float]) -> Ends | None:
-        """None where there are fewer than four values."""
-        if len(values) < 4:
-            return None
-        count = min(max(3, len(values) // 10), len(values) // 2)
-        ends = [values[:count], values[-count:]]
-        error = sum(stdev(end) ** 2 / count for end in ends) ** 0.5
-        return cls(fmean(ends[0]), fmean(ends[1]), error, count)
-
-    @property
-    def moved(self) -> Literal["fell", "rose", "stayed"]:
-        """Beyond two standard errors, and by more than a fiftieth."""
-        change = self.last - self.first
-        if abs(change) <= max(2 * self.error, 0.02 * abs(self.first)):
-            return "stayed"
-        return "fell" if change < 0 else "rose"
-
-    def told(self, form: str = ".3g") -> str:
-        return f"{self.first:{form}} → {self.last:{form}}"
 
 
 def lights(run: Run, clipped: tuple[int, int] | None = None) -> list[Light]:
@@ -99,15 +55,20 @@ def _learning(run: Run) -> Light:
     if metric == "loss" and run.has("reward"):
         return Light("reverse KL", "unknown", "no teacher scores these tokens; see the reward")
     if ends is None:
-        return _too_few(name, metric, values)
-    lowest = min(fmean(values[at : at + ends.steps]) for at in range(len(values) - ends.steps + 1))
+        return too_few(name, metric, values)
     if ends.moved == "rose":
         return Light(name, "bad", f"rose: {ends.told()}", metric)
+    lowest = min(fmean(values[at : at + ends.steps]) for at in range(len(values) - ends.steps + 1))
     if ends.last > lowest + max(4 * ends.error, 0.5 * abs(ends.first - lowest)):
         beyond = " (λ above 1 aims beyond the teacher)" if metric == "reverse_kl" and _beyond(run) else ""
         return Light(name, "watch", f"fell to {lowest:.3g} and has risen since: {ends.told()}{beyond}", metric)
     if ends.moved == "stayed":
         return Light(name, "watch", f"does not fall: {ends.told()}", metric)
+    for teacher in (each for each in run.names if each.startswith("reverse_kl/")):
+        of_teacher = Ends.of(run.series(teacher))
+        if of_teacher and of_teacher.moved == "rose":
+            who = teacher.partition("/")[2]
+            return Light(name, "watch", f"fell: {ends.told()}, but {who}'s rose: {of_teacher.told()}", teacher)
     return Light(name, "good", f"fell: {ends.told()}", metric)
 
 
@@ -120,7 +81,7 @@ def _reward(run: Run) -> Light:
     def judge(ends: Ends) -> State:
         return {"rose": "good", "stayed": "good", "fell": "bad"}[ends.moved]
 
-    return _judged(run, "reward", "reward", judge, "{moved}: {told}", absent="nothing is graded")
+    return judged(run, "reward", "reward", judge, "{moved}: {told}", absent="nothing is graded")
 
 
 def _length(run: Run) -> Light:
@@ -128,7 +89,7 @@ def _length(run: Run) -> Light:
         ratio = ends.last / max(ends.first, 1e-9)
         return "bad" if ratio > 2 else "watch" if ratio > 1.5 or ratio < 0.5 else "good"
 
-    return _judged(run, "length", "response_tokens_mean", judge, "tokens a response: {told}", ".4g")
+    return judged(run, "length", "response_tokens_mean", judge, "tokens a response: {told}", ".4g")
 
 
 def _truncation(run: Run) -> Light:
@@ -137,7 +98,7 @@ def _truncation(run: Run) -> Light:
 
     limit = run.setting("rollout.max_response_tokens")
     at = f" at {limit} tokens" if isinstance(limit, int) else ""
-    return _judged(run, "truncation", "truncated_fraction", judge, f"cut off{at}: {{told}}", ".1%")
+    return judged(run, "truncation", "truncated_fraction", judge, f"cut off{at}: {{told}}", ".1%")
 
 
 def _entropy(run: Run) -> Light:
@@ -145,7 +106,7 @@ def _entropy(run: Run) -> Light:
         ratio = ends.last / max(ends.first, 1e-9)
         return "bad" if ratio < 0.1 or ratio > 4 else "watch" if ratio < 0.3 or ratio > 2 else "good"
 
-    return _judged(run, "entropy", "entropy", judge, "nats a token: {told}")
+    return judged(run, "entropy", "entropy", judge, "nats a token: {told}")
 
 
 def _engine_gap(run: Run) -> Light:
@@ -158,7 +119,7 @@ def _engine_gap(run: Run) -> Light:
     older = f"; the policy that sampled is {stale:.2g} updates older" if stale else ""
     told = f"nats a token between trainer and engine: {{told}}{older}"
     metric = "train_rollout_logprob_abs_diff"
-    return _judged(run, "engine gap", metric, judge, told, absent="no engine sampled what is learned")
+    return judged(run, "engine gap", metric, judge, told, absent="no engine sampled what is learned")
 
 
 def _teachers(run: Run) -> Light:
@@ -184,7 +145,7 @@ def _corrections(run: Run, clipped: tuple[int, int] | None) -> Light:
         def judge(ends: Ends) -> State:
             return "bad" if ends.last > 0.5 else "watch" if ends.last > 0.2 else "good"
 
-        return _judged(run, "clipped", "clip_fraction", judge, "of the tokens: {told}", ".1%")
+        return judged(run, "clipped", "clip_fraction", judge, "of the tokens: {told}", ".1%")
     if clipped is None:
         return Light("corrections", "unknown", "no kept response has a rollout correction")
     count, tokens = clipped
@@ -215,25 +176,3 @@ def phases(run: Run) -> dict[str, float]:
     step = run.series("timing/step_s")
     rest = median(step) - sum(found.values()) if step else 0.0
     return found | ({"other": rest} if rest > 0 else {})
-
-
-def _judged(
-    run: Run,
-    name: str,
-    metric: str,
-    judge: Callable[[Ends], State],
-    said: str,
-    form: str = ".3g",
-    absent: str = "the metrics do not tell it",
-) -> Light:
-    values = run.series(metric)
-    ends = Ends.of(values)
-    if ends is None:
-        return _too_few(name, metric, values, absent)
-    return Light(name, judge(ends), said.format(told=ends.told(form), moved=ends.moved), metric)
-
-
-def _too_few(name: str, metric: str, values: list[float], absent: str = "the metrics do not tell it") -> Light:
-    if values:
-        return Light(name, "unknown", f"{len(values)} step{'s' * (len(values) > 1)}: too few to tell", metric)
-    return Light(name, "unknown", absent)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import pyarrow
 
 BUDGET = 24 * 10**6  # bytes of all responses on a page, before base64
-LONGEST = 2000  # characters of a token that are shown
-SCALARS = "step kept_as id sample teacher label reward outcome lambda finish_reason".split()
+LONGEST, LONGEST_PROMPT = 2000, 200_000  # characters of a token, and of a prompt, that are shown
+SCALARS = "kept_as id sample teacher label reward outcome lambda finish_reason".split()
 VERSIONS = ("sampled_with_version", "trained_from_version")
 
 
@@ -49,40 +49,44 @@ class Kept:
         import pyarrow.parquet
 
         try:
-            table = pyarrow.parquet.read_table(file)
-            if not {"step", "pieces", "response_tokens", "prompt"} <= set(table.column_names):
-                return False
-            rows = _rows(table)
-        except (OSError, pyarrow.ArrowException):
+            rows = [self._packed(row) for row in _rows(pyarrow.parquet.read_table(file))]
+        except (OSError, pyarrow.ArrowException, KeyError, TypeError, ValueError):  # damaged, or of another version
             return False
-        self.rows += [self._packed(row) for row in rows]
+        self.rows += rows
         return True
 
     def _packed(self, row: dict[str, Any]) -> dict[str, Any]:
         """The scalars, and one string of [tokens] int32 ids, int32 numbers of texts, then a float32 array a column."""
-        tokens = len(row["response_tokens"])
-        columns = {name: value for name, value in row.items() if _is_column(value, tokens)}
+        ids = np.asarray(row["response_tokens"], np.int32)
+        pieces = np.array([self._number(piece, LONGEST) for piece in row["pieces"]], np.int32)
+        if len(ids) != len(pieces):
+            raise ValueError("not a piece for each token")
+        columns = {name: value for name, value in row.items() if _is_column(value, len(ids))}
         self.columns += [name for name in columns if name not in self.columns]
         self._count_clipped(columns.get("rollout_correction"))
-        pieces = np.array([self._number(piece) for piece in row["pieces"]], np.int32)
-        data = b"".join(each.tobytes() for each in (row["response_tokens"], pieces, *columns.values()))
         return {
-            **{name: row.get(name) for name in (*SCALARS, *VERSIONS)},
-            "prompt": self._number(row["prompt"]),
-            "tokens": tokens,
+            **{name: _finite(row.get(name)) for name in (*SCALARS, *VERSIONS)},
+            "step": int(row["step"]),
+            "prompt": self._number(row["prompt"], LONGEST_PROMPT),
+            "tokens": len(ids),
             "columns": [self.columns.index(name) for name in columns],
-            "data": base64.b64encode(data).decode(),
+            "data": base64.b64encode(b"".join(each.tobytes() for each in (ids, pieces, *columns.values()))).decode(),
         }
 
-    def _number(self, text: str) -> int:
-        if len(text) > LONGEST and text not in self._texts:
-            text = f"{text[:LONGEST]}… and {len(text) - LONGEST:,} characters more"
+    def _number(self, text: str, longest: int) -> int:
+        if len(text) > longest:
+            text = f"{text[:longest]}… and {len(text) - longest:,} characters more"
         return self._texts.setdefault(text, len(self._texts))
 
     def _count_clipped(self, corrections: np.ndarray | None) -> None:
         if corrections is not None and isinstance(self._cap, int | float):
             count, tokens = self.clipped or (0, 0)
             self.clipped = count + int((corrections >= self._cap).sum()), tokens + len(corrections)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has neither NaN nor infinity."""
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _is_column(value: object, tokens: int) -> bool:

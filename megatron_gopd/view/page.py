@@ -35,8 +35,11 @@ def view(paths: Sequence[Path], output: Path | None = None) -> Path:
     runs = find_runs(paths)
     output = output or (runs[0].path / "view.html" if len(runs) == 1 else Path("view.html"))
     _refuse_other_things(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(output, page(runs))
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_text(output, page(runs))
+    except OSError as error:
+        raise UserError(f"{output} cannot be written ({error.strerror}); name another file with --output") from None
     return output
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -11,10 +10,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import yaml
-
 from megatron_gopd.errors import UserError
 from megatron_gopd.runs.trajectories import steps_kept
+from megatron_gopd.view.files import read_config, read_metrics
 
 STALE = 10  # times a step's seconds without a new row: nothing runs any more
 USUAL = ("loss", "entropy", "response_tokens_mean", "truncated_fraction", "timing/step_s")  # of every algorithm
@@ -33,8 +31,8 @@ class Run:
     @classmethod
     def read(cls, path: Path) -> Run:
         notes: list[str] = []
-        config = _config(path / "config.yaml", notes)
-        run = cls(path, config, _metrics(path / "metrics.jsonl", notes), notes)
+        config = read_config(path / "config.yaml", notes)
+        run = cls(path, config, read_metrics(path / "metrics.jsonl", notes), notes)
         run.name = str(run.setting("run.name") or path.resolve().name)
         missing = [name for name in USUAL if run.metrics and not run.has(name)]
         if missing:
@@ -134,42 +132,3 @@ def _tell_apart(runs: list[Run]) -> None:
             start = Path(os.path.commonpath([run.path.parent for run in same]))
             for run in same:
                 run.name = str(run.path.relative_to(start))
-
-
-def _config(file: Path, notes: list[str]) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if isinstance(tree, dict):
-            return tree
-        notes.append("config.yaml is not a configuration; what it says is left out")
-    except FileNotFoundError:
-        notes.append("there is no config.yaml; what it would say is left out")
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        notes.append(f"config.yaml cannot be read ({type(error).__name__}); what it says is left out")
-    return {}
-
-
-def _metrics(file: Path, notes: list[str]) -> list[dict[str, float]]:
-    rows, bad = {}, 0
-    if not file.exists():
-        notes.append("there is no metrics.jsonl: no step is done yet")
-        return []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        row = _row(line)
-        if row:
-            rows[row["step"]] = row
-        bad += row is None
-    if bad:
-        notes.append(f"{bad} line{'s' * (bad > 1)} of metrics.jsonl could not be read")
-    return [rows[step] for step in sorted(rows)]
-
-
-def _row(line: str) -> dict[str, float] | None:
-    """The numbers of a row; None where it is none."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    if not isinstance(row, dict) or type(row.get("step")) is not int:
-        return None
-    return {name: value for name, value in row.items() if type(value) in (int, float) and abs(value) < 1e300}

@@ -212,6 +212,14 @@ def test_hostile_content_is_text(show, tmp_path):
     assert page.locator("h1").inner_text().startswith(HOSTILE[0])
 
 
+def test_metrics_and_columns_of_any_name_are_shown(show, tmp_path):
+    path = write_run(tmp_path / "a", trajectories=[response(1, teacher="__proto__")])
+    (path / "metrics.jsonl").write_text('{"step": 1, "__proto__": 1, "constructor": 2, "toString": 3}\n')
+    page = show(view([path]))
+    assert page.errors == []
+    assert sorted(texts(page, ".chart figcaption b")) == ["__proto__", "constructor", "toString"]
+
+
 def test_a_run_of_another_version_is_shown_with_what_is_there(show, tmp_path):
     path = write_run(tmp_path / "old", steps=4, config={"logging": {}})
     (path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "loss"')

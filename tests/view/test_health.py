@@ -64,6 +64,13 @@ def test_by_its_ends(tmp_path, metric, name, curve, state, says):
     assert says in found.reason
 
 
+def test_a_teacher_whose_kl_rises_while_the_mean_falls(tmp_path):
+    curves = {"reverse_kl": line(0.8, 0.2), "reverse_kl__math": line(0.9, 0.1), "reverse_kl__code": line(0.1, 0.4)}
+    found = light(tmp_path, "reverse KL", **curves)
+    assert (found.state, found.metric) == ("watch", "reverse_kl/code")
+    assert "but code's rose" in found.reason
+
+
 @pytest.mark.parametrize(("share", "state"), [(0.5, "good"), (0.1, "watch"), (0.01, "bad")])
 def test_a_teacher_that_is_hardly_heard(tmp_path, share, state):
     found = light(tmp_path, "teachers", teacher_tokens__math=1 - share, teacher_tokens__code=share)

@@ -105,6 +105,31 @@ def test_a_damaged_file_is_told_and_the_others_are_shown(tmp_path):
     assert any("the kept responses of step 2 cannot be read" in note for note in run["notes"])
 
 
+def test_a_file_of_another_version_is_told(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    path = write_run(tmp_path / "a", trajectories=[response(1)])
+    for step, columns in (
+        (2, {"step": [2], "text": ["x"]}),
+        (3, {"step": [3], "pieces": ["x"], "response_tokens": [1]}),
+    ):
+        pyarrow.parquet.write_table(pyarrow.table(columns), path / "trajectories" / f"step-{step:08d}.parquet")
+    (run,) = data_of(view([path]))["runs"]
+    assert [row["step"] for row in run["rows"]] == [1]
+    assert "the kept responses of step 2, 3 cannot be read, and are left out" in run["notes"]
+
+
+def test_a_reward_that_is_no_number_is_left_out(tmp_path):
+    (run,) = data_of(view([write_run(tmp_path / "a", trajectories=[response(1, reward=float("nan"))])]))["runs"]
+    assert run["rows"][0]["reward"] is None
+
+
+def test_a_long_prompt_is_shown_whole(tmp_path):
+    (run,) = data_of(view([write_run(tmp_path / "a", trajectories=[response(1, prompt="x" * 50_000)])]))["runs"]
+    assert run["texts"][run["rows"][0]["prompt"]] == "x" * 50_000
+
+
 def test_what_does_not_fit_goes_evenly_and_is_told(tmp_path):
     run = Run.read(write_run(tmp_path / "a", trajectories=[response(step, tokens=200) for step in range(1, 31)]))
     kept = Kept(run, budget=100_000)
@@ -146,3 +171,9 @@ def test_an_output_that_is_something_else_is_refused(tmp_path, make):
     make(tmp_path / "out")
     with pytest.raises(UserError, match=r"--output .*out"):
         view([write_run(tmp_path / "a")], tmp_path / "out")
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/view.html cannot be written \(.+\); name another file"):
+        view([write_run(tmp_path / "a")], tmp_path / "file" / "view.html")

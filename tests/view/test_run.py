@@ -103,3 +103,9 @@ def test_what_is_no_run_is_refused(tmp_path, make):
     make(tmp_path / "x")
     with pytest.raises(UserError, match=r"x is .*; name runs/NAME"):
         find_runs([tmp_path / "x"])
+
+
+def test_a_configuration_without_an_end_is_told(tmp_path):
+    path = write_run(tmp_path / "a")
+    (path / "config.yaml").write_text("run: &self {name: a, again: *self}\n")
+    assert any("config.yaml cannot be read" in note for note in Run.read(path).notes)

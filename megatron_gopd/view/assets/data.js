@@ -12,12 +12,12 @@ function bytes(text) {
 RUNS.forEach((run, at) => {
   run.at = at;
   run.shown = true;
-  run.series = {};
+  run.series = Object.create(null);  // a metric may have any name, __proto__ too
   for (const row of run.rows) row.run = run;
 });
 
 function series(run, metric) {
-  if (!(metric in run.metrics)) return null;
+  if (!Object.hasOwn(run.metrics, metric)) return null;
   run.series[metric] ??= new Float32Array(bytes(run.metrics[metric]));
   return run.series[metric];
 }
@@ -28,7 +28,7 @@ ROWS.forEach((row, at) => { row.number = at; });
 // {ids, pieces, columns: {name: Float32Array}} of a response, with the gaps that people ask for.
 function tokensOf(row) {
   if (row.read) return row.read;
-  const data = bytes(row.data), count = row.tokens, columns = {};
+  const data = bytes(row.data), count = row.tokens, columns = Object.create(null);
   const ids = new Int32Array(data, 0, count);
   const pieces = Array.from(new Int32Array(data, 4 * count, count), (at) => row.run.texts[at]);
   row.columns.forEach((column, at) => {
@@ -74,4 +74,4 @@ const NAMES = {
   behaviour_logprobs: "log π engine", advantage_of_teacher: "advantage: teacher − student",
   advantage_beyond_teacher: "advantage: (λ−1)(teacher − reference)", rollout_correction: "rollout correction",
 };
-const named = (column) => NAMES[column] ?? column.replaceAll("_", " ");
+const named = (column) => (Object.hasOwn(NAMES, column) ? NAMES[column] : column.replaceAll("_", " "));

@@ -29,8 +29,9 @@ function number(value, digits = 3) {
   return String(+value.toPrecision(Math.max(digits, Math.ceil(Math.log10(size + 1))))).replace("-", "−");
 }
 
-// Characters that would steer a terminal or the direction of text are shown as what they are.
-const STEERING = /[\u0000-\u0009\u000b-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
+// Characters that would steer a terminal or the direction of text are shown as what they are. Joiners (U+200C, U+200D)
+// stay: scripts and emoji are made of them.
+const STEERING = /[\u0000-\u0009\u000b-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
 
 function visible(text) {
   return text.replace(STEERING, (character) => {

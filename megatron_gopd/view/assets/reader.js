@@ -92,7 +92,7 @@ function read(row, against = null) {
 
 function columnsOf(row) {
   const has = Object.keys(tokensOf(row).columns);
-  return [...COLUMNS.filter((name) => has.includes(name)), ...Object.keys(NAMES).filter((name) => has.includes(name) && !COLUMNS.includes(name)), ...has.filter((name) => !COLUMNS.includes(name) && !(name in NAMES))];
+  return [...COLUMNS.filter((name) => has.includes(name)), ...Object.keys(NAMES).filter((name) => has.includes(name) && !COLUMNS.includes(name)), ...has.filter((name) => !COLUMNS.includes(name) && !Object.hasOwn(NAMES, name))];
 }
 
 function figures(row) {
