@@ -1,5 +1,5 @@
 # The verbs of this repository. Each installs what it needs into .venv first.
-.PHONY: help install install-triton quickstart miniature quickstart-smollm2 heal-pruned assets test test-all lint bench bench-convert bench-kernel \
+.PHONY: help install install-triton browser quickstart miniature quickstart-smollm2 heal-pruned assets test test-all lint bench bench-convert bench-kernel \
     bench-nodes bench-objects bench-sandbox bench-sglang bench-train parity chaos-resume chaos-sglang chaos-slurm slurm kernel-report clean check-gpu-constraints \
     gpu-check
 .DEFAULT_GOAL := help
@@ -51,7 +51,10 @@ slurm: install  ## SLURM's packages for the tests, where they can be installed
 test: install-triton slurm  ## the tests, without those marked slow
 	$(PY) -m pytest -q -rs $(ARGS)
 
-test-all: install-triton slurm  ## all tests
+browser: install  ## a headless Chromium for the tests of view's page, where it can be installed
+	@scripts/install/browser.sh
+
+test-all: install-triton slurm browser  ## all tests
 	$(PY) -m pytest -q -rs -m "" $(ARGS)
 
 lint: install  ## ruff

@@ -21,7 +21,9 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_gopd", "megatron_gopd.*"]),
     package_data={
-        "megatron_gopd": ["kernels/cpp/*", "launch/*.jinja", "evaluation/study/*.jinja", "servers/stubs/**/*.py"]
+        "megatron_gopd": [
+            *("kernels/cpp/*", "launch/*.jinja", "evaluation/study/*.jinja", "view/assets/*", "servers/stubs/**/*.py"),
+        ]
     },
     entry_points={"console_scripts": ["megatron-gopd = megatron_gopd.cli:app"]},
     install_requires=[
@@ -55,6 +57,7 @@ setup(
     ],
     extras_require={
         "dev": ["httpx", "pytest", "pytest-timeout", "ruff", "pre-commit", "gguf"],
+        "browser": ["playwright"],  # of the slow tests that look at the page of view; scripts/install/browser.sh
         # Transformer Engine is built for the torch that is there, by scripts/install/transformer_engine.sh
         "gpu": ["sglang"],
         # what SGLang's server imports on a CPU; its own requirements name GPU packages (see scripts/install/base.sh)

@@ -197,6 +197,19 @@ def report(
     study.report(runs, output)
 
 
+@verb
+def view(
+    runs: Annotated[list[Path], typer.Argument(help="folders of runs, or folders that hold any")],
+    output: Annotated[
+        Path | None, typer.Option(help="HTML file; default: view.html in the folder of the run, of several here")
+    ] = None,
+) -> None:
+    """One page on what runs did: health, curves, and the kept responses token by token."""
+    from megatron_gopd import view as page
+
+    print(page.view(runs, output))
+
+
 @functools.partial(verb, of=conversions)
 def hf_to_megatron(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Hugging Face directory with safetensors")],

@@ -163,9 +163,24 @@ class Wandb(Section):
     mode: Literal["offline", "online"] = "offline"
 
 
+class Trajectories(Section):
+    """Responses that are kept token by token, for a person to read."""
+
+    every: int = Field(1, ge=1, description="steps between those that are kept; the first is one of them")
+    per_teacher: int = Field(
+        5,
+        ge=1,
+        description="responses a step of each teacher: random, best, worst, longest, disagreeing by turns",
+    )
+    max_mb: float = Field(500, gt=0, description="of disk, in 10^6 bytes; the oldest steps go first")
+
+
 class Logging(Section):
     wandb: Wandb | None = None
     tensorboard: bool = False
+    trajectories: Trajectories | None = Field(
+        Trajectories(), description="token by token, for `view`; null: none are kept, and no samples.jsonl"
+    )
 
 
 class Config(Section):

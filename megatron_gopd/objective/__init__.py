@@ -3,7 +3,7 @@
 from pkgutil import resolve_name
 
 from megatron_gopd.config.algorithm import AlgorithmSection
-from megatron_gopd.objective.advantage import advantage
+from megatron_gopd.objective.advantage import advantage, advantage_parts
 from megatron_gopd.objective.aggregation import token_weights
 from megatron_gopd.objective.coarse import coarse_divergence
 from megatron_gopd.objective.correction import rollout_correction
@@ -20,6 +20,7 @@ __all__ = [
     "TokenLoss",
     "TokenRows",
     "advantage",
+    "advantage_parts",
     "coarse_divergence",
     "exact_loss",
     "gopd_loss",

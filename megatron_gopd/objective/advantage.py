@@ -30,11 +30,21 @@ def advantage(
         ValueError: lambda_ != 1 without a reference.
     """
     refuse_no_reference(lambda_, reference)
-    gap = teacher - student
-    if reference is not None:
-        beyond = (lambda_ - 1) * (teacher - reference)
-        gap = gap + (beyond if clamp is None else beyond.clamp(-clamp, clamp))
-    return gap.detach()
+    gap, beyond = advantage_parts(student, teacher, reference, lambda_, clamp)
+    return (gap if beyond is None else gap + beyond).detach()
+
+
+def advantage_parts(
+    student: Tensor, teacher: Tensor, reference: Tensor | None, lambda_: float | Tensor, clamp: float | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """The two terms of the second form: what the teacher would rather, and how far lambda goes beyond it.
+
+    Arguments as of `advantage`. Returns two times [tokens], nats; the second is None without a reference.
+    """
+    if reference is None:
+        return teacher - student, None
+    beyond = (lambda_ - 1) * (teacher - reference)
+    return teacher - student, beyond if clamp is None else beyond.clamp(-clamp, clamp)
 
 
 def refuse_no_reference(lambda_: float | Tensor, reference: Tensor | None) -> None:

@@ -164,8 +164,8 @@ class Student:
         norm = _highest(norm)  # ranks without a part of the student learn it from the others
         if not math.isfinite(norm):
             raise UserError(
-                f"step {self.steps_done + 1}: the gradient norm is not finite; lower optimizer.lr, or look at the "
-                f"trajectories of this step in samples.jsonl"
+                f"step {self.steps_done + 1}: the gradient norm is not finite; lower optimizer.lr, or look at "
+                f"what the steps before it learned from: megatron-gopd view"
             )
         if self.model is not None:
             self._apply(lr)

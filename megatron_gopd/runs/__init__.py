@@ -9,6 +9,7 @@ from megatron_gopd.runs.logs import log_to, record_exception
 from megatron_gopd.runs.manifest import DamagedError, check_manifest, read_manifest, write_manifest
 from megatron_gopd.runs.sinks import Sink, Sinks, open_sinks
 from megatron_gopd.runs.spans import Spans
+from megatron_gopd.runs.trajectories import TrajectoryFolder
 
 __all__ = [
     "Checkpoint",
@@ -19,6 +20,7 @@ __all__ = [
     "Sinks",
     "Spans",
     "StepLine",
+    "TrajectoryFolder",
     "atomic_folder",
     "check_manifest",
     "log_to",

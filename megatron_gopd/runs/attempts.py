@@ -11,9 +11,10 @@ from megatron_gopd.config import Config
 from megatron_gopd.errors import UserError
 from megatron_gopd.runs.atomic import write_link, write_text
 from megatron_gopd.runs.checkpoints import Checkpoint, newest_whole, remove_unfinished
+from megatron_gopd.runs.trajectories import keep_up_to
 
 RESULTS = ("metrics.jsonl", "checkpoints", "model")  # what makes a folder worth keeping from another configuration
-OF_ONE_ATTEMPT = ("samples.jsonl", "evaluation", *RESULTS)
+OF_ONE_ATTEMPT = ("samples.jsonl", "trajectories", "evaluation", *RESULTS)
 
 
 class FinishedError(UserError):
@@ -41,6 +42,7 @@ def begin(path: Path, config: Config) -> Checkpoint | None:
         if resumed:
             for name in ("metrics.jsonl", "samples.jsonl"):
                 _keep_up_to(path / name, resumed.step)
+            keep_up_to(path / "trajectories", resumed.step)
             return resumed
     kept = path / "logs" / f"attempt-{_last_attempt(path)}"
     for earlier in filter(Path.exists, (path / name for name in OF_ONE_ATTEMPT)):

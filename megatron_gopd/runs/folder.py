@@ -35,9 +35,9 @@ class RunFolder:
     def open(cls, config: Config) -> RunFolder:
         """Make the run's folder, or begin the next attempt in it; to be called by one rank.
 
-        The next attempt continues from the newest whole checkpoint: rows of later steps are taken off metrics and
-        samples. Without one, or under checkpoint.resume: never, what the last attempt wrote moves to its
-        logs/attempt-N.
+        The next attempt continues from the newest whole checkpoint: rows of later steps are taken off metrics,
+        samples and trajectories. Without one, or under checkpoint.resume: never, what the last attempt wrote moves to
+        its logs/attempt-N.
 
         Raises:
             FinishedError: there is nothing left to do.
@@ -89,6 +89,11 @@ class RunFolder:
     def samples(self) -> Path:
         """jsonl, some of what the student said."""
         return self.path / "samples.jsonl"
+
+    @property
+    def trajectories(self) -> Path:
+        """parquet, a file a step: some responses token by token."""
+        return self.path / "trajectories"
 
     @property
     def checkpoints(self) -> Path:

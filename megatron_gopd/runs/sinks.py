@@ -9,12 +9,13 @@ import sys
 import uuid
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from megatron_gopd.config import Config
 from megatron_gopd.errors import UserError
 from megatron_gopd.runs.atomic import write_text
 from megatron_gopd.runs.folder import RunFolder
+from megatron_gopd.runs.gallery import summary, text_of
 
 WANDB_ID = "wandb-id"
 
@@ -25,6 +26,13 @@ class Sink(Protocol):
     def log(self, step: int, metrics: dict[str, float]) -> None: ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Gallery(Protocol):
+    """A sink that shows kept trajectories too: rows as training.kept makes them."""
+
+    def show(self, step: int, rows: list[dict]) -> None: ...
 
 
 class JsonlSink:
@@ -72,6 +80,13 @@ class WandbSink:
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self._run.log(metrics, step=step)
 
+    def show(self, step: int, rows: list[dict]) -> None:
+        """A table of the step's kept trajectories."""
+        import wandb
+
+        cells = [list(summary(row).values()) for row in rows]
+        self._run.log({"trajectories": wandb.Table(columns=list(summary(rows[0])), data=cells)}, step=step)
+
     def close(self) -> None:
         """Send what is left. Closed on the way out of an exception, the run is marked as failed."""
         self._run.finish(exit_code=1 if sys.exc_info()[0] else 0)
@@ -98,6 +113,13 @@ class TensorboardSink:
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
+    def show(self, step: int, rows: list[dict]) -> None:
+        """Text of each kept trajectory, under its teacher and why it was kept."""
+        for row in rows:
+            self._writer.add_text(
+                "/".join(filter(None, ("trajectories", row["teacher"], row["kept_as"]))), text_of(row), step
+            )
+
     def close(self) -> None:
         self._writer.close()
 
@@ -116,6 +138,12 @@ class Sinks:
     def log(self, step: int, metrics: dict[str, float]) -> None:
         for sink in self._sinks:
             sink.log(step, metrics)
+
+    def show(self, step: int, rows: list[dict]) -> None:
+        """Kept trajectories, to the sinks that show them."""
+        for sink in self._sinks:
+            if isinstance(sink, Gallery):
+                sink.show(step, rows)
 
     def close(self) -> None:
         self._closing.close()

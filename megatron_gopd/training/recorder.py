@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from megatron_gopd.config import Config
@@ -12,6 +11,7 @@ from megatron_gopd.evaluation.report import plot_curve, print_comparison, write_
 from megatron_gopd.policies.update import Update
 from megatron_gopd.ranks import is_first, on_first
 from megatron_gopd.runs import Checkpoint, RunFolder, StepLine, open_sinks
+from megatron_gopd.training.kept import Keeper
 from megatron_gopd.training.metrics import step_metrics
 
 
@@ -29,6 +29,7 @@ class Recorder:
             self._line = StepLine(self.config.run.steps)
             self._sinks = open_sinks(self.config, self.folder)
             self._sinks.add(self._line)
+            self._keeper = Keeper(self.config, self.tokenizer, self.folder, self._sinks)
         return self
 
     def __exit__(self, *_) -> None:
@@ -49,8 +50,7 @@ class Recorder:
             return
         metrics = step_metrics(step, batch, update, seconds) | found
         self._sinks.log(step, metrics)
-        with self.folder.samples.open("a") as samples:
-            samples.write(json.dumps(self._sample(step, batch[0])) + "\n")
+        self._keeper.keep(step, batch, update)
 
     def measured(self, when: str, measurement: Measurement) -> None:
         self._measurements.append(measurement)
@@ -79,14 +79,3 @@ class Recorder:
     def _open(self) -> tuple[Path, Checkpoint | None]:
         self.folder = RunFolder.open(self.config)
         return self.folder.logs, self.folder.resumed
-
-    def _sample(self, step: int, trajectory: Trajectory) -> dict:
-        return {
-            "step": step,
-            "id": trajectory.prompt.id,
-            "teacher": trajectory.prompt.teacher,
-            "prompt": self.tokenizer.decode(trajectory.prompt.student_tokens),
-            "response": self.tokenizer.decode(trajectory.response_tokens),
-            "finish_reason": trajectory.finish_reason,
-            "reward": trajectory.reward,
-        }

@@ -105,3 +105,18 @@ def test_a_fault_on_one_rank_ends_all_with_one_traceback(tmp_path):
     assert time.time() - float(raised.read_text()) < 60  # without it, a peer waits for half an hour
     assert output.count("ValueError: the fault") == 1
     assert "Connection closed by peer" not in output
+
+
+def test_view_writes_the_page_of_a_run(tmp_path):
+    from tests.view.written import response, write_run
+
+    run = write_run(tmp_path / "a", trajectories=[response(1)])
+    done = run_verb("view", run)
+    assert (done.returncode, done.stdout) == (0, f"{run.resolve() / 'view.html'}\n"), done.stderr
+
+
+def test_view_of_what_is_no_run_is_a_mistake(tmp_path):
+    done = run_verb("view", tmp_path)
+    assert done.returncode == 2
+    assert "is no run and holds none" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -6,6 +6,7 @@ import pytest
 
 from megatron_gopd.runs import FinishedError, RunFolder, write_manifest
 from megatron_gopd.runs.checkpoints import folder_of
+from megatron_gopd.runs.trajectories import steps_kept
 
 
 def rows(*steps: int) -> str:
@@ -21,6 +22,9 @@ def leave(config, *, steps: int, checkpoints=(), model=False) -> RunFolder:
     with RunFolder.open(config) as folder:
         folder.metrics.write_text(rows(*range(1, steps + 1)))
         folder.samples.write_text(rows(*range(1, steps + 1)))
+        folder.trajectories.mkdir()
+        for step in range(1, steps + 1):
+            (folder.trajectories / f"step-{step:08d}.parquet").touch()
         folder.evaluation.mkdir()
         (folder.evaluation / "before.json").write_text("{}")
         if model:
@@ -36,7 +40,7 @@ def test_an_interrupted_run_goes_on_after_its_newest_checkpoint(make_config):
     with RunFolder.open(make_config()) as second:
         assert second.resumed.step == 4
         assert second.logs.name == "attempt-2"
-    assert steps_in(first.metrics) == steps_in(first.samples) == [1, 2, 3, 4]
+    assert steps_in(first.metrics) == steps_in(first.samples) == list(steps_kept(first.trajectories)) == [1, 2, 3, 4]
 
 
 def test_a_row_cut_short_by_the_end_of_its_process_goes(make_config):
@@ -51,7 +55,9 @@ def test_without_a_checkpoint_an_attempt_starts_anew_and_the_last_ones_moves_to_
     first = leave(make_config(), steps=3)
     with RunFolder.open(make_config()) as second:
         assert second.resumed is None
-        assert not any(path.exists() for path in (second.metrics, second.samples, second.evaluation))
+        assert not any(
+            path.exists() for path in (second.metrics, second.samples, second.trajectories, second.evaluation)
+        )
     assert steps_in(first.logs / "metrics.jsonl") == [1, 2, 3]
     assert (first.logs / "evaluation" / "before.json").exists()
 

@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from megatron_gopd.errors import UserError
@@ -187,3 +188,46 @@ def test_an_error_of_a_sink_ends_the_step():
     sinks.add(Deaf())
     with pytest.raises(OSError, match="disk full"):
         sinks.log(1, {})
+
+
+def kept_row(**changes) -> dict:
+    values = np.array([-1.0, -3.0], np.float32)
+    return {
+        **{
+            "step": 1,
+            "teacher": "math",
+            "kept_as": "best",
+            "id": "p",
+            "prompt": "# 1 + 1",
+            "response": "<b>2</b>\n```",
+        },
+        **{"reward": 1.0, "finish_reason": "stop", "response_tokens": np.array([1, 2])},
+        **{"advantage": values, "advantage_of_teacher": values, "entropy": -values},
+    } | changes
+
+
+def test_tensorboard_shows_kept_trajectories_as_text(make_config):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = make_config(logging={"tensorboard": True})
+    with RunFolder.open(config) as folder, open_sinks(config, folder) as sinks:
+        sinks.show(1, [kept_row()])
+    events = EventAccumulator(str(folder.path / "tensorboard" / "attempt-1")).Reload()
+    (event,) = events.Tensors("trajectories/math/best/text_summary")
+    text = event.tensor_proto.string_val[0].decode()
+    assert "reverse_kl 2," in text
+    assert all(line.startswith("    ") for line in text.split("\n") if line)  # code: nothing in it is markup
+
+
+def test_wandb_gets_a_table_of_kept_trajectories(make_config, quiet_wandb):
+    config = make_config(logging={"wandb": {}})
+    with RunFolder.open(config) as folder, open_sinks(config, folder) as sinks:
+        sinks.log(1, {"loss": 1.0})
+        sinks.show(1, [kept_row(), kept_row(kept_as="worst", response="x" * 10_000)])
+    (file,) = (folder.path / "wandb").glob("offline-run-*/files/media/table/*.json")
+    table = json.loads(file.read_text())
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert [row["kept_as"] for row in rows] == ["best", "worst"]
+    assert rows[0]["response"] == "<b>2</b>\n```"
+    assert rows[1]["response"].endswith(" ... and 6000 characters more")
+    assert rows[0]["advantage_mean"] == -2.0

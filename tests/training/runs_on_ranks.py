@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from megatron_gopd.config import Config
+from megatron_gopd.runs.trajectories import steps_kept
 
 TEACHERS = ("short", "strong")
 
@@ -43,6 +44,14 @@ def metrics_of(path: Path) -> list[dict]:
     """The rows of a metrics.jsonl without what a clock says."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     return [{k: v for k, v in row.items() if not k.startswith("timing/") and k != "tokens_per_s"} for row in rows]
+
+
+def kept(run: Path) -> list[dict]:
+    """The rows of all kept trajectories."""
+    import pyarrow.parquet
+
+    files = steps_kept(run / "trajectories").values()
+    return [row for file in files for row in pyarrow.parquet.read_table(file).to_pylist()]
 
 
 def interrupted(tree: dict, *, after: int, folder: Path) -> dict:

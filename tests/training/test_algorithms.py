@@ -10,7 +10,7 @@ import pytest
 
 from megatron_gopd.config import Config
 from tests.chat_models import write_questions
-from tests.training.runs_on_ranks import interrupted, metrics_of, own_reward
+from tests.training.runs_on_ranks import interrupted, kept, metrics_of, own_reward
 
 FP32 = {"dtype": "float32"}
 METRICS = {
@@ -91,6 +91,13 @@ def test_mini_batches_are_equal_and_groups_stay_together():
     assert parts == mini_batches(batch[::-1], 3, [1, 2])  # whatever order they came in
 
 
+def test_what_grpo_keeps_has_its_columns_and_no_teacher_s(grpo):
+    for row in kept(Path(grpo["run"]["folder"], "grpo")):
+        assert row["teacher_logprobs"] is row["advantage_of_teacher"] is row["lambda"] is None
+        assert len(row["clipped"]) == len(row["reference_kl"]) == len(row["advantage"]) == len(row["pieces"])
+        assert row["advantage"][0] == pytest.approx(row["outcome"])
+
+
 # ---------------------------------------------------------------- SFT
 def test_sft_on_the_data_learns_it_and_files_of_problems_tell(tree, distill):
     """The answer is 7 to all; the benchmark is a file of the user's own, answered with the weights of the step."""
@@ -145,6 +152,13 @@ def test_every_response_is_its_teacher_s(taught):
         expected = logprobs_of(models[each.prompt.teacher], each.prompt.teacher_tokens, each.response_tokens)
         np.testing.assert_allclose(each.behaviour_logprobs, expected, rtol=0, atol=2e-5)
         assert "Be short." not in taught.tokenizers.student.decode(each.prompt.student_tokens)
+
+
+def test_what_sft_keeps_has_log_probs_and_no_advantage(taught):
+    for row in kept(Path(taught.config.run.folder, "taught")):
+        assert len(row["student_logprobs"]) == len(row["behaviour_logprobs"]) == len(row["pieces"])
+        assert "advantage" not in row
+        assert row["teacher_logprobs"] is None
 
 
 def test_sft_holds_neither_scorers_nor_an_engine_it_does_not_need(taught):

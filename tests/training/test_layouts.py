@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,7 +11,7 @@ from megatron_gopd.config import Config
 from tests.chat_models import save_chat_model
 from tests.ranks import on_ranks
 from tests.tiny_models import EXPERTS
-from tests.training.runs_on_ranks import TEACHERS, distill_all, metrics_of, own_reward, two_teachers
+from tests.training.runs_on_ranks import TEACHERS, distill_all, kept, metrics_of, own_reward, two_teachers
 
 LAYOUTS = {
     "dp": {},
@@ -53,18 +54,34 @@ def exact(chat_models, questions, folder: Path, layout: dict) -> dict:
 
 
 @pytest.fixture(scope="module")
-def alone(two_ranks, make_config, distill) -> list[dict]:
+def alone(two_ranks, make_config, distill) -> SimpleNamespace:
     config = make_config()
     distill(config)
-    return metrics_of(Path(config.run.folder, "first", "metrics.jsonl"))
+    folder = Path(config.run.folder, "first")
+    return SimpleNamespace(metrics=metrics_of(folder / "metrics.jsonl"), trajectories=kept(folder))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_two_ranks_follow_one(two_ranks, alone, layout):
     rows = metrics_of(two_ranks / layout / "metrics.jsonl")
-    assert len(rows) == len(alone)
-    for row, expected in zip(rows, alone, strict=True):
+    assert len(rows) == len(alone.metrics)
+    for row, expected in zip(rows, alone.metrics, strict=True):
         assert row == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_two_ranks_keep_the_trajectories_of_one(two_ranks, alone, layout):
+    """All of them: eight responses a step, of which ten would be kept. Values before any update has rounded."""
+    rows, expected = (
+        {(row["step"], row["id"]): row for row in each} for each in (kept(two_ranks / layout), alone.trajectories)
+    )
+    assert rows.keys() == expected.keys()
+    assert len(rows) == 40
+    for key in (key for key in rows if key[0] == 1):
+        row, other = rows[key], expected[key]
+        assert row["response_tokens"] == other["response_tokens"]
+        for name in ("student_logprobs", "teacher_logprobs", "reference_logprobs", "entropy", "advantage"):
+            assert row[name] == pytest.approx(other[name], rel=1e-4, abs=1e-4)
 
 
 def test_grpo_on_two_ranks_follows_one(two_ranks, chat_models, questions, distill, tmp_path):

@@ -16,6 +16,7 @@ import yaml
 from megatron_gopd.config import Config
 from megatron_gopd.errors import UserError
 from megatron_gopd.runs import read_manifest, write_manifest
+from megatron_gopd.runs.trajectories import steps_kept
 from tests.ranks import on_ranks
 from tests.training.runs_on_ranks import distill_and_resume, interrupted, metrics_of, two_teachers
 
@@ -111,6 +112,7 @@ def test_samples_are_not_doubled(whole, distill, tmp_path):
     distill(Config.model_validate(interrupted(whole, after=2, folder=tmp_path)))
     samples = [json.loads(row) for row in (tmp_path / "whole" / "samples.jsonl").read_text().splitlines()]
     assert [sample["step"] for sample in samples] == [1, 2, 3, 4, 5]
+    assert list(steps_kept(tmp_path / "whole" / "trajectories")) == [1, 2, 3, 4, 5]
 
 
 @pytest.fixture(scope="module")

@@ -103,6 +103,7 @@ def test_the_final_model_answers(run):
 def test_nothing_half_written_is_left(run):
     assert {path.name for path in run.folder.iterdir()} == {
         *(".lock", "config.yaml", "curve.png", "logs", "metrics.jsonl", "model", "samples.jsonl"),
+        "trajectories",
     }
 
 
