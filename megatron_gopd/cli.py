@@ -12,6 +12,7 @@ import typer
 
 from megatron_gopd.errors import UserError, disk_errors
 from megatron_gopd.srun import adopt_srun
+from megatron_gopd.terminal import say, show_errors
 
 app = typer.Typer(
     name="megatron-gopd",
@@ -32,6 +33,7 @@ def verb(function, of: typer.Typer = app):
 
     @functools.wraps(function)
     def command(*args, **kwargs):
+        show_errors()
         try:
             adopt_srun()
             with disk_errors():
@@ -43,11 +45,11 @@ def verb(function, of: typer.Typer = app):
             if os.environ.get("RANK", "0") != "0":
                 leave_the_last_word()
             else:
-                print(f"{error.kind}: {error}", file=sys.stderr)
+                say(f"{error.kind}: {error}", file=sys.stderr)
                 write_outcome(error.exit_code, error.kind, str(error))
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+            say("interrupted", file=sys.stderr)
             raise typer.Exit(130) from None
 
     return of.command()(command)
@@ -72,12 +74,12 @@ def train(
         from megatron_gopd.plan.hardware import hardware
 
         for told in idle(settings, asked(settings, gpus, nodes, hardware().gpus_per_node)).told:
-            print(f"warning: {told}", file=sys.stderr)
+            say(f"warning: {told}", file=sys.stderr)
     if dry_run:
         from megatron_gopd.training.dry_run import check_configurations
 
         check_configurations(settings)
-        print(to_yaml(settings), end="")
+        say(to_yaml(settings), end="")
         return
     from megatron_gopd.ranks import ranks
 
@@ -210,7 +212,7 @@ def hf_to_megatron(
         from megatron_gopd.mcore import convert
 
         convert.hf_to_megatron(source, target, verify=verify)
-    print(f"{target}: written{' and read back' if verify else ''}")
+    say(f"{target}: written{' and read back' if verify else ''}")
 
 
 @functools.partial(verb, of=conversions)
@@ -227,7 +229,7 @@ def megatron_to_hf(
         from megatron_gopd.mcore import convert
 
         convert.megatron_to_hf(source, target, shard_bytes=int(max_shard_gb * 1e9), verify=verify)
-    print(f"{target}: written{' and read back' if verify else ''}")
+    say(f"{target}: written{' and read back' if verify else ''}")
 
 
 @verb
@@ -242,7 +244,7 @@ def merge(
     """Average models of one architecture, or extrapolate their mean from a base (ExPO)."""
     from megatron_gopd.mcore.merge import merge
 
-    print(*merge(teachers, output, base=base, alphas=alpha or [0.0]), sep="\n")
+    say(*merge(teachers, output, base=base, alphas=alpha or [0.0]), sep="\n")
 
 
 @verb
@@ -310,7 +312,7 @@ def submit(
         serve_urls=serve_urls,
         serve_deadline_s=serve_deadline,
     )
-    print(submit(request, dry_run=dry_run, shared=shared_folder), end="" if dry_run else "\n")
+    say(submit(request, dry_run=dry_run, shared=shared_folder), end="" if dry_run else "\n")
 
 
 @verb
@@ -336,7 +338,7 @@ def plan(
     from megatron_gopd.plan.workload import Workload
 
     settings = load_config(config, overrides or [])
-    print(
+    say(
         run_plan(
             settings,
             gpus=gpus,
@@ -375,7 +377,7 @@ def doctor(
 
         found = examine(settings, gpus_per_node=gpus_per_node, ranks=ranks, port=port)
         if is_first():
-            print(findings.as_json(found) if json else findings.report(found), flush=True)
+            say(findings.as_json(found) if json else findings.report(found), flush=True)
             if bad_nodes and findings.bad_nodes(found):
                 bad_nodes.write_text("".join(f"{node}\n" for node in findings.bad_nodes(found)))
         if findings.failed(found):
@@ -391,4 +393,4 @@ def status(
     from megatron_gopd.launch import status as watching
 
     found = watching.status(run)
-    print(watching.as_json(found) if json else watching.show(found))
+    say(watching.as_json(found) if json else watching.show(found))

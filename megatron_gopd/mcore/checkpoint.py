@@ -21,7 +21,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.model import Model, sharded_state, sharding
 from megatron_gopd.mcore.repairs import among
-from megatron_gopd.mcore.unpickling import loading, refuse_extra_states
+from megatron_gopd.mcore.unpickling import Reader, loading, refuse_extra_states
 from megatron_gopd.runs.manifest import write_digest
 
 
@@ -78,6 +78,7 @@ def read(state: dict, folder: Path, *, whole: bool = True) -> dict:
     `whole`: the ranks' parts make up the checkpoint; checked.
     Raises UserError: it lacks some, or is damaged.
     """
+    Reader(folder).read_metadata()  # PyTorch would log the refusal, and go on to look for other metadata
     try:
         with loading(folder):
             loaded = dist_checkpointing.load(state, str(folder), validate_access_integrity=whole)

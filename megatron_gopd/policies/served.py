@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.front_door import open_hf_weights
 from megatron_gopd.policies.identity import describe
 from megatron_gopd.ranks import on_first
-from megatron_gopd.servers.client import LostRequestError, RefusedError, SGLangClient
+from megatron_gopd.servers.client import LostRequestError, RefusedError, SGLangClient, naming
 from megatron_gopd.servers.fingerprints import Fingerprints, checksums_of, comparable, told
 from megatron_gopd.servers.homes import Homes
 from megatron_gopd.servers.pool import ServerPool
@@ -48,22 +48,38 @@ class ServedScorer:
         self._homes = Homes(f"{self.who}.server", self.settings.server, logs)
         on_first(lambda: self._start(logs))
 
-    def score(self, rows: list[Row]) -> list[np.ndarray]:
-        """Log-prob of every response token of each row: [response] float32, nats."""
-        if self.settings.engine == "sglang":
-            return [scored.logprobs for scored in self.score_top(rows, 0)]
-        return self._ask_of_each(_of_our_scorer, rows, self.temperature)
+    def score(self, rows: Sequence[Row], names: Sequence[str] | None = None) -> list[np.ndarray]:
+        """Log-prob of every response token of each row: [response] float32, nats. `names`: of the rows, in messages.
 
-    def score_top(self, rows: list[Row], top_k: int) -> list[Scored]:
+        Raises:
+            UserError: a server refuses a row, gives what cannot be its log-probs, or none is left.
+        """
+        if self.settings.engine == "sglang":
+            return [scored.logprobs for scored in self.score_top(rows, 0, names)]
+        return self._ask_of_each(_of_our_scorer, rows, self.temperature, names)
+
+    def score_top(self, rows: Sequence[Row], top_k: int, names: Sequence[str] | None = None) -> list[Scored]:
         """As score, and the most likely tokens beside; SGLang's servers only."""
         assert self.temperature == 1  # the configuration sees to it
-        return self._ask_of_each(_of_sglang, rows, top_k)
+        return self._ask_of_each(_of_sglang, rows, top_k, names)
 
-    def _ask_of_each(self, ask: Callable[..., Awaitable[Result]], rows: list[Row], setting: float) -> list[Result]:
+    def _ask_of_each(
+        self,
+        ask: Callable[..., Awaitable[Result]],
+        rows: Sequence[Row],
+        setting: float,
+        names: Sequence[str] | None,
+    ) -> list[Result]:
         """What ask(row, setting, client) tells of each row."""
 
+        async def named(row: Row, name: str, client: SGLangClient) -> Result:
+            with naming(f"{self.who}, {name}"):
+                return await ask(row, setting, client)
+
         async def every() -> list[Result]:
-            return await asyncio.gather(*(self._pool.ask(partial(ask, row, setting)) for row in rows))
+            called = names or [f"row {number}" for number in range(len(rows))]
+            asked = (self._pool.ask(partial(named, *each)) for each in zip(rows, called, strict=True))
+            return await asyncio.gather(*asked)
 
         return on_first(lambda: self._pool.background.run(every()))
 
@@ -91,6 +107,7 @@ class ServedScorer:
             settings.server,
             name=_pool_name(self.who),
             model=settings.model,
+            vocab_size=Architecture.read(settings.model).vocab_size,
             dtype=settings.dtype,
             logs=logs,
             most_requests=REQUESTS,
@@ -103,7 +120,8 @@ class ServedScorer:
             await refuse_another_model(self.settings, self.who, client)
             return
         about, wanted = await client.get("/model_info"), describe(self.settings.model)
-        wrong = _differences(wanted["architecture"], about.get("architecture", {}))
+        theirs = about.get("architecture")
+        wrong = _differences(wanted["architecture"], theirs if isinstance(theirs, dict) else {})
         if about.get("tokenizer") != wanted["tokenizer"]:
             wrong.append("another tokenizer")
         refuse_unlike(wrong, self.settings, self.who, client.url, about.get("model_path"))
@@ -125,10 +143,10 @@ async def refuse_another_model(settings: schema.Scorer, who: str, client: SGLang
         raise UserError(f"{who}: {client.url} is no SGLang server; name another, or set engine: served for our scorer")
     if about["model_type"] != config["model_type"]:
         raise UserError(
-            f"{who}: {client.url} serves a {about['model_type']} ({about['model_path']}), but "
+            f"{who}: {client.url} serves a {about['model_type']} ({about.get('model_path')}), but "
             f"{settings.model} is a {config['model_type']}; name the right server, or the right model"
         )
-    served = Path(about["model_path"])
+    served = Path(str(about.get("model_path")))
     if (served / "config.json").is_file():  # holds on a GPU too, whose checksums are made otherwise
         shapes = (asdict(Architecture.read(folder)) for folder in (settings.model, served))
         refuse_unlike(_differences(*shapes), settings, who, client.url, served)
@@ -165,10 +183,7 @@ async def _of_sglang(row: Row, top_k: int, client: SGLangClient) -> Scored:
 
 
 async def _of_our_scorer(row: Row, temperature: float, client: SGLangClient) -> np.ndarray:
-    logprobs = (await client.post("/score", told_tokens(row) | {"temperature": temperature}))["logprobs"]
-    if len(logprobs) != len(row.response_tokens):
-        raise RefusedError(f"{client.url} gave {len(logprobs)} log-probs for {len(row.response_tokens)} tokens")
-    return np.array(logprobs, dtype=np.float32)
+    return await client.score_by_ours(told_tokens(row) | {"temperature": temperature})
 
 
 def told_tokens(row: Row) -> dict[str, list[int]]:

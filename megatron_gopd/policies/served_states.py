@@ -20,7 +20,14 @@ from megatron_gopd.policies.identity import fingerprint
 from megatron_gopd.policies.served import ServedScorer, refuse_unlike, told_tokens
 from megatron_gopd.ranks import is_first, on_first
 from megatron_gopd.servers import wire
-from megatron_gopd.servers.client import LostRequestError, RefusedError, SGLangClient, UnknownPathError
+from megatron_gopd.servers.client import (
+    MOST_BYTES,
+    LostRequestError,
+    RefusedError,
+    SGLangClient,
+    UnknownPathError,
+    naming,
+)
 
 
 class ServedStates(ServedScorer):
@@ -70,18 +77,18 @@ class ServedStates(ServedScorer):
 
     async def _ask(self, row: Row, name: str, client: SGLangClient) -> Tensor:
         """[response, h]. Raises LostRequestError or RefusedError."""
-        try:
-            said = await client.post_for_bytes("/hidden", told_tokens(row))
-            states, of_model = wire.unpacked(said)
-        except UnknownPathError:
-            raise RefusedError(f"{self.who}: {_without_states(client)}") from None
-        except RefusedError as error:
-            raise RefusedError(f"{self.who}, {name}: {error}") from None
-        except ValueError as error:
-            raise LostRequestError(f"{client.url}/hidden gave {error}") from None
-        if wrong := self._faults(row, states, of_model):
-            raise RefusedError(f"{self.who}, {name}: {client.url} gave {wrong}; none can be made up")
-        return states.to(self.dtype)
+        most = MOST_BYTES + len(row.response_tokens) * self._hidden_size * torch.float32.itemsize
+        with naming(f"{self.who}, {name}"):
+            try:
+                said = await client.post_for_bytes("/hidden", told_tokens(row), most)
+                states, of_model = wire.unpacked(said)
+            except UnknownPathError:
+                raise RefusedError(_without_states(client)) from None
+            except ValueError as error:
+                raise LostRequestError(f"{client.url}/hidden gave {error}") from None
+            if wrong := self._faults(row, states, of_model):
+                raise RefusedError(f"{client.url} gave {wrong}; none can be made up")
+            return states.to(self.dtype)
 
     def _faults(self, row: Row, states: Tensor, of_model: str) -> str | None:
         wanted = len(row.response_tokens), self._hidden_size
@@ -89,6 +96,8 @@ class ServedStates(ServedScorer):
             return f"hidden states of another model than {self.settings.model}"
         if states.shape != wanted:
             return f"hidden states {list(states.shape)} for a response of {list(wanted)}"
+        if states.dtype != getattr(torch, self.settings.dtype):
+            return f"hidden states in {states.dtype}, not in {self.settings.dtype}"
         return None if all_finite(states) else "hidden states that are not finite"
 
     async def _refuse_another(self, client: SGLangClient) -> None:
@@ -97,11 +106,11 @@ class ServedStates(ServedScorer):
         if "fingerprint" not in about:
             raise RefusedError(_without_states(client))
         wrong = []
-        if about["dtype"] != self.settings.dtype:
-            wrong = [f"dtype: {self.settings.dtype} here, {about['dtype']} there"]
+        if about.get("dtype") != self.settings.dtype:
+            wrong = [f"dtype: {self.settings.dtype} here, {about.get('dtype')} there"]
         elif about["fingerprint"] != self._fingerprint:
             wrong = ["another LM head"] if about["fingerprint"] else ["a Megatron checkpoint there: convert it"]
-        refuse_unlike(wrong, self.settings, self.who, client.url, about["model_path"])
+        refuse_unlike(wrong, self.settings, self.who, client.url, about.get("model_path"))
 
 
 def _without_states(client: SGLangClient) -> str:

@@ -42,7 +42,8 @@ class TopKScorers(Scorers):
         return [values[:, 0] for values in logprobs]
 
     def _teacher(self, settings: schema.Scorer, rows: list[Row], taught: list[Trajectory]) -> list[np.ndarray]:
-        answers = self._servers(settings).score_top(rows, self.config.algorithm.top_k)
+        names = [trajectory.name for trajectory in taught]
+        answers = self._servers(settings).score_top(rows, self.config.algorithm.top_k, names)
         for trajectory, scored in zip(taught, answers, strict=True):
             self._supports[id(trajectory)] = Support.of(trajectory.response_tokens, scored, self.rows)
         return [self._supports[id(trajectory)].teacher for trajectory in taught]
