@@ -14,6 +14,7 @@ from megatron_gopd.errors import UserError, disk_errors
 from megatron_gopd.srun import adopt_srun
 from megatron_gopd.terminal import say, show_errors
 
+MOST = 100_000  # GPUs or nodes: nobody waits for more to be laid out
 app = typer.Typer(
     name="megatron-gopd",
     help="Generalized On-Policy Distillation (G-OPD / ExOPD) on Megatron-Core.",
@@ -60,8 +61,8 @@ def train(
     config: Annotated[Path, typer.Argument(help="YAML file")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the resolved configuration and exit")] = False,
-    gpus: Annotated[int | None, typer.Option(min=1, help="of --dry-run: that the run must fit")] = None,
-    nodes: Annotated[int | None, typer.Option(min=1, help="that --gpus are in; default: of eight")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, max=MOST, help="of --dry-run: that the run must fit")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, max=MOST, help="that --gpus are in; default: of eight")] = None,
 ) -> None:
     """Train a student: G-OPD on its own rollouts, GRPO, or SFT."""
     from megatron_gopd.config import load_config, to_yaml
@@ -319,9 +320,9 @@ def submit(
 def plan(
     config: Annotated[Path, typer.Argument(help="YAML file")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
-    gpus: Annotated[int, typer.Option(min=1, help="all of them, of servers too")] = 8,
+    gpus: Annotated[int, typer.Option(min=1, max=MOST, help="all of them, of servers too")] = 8,
     gpu: Annotated[str, typer.Option(help="a100, h100, h200 or b200")] = "h100",
-    nodes: Annotated[int | None, typer.Option(min=1, help="default: of eight GPUs")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, max=MOST, help="default: of eight GPUs")] = None,
     search: Annotated[bool, typer.Option("--search", help="rank layouts and placements instead")] = False,
     response_tokens: Annotated[int | None, typer.Option(min=1, help="mean; default: a quarter of the longest")] = None,
     prompt_tokens: Annotated[int | None, typer.Option(min=1, help="mean; default: 200")] = None,

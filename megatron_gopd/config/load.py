@@ -11,6 +11,7 @@ from pydantic import BaseModel, Tag, ValidationError
 
 from megatron_gopd.config.algorithms import ALGORITHMS, tag
 from megatron_gopd.config.schema import Config
+from megatron_gopd.config.secret import looks_secret, refusal, refuse_secrets
 from megatron_gopd.config.yaml_text import read_yaml
 from megatron_gopd.errors import UserError
 
@@ -24,6 +25,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
     """
     path = Path(path)
     tree, places = _read(path)
+    refuse_secrets(tree, str(path))
     for override in overrides:
         key = _apply(tree, override)
         places = {place: where for place, where in places.items() if place[: len(key)] != key}
@@ -70,6 +72,8 @@ def _note_places(node: yaml.Node, key: Key, path: Path, places: dict[Key, str]) 
 
 def _apply(tree: dict, override: str) -> Key:
     dotted, equals, value = override.partition("=")
+    if value and looks_secret(dotted.rpartition(".")[2], value):
+        raise refusal(f"override {dotted}=...")
     key = tuple(dotted.split("."))
     if not equals or not all(key):
         raise UserError(f"cannot read the override {override!r}; write section.key=value, as in optimizer.lr=1e-5")
@@ -77,6 +81,7 @@ def _apply(tree: dict, override: str) -> Key:
         parsed, _ = read_yaml(value)
     except yaml.YAMLError:
         raise UserError(f"override {override!r:.200}: the value is not YAML; quote it") from None
+    refuse_secrets(parsed, f"override {dotted}=...")
     for name in key[:-1]:
         if not isinstance(tree.get(name), dict):
             tree[name] = {"model": tree[name]} if isinstance(tree.get(name), str) else {}
