@@ -12,7 +12,9 @@ import typer
 
 from megatron_gopd.errors import UserError, disk_errors
 from megatron_gopd.srun import adopt_srun
+from megatron_gopd.terminal import say, show_errors
 
+MOST = 100_000  # GPUs or nodes: nobody waits for more to be laid out
 app = typer.Typer(
     name="megatron-gopd",
     help="Generalized On-Policy Distillation (G-OPD / ExOPD) on Megatron-Core.",
@@ -32,6 +34,7 @@ def verb(function, of: typer.Typer = app):
 
     @functools.wraps(function)
     def command(*args, **kwargs):
+        show_errors()
         try:
             adopt_srun()
             with disk_errors():
@@ -43,11 +46,11 @@ def verb(function, of: typer.Typer = app):
             if os.environ.get("RANK", "0") != "0":
                 leave_the_last_word()
             else:
-                print(f"{error.kind}: {error}", file=sys.stderr)
+                say(f"{error.kind}: {error}", file=sys.stderr)
                 write_outcome(error.exit_code, error.kind, str(error))
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+            say("interrupted", file=sys.stderr)
             raise typer.Exit(130) from None
 
     return of.command()(command)
@@ -58,8 +61,8 @@ def train(
     config: Annotated[Path, typer.Argument(help="YAML file")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the resolved configuration and exit")] = False,
-    gpus: Annotated[int | None, typer.Option(min=1, help="of --dry-run: that the run must fit")] = None,
-    nodes: Annotated[int | None, typer.Option(min=1, help="that --gpus are in; default: of eight")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, max=MOST, help="of --dry-run: that the run must fit")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, max=MOST, help="that --gpus are in; default: of eight")] = None,
 ) -> None:
     """Train a student: G-OPD on its own rollouts, GRPO, or SFT."""
     from megatron_gopd.config import load_config, to_yaml
@@ -72,12 +75,12 @@ def train(
         from megatron_gopd.plan.hardware import hardware
 
         for told in idle(settings, asked(settings, gpus, nodes, hardware().gpus_per_node)).told:
-            print(f"warning: {told}", file=sys.stderr)
+            say(f"warning: {told}", file=sys.stderr)
     if dry_run:
         from megatron_gopd.training.dry_run import check_configurations
 
         check_configurations(settings)
-        print(to_yaml(settings), end="")
+        say(to_yaml(settings), end="")
         return
     from megatron_gopd.ranks import ranks
 
@@ -223,7 +226,7 @@ def hf_to_megatron(
         from megatron_gopd.mcore import convert
 
         convert.hf_to_megatron(source, target, verify=verify)
-    print(f"{target}: written{' and read back' if verify else ''}")
+    say(f"{target}: written{' and read back' if verify else ''}")
 
 
 @functools.partial(verb, of=conversions)
@@ -240,7 +243,7 @@ def megatron_to_hf(
         from megatron_gopd.mcore import convert
 
         convert.megatron_to_hf(source, target, shard_bytes=int(max_shard_gb * 1e9), verify=verify)
-    print(f"{target}: written{' and read back' if verify else ''}")
+    say(f"{target}: written{' and read back' if verify else ''}")
 
 
 @verb
@@ -255,7 +258,7 @@ def merge(
     """Average models of one architecture, or extrapolate their mean from a base (ExPO)."""
     from megatron_gopd.mcore.merge import merge
 
-    print(*merge(teachers, output, base=base, alphas=alpha or [0.0]), sep="\n")
+    say(*merge(teachers, output, base=base, alphas=alpha or [0.0]), sep="\n")
 
 
 @verb
@@ -323,16 +326,16 @@ def submit(
         serve_urls=serve_urls,
         serve_deadline_s=serve_deadline,
     )
-    print(submit(request, dry_run=dry_run, shared=shared_folder), end="" if dry_run else "\n")
+    say(submit(request, dry_run=dry_run, shared=shared_folder), end="" if dry_run else "\n")
 
 
 @verb
 def plan(
     config: Annotated[Path, typer.Argument(help="YAML file")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
-    gpus: Annotated[int, typer.Option(min=1, help="all of them, of servers too")] = 8,
+    gpus: Annotated[int, typer.Option(min=1, max=MOST, help="all of them, of servers too")] = 8,
     gpu: Annotated[str, typer.Option(help="a100, h100, h200 or b200")] = "h100",
-    nodes: Annotated[int | None, typer.Option(min=1, help="default: of eight GPUs")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, max=MOST, help="default: of eight GPUs")] = None,
     search: Annotated[bool, typer.Option("--search", help="rank layouts and placements instead")] = False,
     response_tokens: Annotated[int | None, typer.Option(min=1, help="mean; default: a quarter of the longest")] = None,
     prompt_tokens: Annotated[int | None, typer.Option(min=1, help="mean; default: 200")] = None,
@@ -349,7 +352,7 @@ def plan(
     from megatron_gopd.plan.workload import Workload
 
     settings = load_config(config, overrides or [])
-    print(
+    say(
         run_plan(
             settings,
             gpus=gpus,
@@ -388,7 +391,7 @@ def doctor(
 
         found = examine(settings, gpus_per_node=gpus_per_node, ranks=ranks, port=port)
         if is_first():
-            print(findings.as_json(found) if json else findings.report(found), flush=True)
+            say(findings.as_json(found) if json else findings.report(found), flush=True)
             if bad_nodes and findings.bad_nodes(found):
                 bad_nodes.write_text("".join(f"{node}\n" for node in findings.bad_nodes(found)))
         if findings.failed(found):
@@ -404,4 +407,4 @@ def status(
     from megatron_gopd.launch import status as watching
 
     found = watching.status(run)
-    print(watching.as_json(found) if json else watching.show(found))
+    say(watching.as_json(found) if json else watching.show(found))

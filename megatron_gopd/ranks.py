@@ -17,6 +17,7 @@ from megatron_gopd.errors import UserError, disk_errors
 from megatron_gopd.gpu_of_rank import check_gpus, take_gpu
 from megatron_gopd.runs.outcome import leave_the_last_word, write_outcome
 from megatron_gopd.srun import adopt_srun
+from megatron_gopd.terminal import say
 
 Result = TypeVar("Result")
 TIMEOUT_S = 1800.0  # after which a rank gives up waiting for the others, of the job or of a model
@@ -46,7 +47,7 @@ def ranks(timeout_s: float = TIMEOUT_S, *, compare_gpus: bool = True) -> Iterato
             yield
     except UserError as error:
         if _is_first_to_report():
-            print(f"{error.kind}: {error}", file=sys.stderr, flush=True)
+            say(f"{error.kind}: {error}", file=sys.stderr, flush=True)
             write_outcome(error.exit_code, error.kind, str(error))
         if dist.get_world_size() == 1:  # elsewhere peers may hang in a collective: they are ended, not waited for
             dist.destroy_process_group()
@@ -67,7 +68,7 @@ def _join(timeout_s: float) -> None:
         dist.init_process_group(_backends(), timeout=datetime.timedelta(seconds=timeout_s), **alone)
     except RuntimeError as error:
         said = str(error).strip().splitlines()[0]
-        print(
+        say(
             f"error: the ranks do not reach each other: {said}. Name the network between the nodes in "
             f"GLOO_SOCKET_IFNAME (and NCCL_SOCKET_IFNAME on GPUs), as `ip -br address` lists it",
             file=sys.stderr,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from pathlib import Path
 from typing import get_args, get_origin
 
@@ -12,24 +11,11 @@ from pydantic import BaseModel, Tag, ValidationError
 
 from megatron_gopd.config.algorithms import ALGORITHMS, tag
 from megatron_gopd.config.schema import Config
+from megatron_gopd.config.secret import looks_secret, refusal, refuse_secrets
+from megatron_gopd.config.yaml_text import read_yaml
 from megatron_gopd.errors import UserError
 
 Key = tuple[str | int, ...]
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads `1e-5` as a number (PyYAML wants a dot in it), and `1:30` as text (PyYAML: 90)."""
-
-
-_NUMBERS = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float")}
-_Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, re.compile(rf"(?!.*\d:)(?:{pattern.pattern})", pattern.flags) if tag in _NUMBERS else pattern)
-        for tag, pattern in resolvers
-    ]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
 
 
 def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
@@ -39,6 +25,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
     """
     path = Path(path)
     tree, places = _read(path)
+    refuse_secrets(tree, str(path))
     for override in overrides:
         key = _apply(tree, override)
         places = {place: where for place, where in places.items() if place[: len(key)] != key}
@@ -59,9 +46,7 @@ def to_yaml(config: Config) -> str:
 def _read(path: Path) -> tuple[dict, dict[Key, str]]:
     """The plain tree, and where each key stands."""
     try:
-        text = path.read_text()
-        node = yaml.compose(text, Loader=_Loader)
-        tree = yaml.load(text, Loader=_Loader)
+        tree, node = read_yaml(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the configuration {path}: {getattr(error, 'strerror', error)}") from None
     except yaml.YAMLError as error:
@@ -87,13 +72,16 @@ def _note_places(node: yaml.Node, key: Key, path: Path, places: dict[Key, str]) 
 
 def _apply(tree: dict, override: str) -> Key:
     dotted, equals, value = override.partition("=")
+    if value and looks_secret(dotted.rpartition(".")[2], value):
+        raise refusal(f"override {dotted}=...")
     key = tuple(dotted.split("."))
     if not equals or not all(key):
         raise UserError(f"cannot read the override {override!r}; write section.key=value, as in optimizer.lr=1e-5")
     try:
-        parsed = yaml.load(value, Loader=_Loader)
+        parsed, _ = read_yaml(value)
     except yaml.YAMLError:
-        raise UserError(f"override {override!r}: the value is not YAML; quote it") from None
+        raise UserError(f"override {override!r:.200}: the value is not YAML; quote it") from None
+    refuse_secrets(parsed, f"override {dotted}=...")
     for name in key[:-1]:
         if not isinstance(tree.get(name), dict):
             tree[name] = {"model": tree[name]} if isinstance(tree.get(name), str) else {}

@@ -39,7 +39,7 @@ def _read_jsonl(path: Path, only: tuple[str, ...]) -> Iterator[tuple[str, int, d
                 raise UserError(f"{source}: an empty line; delete it")
             try:
                 columns = json.loads(line.decode("utf-8"), parse_constant=_constant)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{source}: not JSON: {error}") from None
             if not isinstance(columns, dict):
                 raise UserError(f"{source}: a JSON object with a 'prompt' is expected, not {type(columns).__name__}")
@@ -91,7 +91,7 @@ def _unpacked(name: str, value: object, source: str) -> object:
     if name in NESTED_COLUMNS and value.lstrip().startswith("{"):
         try:
             return json.loads(value, parse_constant=_constant)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{source}: {name!r} is not JSON: {error}") from None
     return _messages_in(value) or value
 
@@ -102,6 +102,6 @@ def _messages_in(text: str) -> list[dict] | None:
         return None
     try:
         items = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return items if all(isinstance(item, dict) and {"role", "content"} <= item.keys() for item in items) else None

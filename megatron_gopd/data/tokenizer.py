@@ -62,7 +62,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     bare_sentencepiece = files[0] == "tokenizer.model" and not named
     loader = PreTrainedTokenizerFast if files[0] == "tokenizer.json" or bare_sentencepiece else AutoTokenizer
     try:
-        tokenizer = loader.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = loader.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         if bare_sentencepiece:
             _complete_conversion(tokenizer, folder / "tokenizer.model")
         _refuse_ids_without_embedding(tokenizer, folder)

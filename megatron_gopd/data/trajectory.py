@@ -26,6 +26,11 @@ class Prompt:
     any_of: bool = False
     columns: dict = field(default_factory=dict)  # of its row, where a reward of the user's own reads them
 
+    @property
+    def name(self) -> str:
+        """In messages."""
+        return f"prompt {self.id!r} ({self.source})"
+
 
 @dataclass
 class Trajectory:
@@ -50,6 +55,11 @@ class Trajectory:
 
     def __len__(self) -> int:
         return len(self.response_tokens)
+
+    @property
+    def name(self) -> str:
+        """In messages."""
+        return self.prompt.name
 
     def text(self, tokenizer) -> str:
         """The response in words, without special tokens: what is graded."""

@@ -14,6 +14,7 @@ from megatron_gopd.ranks import is_first
 from megatron_gopd.rewards import Grade, grader_of
 from megatron_gopd.rollout import EmbeddedEngine
 from megatron_gopd.runs import write_text
+from megatron_gopd.terminal import say
 
 
 def evaluate_model(
@@ -68,7 +69,7 @@ def _report(
 ) -> None:
     length = sum(map(len, answers)) / len(answers)
     truncated = sum(answer.finish_reason == "length" for answer in answers) / len(answers)
-    print(
+    say(
         f"avg@{samples} {result} over {result.items} problems; "
         f"{length:.1f} tokens a response, {truncated:.0%} truncated"
     )

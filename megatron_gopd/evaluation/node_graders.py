@@ -14,6 +14,7 @@ from megatron_gopd.data import Trajectory
 from megatron_gopd.nodes import Nodes
 from megatron_gopd.ranks import is_first, take_number
 from megatron_gopd.rewards import Grade, Graders, check_machine
+from megatron_gopd.terminal import say
 
 _queues = itertools.count()  # all ranks grade the same batches, so they count alike
 
@@ -56,7 +57,7 @@ class NodeGraders:
                 if share.lost:
                     lost[name] = share.lost
                     if is_first():
-                        print(f"warning: {name} grades no more of this batch: {share.lost}", flush=True)
+                        say(f"warning: {name} grades no more of this batch: {share.lost}", flush=True)
         return [grades[number] for number in range(len(batch))]
 
     def close(self) -> None:

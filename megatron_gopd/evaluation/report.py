@@ -8,6 +8,7 @@ from pathlib import Path
 
 from megatron_gopd.evaluation.probe import Measurement, compare
 from megatron_gopd.runs import print_table, write_text
+from megatron_gopd.terminal import say
 
 PANELS = {
     "reverse_kl": "reverse KL (nats/token)",
@@ -29,7 +30,7 @@ def print_comparison(before: Measurement, after: Measurement) -> None:
     title = f"Held-out prompts ({len(before.finished)}), mean +- standard error"
     print_table(title, ["", "before", "after", "difference (paired)", "the teacher"], rows)
     for first, last in zip(before.greedy, after.greedy, strict=True):
-        print(f"\nQ: {first['prompt']}\nbefore: {first['answer']}\nafter:  {last['answer']}")
+        say(f"\nQ: {first['prompt']}\nbefore: {first['answer']}\nafter:  {last['answer']}")
 
 
 def plot_curve(metrics: Path, target: Path) -> None:

@@ -24,6 +24,7 @@ from megatron_gopd.ranks import is_first, on_first
 from megatron_gopd.rewards import Grade, grader_of
 from megatron_gopd.rollout import RolloutEngine
 from megatron_gopd.runs import write_text
+from megatron_gopd.terminal import say
 
 SAMPLES_OF_A_FILE = 4
 
@@ -136,7 +137,7 @@ def run_suite(problems: Problems, engine: RolloutEngine, tokenizer, folder: Path
             grades = graders.grade(chunk, tokenizer)
             if is_first():
                 book.add(_answers(chunk, grades, tokenizer))
-                print(f"{problems.name}: {len(book.rows)} of {len(problems.prompts) * samples} answers", flush=True)
+                say(f"{problems.name}: {len(book.rows)} of {len(problems.prompts) * samples} answers", flush=True)
     return on_first(lambda: _summed_up(problems, book))
 
 

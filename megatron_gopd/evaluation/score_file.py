@@ -62,7 +62,7 @@ def _read(source: Path, model: Path) -> tuple[list, list[Row], list[str]]:
         place = f"{source}:{number}"
         try:
             columns = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{place}: not JSON: {error}") from None
         if not isinstance(columns, dict):
             raise UserError(f"{place}: a JSON object is expected")

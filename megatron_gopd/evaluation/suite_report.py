@@ -11,6 +11,7 @@ from pathlib import Path
 from megatron_gopd.evaluation.answers import Answer
 from megatron_gopd.evaluation.statistics import Estimate, pass_at_k
 from megatron_gopd.runs import print_table, write_text
+from megatron_gopd.terminal import say
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ def write_report(results: list[SuiteResult], settings: dict, folder: Path) -> No
     cells = [[each.suite, each.problems, *_cells(each)] for each in results]
     print_table(f"{settings['model']}: mean +- standard error over problems", columns, cells)
     if any("of" in each.problems for each in results):
-        print("Fewer problems than published: not to be compared with published figures.")
-    print(f"{folder / 'summary.json'}, {folder / 'summary.png'}; every answer: {folder}/SUITE.jsonl")
+        say("Fewer problems than published: not to be compared with published figures.")
+    say(f"{folder / 'summary.json'}, {folder / 'summary.png'}; every answer: {folder}/SUITE.jsonl")
 
 
 def _cells(result: SuiteResult) -> list[str]:

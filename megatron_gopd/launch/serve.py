@@ -22,8 +22,16 @@ from pathlib import Path
 from megatron_gopd.runs.atomic import write_text
 from megatron_gopd.servers.environment import of_no_rank
 from megatron_gopd.srun import this_node
+from megatron_gopd.terminal import say
 
-DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy is not meant for nodes of the job
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_) -> None:
+        """A server that leads elsewhere is not healthy."""
+
+
+# a proxy is not meant for nodes of the job
+DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirects())
 
 
 def serve(command: str, folder: Path, deadline_s: float) -> int:
@@ -33,7 +41,7 @@ def serve(command: str, folder: Path, deadline_s: float) -> int:
     """
     node, port = this_node(), _free_port()
     words = [word.replace("{port}", str(port)).replace("{host}", node) for word in shlex.split(command)]
-    print(f"{node}, GPUs {os.environ.get('CUDA_VISIBLE_DEVICES', 'none')}: {shlex.join(words)}", flush=True)
+    say(f"{node}, GPUs {os.environ.get('CUDA_VISIBLE_DEVICES', 'none')}: {shlex.join(words)}", flush=True)
     # a session of its own: SLURM's signals to the step must not end it under a trainer that still finishes its step
     server = subprocess.Popen(words, env=of_no_rank(os.environ), start_new_session=True)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -42,13 +50,13 @@ def serve(command: str, folder: Path, deadline_s: float) -> int:
         while not _is_healthy(node, port):
             if server.poll() is not None or time.monotonic() > end or (folder / "stop").exists():
                 asked = f"http://{node}:{port}/health"
-                print(f"{asked} did not answer within {deadline_s:g} s; exit code {server.poll()}", flush=True)
+                say(f"{asked} did not answer within {deadline_s:g} s; exit code {server.poll()}", flush=True)
                 return 1
             time.sleep(0.5)
         write_text(folder / f"{node}.url", f"http://{node}:{port}\n")
         while not (folder / "stop").exists():
             if server.poll() is not None:
-                print(f"{node}: the server ended with exit code {server.returncode}", flush=True)
+                say(f"{node}: the server ended with exit code {server.returncode}", flush=True)
                 return 1
             time.sleep(0.5)
         return 0

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from megatron_gopd.config.yaml_text import read_yaml
 from megatron_gopd.errors import UserError
 from megatron_gopd.runs.servers import ServerRow, read_servers
 
@@ -39,8 +40,8 @@ class Status:
 def status(run: Path) -> Status:
     """Raises UserError where `run` is no run's folder."""
     try:
-        steps = yaml.safe_load((run / "config.yaml").read_text())["run"]["steps"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        steps = int(read_yaml((run / "config.yaml").read_text())[0]["run"]["steps"])
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
         if not (run / "slurm").is_dir():
             raise UserError(f"{run} is not a run's folder: it holds no config.yaml; name runs/NAME") from None
         steps = 0  # submitted, and not begun
@@ -108,7 +109,7 @@ def _attempts(run: Path) -> list[dict]:
     found = []
     for folder in sorted((run / "slurm").glob("job-*/attempt-*"), key=lambda path: path.stat().st_ctime):
         said = {"kind": "running or lost", "message": ""}
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RecursionError):
             said = json.loads((folder / "outcome.json").read_text())
         name = f"{folder.parent.name}/{folder.name}"
         found.append({"attempt": name, "kind": said["kind"], "message": said["message"]})
@@ -131,7 +132,7 @@ def _rows(file: Path) -> list[dict]:
     rows = []
     with contextlib.suppress(FileNotFoundError):
         for line in file.read_text().splitlines():
-            with contextlib.suppress(json.JSONDecodeError):  # the last one may be half-written
+            with contextlib.suppress(ValueError, RecursionError):  # the last one may be half-written
                 rows.append(json.loads(line))
     return rows
 

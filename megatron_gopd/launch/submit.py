@@ -13,6 +13,7 @@ from megatron_gopd.launch.refuse import check_bash, check_cluster, check_request
 from megatron_gopd.launch.render import render
 from megatron_gopd.launch.request import Request
 from megatron_gopd.runs.atomic import write_text
+from megatron_gopd.terminal import say
 
 
 def submit(request: Request, *, dry_run: bool, shared: bool) -> str:
@@ -23,7 +24,7 @@ def submit(request: Request, *, dry_run: bool, shared: bool) -> str:
     """
     configs = [config for _, config in request.settings()]
     for told in check_request(request, configs):
-        print(f"warning: {told}", file=sys.stderr)
+        say(f"warning: {told}", file=sys.stderr)
     script = render(request)
     check_bash(script)
     folder = Path(configs[0].run.folder)

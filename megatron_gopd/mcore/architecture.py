@@ -12,6 +12,7 @@ from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.hf_config import Fields, config_class, read_config, refuse_unknown_keys
 from megatron_gopd.mcore.rope import RopeScaling, read_rope
 
+MOST_LAYERS, MOST_EXPERTS = 2048, 4096  # of a model, and of its layers; the largest there are have a tenth
 SUPPORTED = ("llama", "qwen2", "qwen3", "qwen3_moe")
 
 
@@ -67,14 +68,14 @@ class Architecture:
             vocab_size=fields.count("vocab_size"),
             hidden_size=hidden,
             ffn_size=fields.count("intermediate_size"),
-            layers=fields.count("num_hidden_layers"),
+            layers=fields.count("num_hidden_layers", most=MOST_LAYERS),
             heads=heads,
             groups=fields.count("num_key_value_heads", _unless_null(hf, "num_key_value_heads", usual) or heads),
             head_dim=fields.count("head_dim", _unless_null(hf, "head_dim", usual) or max(1, hidden // heads)),
             norm_eps=fields.number("rms_norm_eps", 1e-6),
             rope_theta=theta,
             rope_scaling=scaling,
-            max_positions=fields.count("max_position_embeddings", usual.max_position_embeddings),
+            max_positions=fields.count("max_position_embeddings", usual.max_position_embeddings, most=2**31),
             tied=fields.flag("tie_word_embeddings", False),
             qkv_bias=model_type == "qwen2",
             qk_norm=model_type in ("qwen3", "qwen3_moe"),
@@ -157,10 +158,10 @@ def _unless_null(hf: dict, key: str, usual: type) -> int | None:
 
 def _experts(hf: dict, fields: Fields, where: str) -> Experts:
     spellings = [key for key in ("num_local_experts", "num_experts") if hf.get(key) is not None]  # transformers 5, 4
-    if len(counts := {fields.count(key) for key in spellings}) > 1:
+    if len(counts := {fields.count(key, most=MOST_EXPERTS) for key in spellings}) > 1:
         raise UserError(f"{where}: {' and '.join(spellings)} differ: {', '.join(map(str, sorted(counts)))}")
     return Experts(
-        count=fields.count(spellings[0] if spellings else "num_experts"),
+        count=fields.count(spellings[0] if spellings else "num_experts", most=MOST_EXPERTS),
         per_token=fields.count("num_experts_per_tok"),
         ffn_size=fields.count("moe_intermediate_size"),
         normalize_top_k=fields.flag("norm_topk_prob", False),

@@ -12,13 +12,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, tensor_parallel
+from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from megatron.core.dist_checkpointing.utils import extract_nonpersistent, extract_sharded_base
 from megatron.core.optimizer import MegatronOptimizer
 
+from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.model import Model, sharded_state, sharding
 from megatron_gopd.mcore.repairs import among
+from megatron_gopd.mcore.unpickling import Reader, loading, refuse_extra_states
 from megatron_gopd.runs.manifest import write_digest
 
 
@@ -69,9 +72,20 @@ def load_random_state(loaded: dict) -> None:
     tensor_parallel.get_cuda_rng_tracker().set_states(state["megatron"])
 
 
-def read(state: dict, folder: Path) -> dict:
-    """The saved values for a state of sharded tensors and objects, in its shape. Collective over all ranks."""
-    return dist_checkpointing.load(state, str(folder))
+def read(state: dict, folder: Path, *, whole: bool = True) -> dict:
+    """The saved values for a state of sharded tensors and objects, in its shape. Collective over all ranks.
+
+    `whole`: the ranks' parts make up the checkpoint; checked.
+    Raises UserError: it lacks some, or is damaged.
+    """
+    Reader(folder).read_metadata()  # PyTorch would log the refusal, and go on to look for other metadata
+    try:
+        with loading(folder):
+            loaded = dist_checkpointing.load(state, str(folder), validate_access_integrity=whole)
+    except (CheckpointingException, KeyError) as error:
+        raise UserError(f"{folder}: does not hold this model: {str(error).splitlines()[0]}") from None
+    refuse_extra_states(loaded.get("model", {}), folder)
+    return loaded
 
 
 class BackgroundWriter:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from megatron_gopd.errors import UserError
 
+MOST = 1e30  # of a number that is no count; theta goes to 1e10
 # beside the fields of transformers' class, these are read, or refused by name, for every architecture
 READ = frozenset(
     "model_type head_dim rope_theta rope_scaling partial_rotary_factor num_local_experts mlp_bias attention_bias "
@@ -33,7 +34,7 @@ def read_config(folder: str | Path) -> dict:
         config = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{folder} is no Hugging Face model directory: it has no config.json") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: a JSON object is expected, not a {type(config).__name__}")
@@ -77,6 +78,14 @@ def refuse_unknown_keys(config: dict, where: str) -> None:
             )
 
 
+def _short(value: object) -> str:
+    """Of a number of thousands of digits, the first: Python writes no longer ones."""
+    try:
+        return f"{value!r:.80}"
+    except ValueError:
+        return f"a number of {value.bit_length()} bits"
+
+
 class Fields:
     """The values of a config.json; null is as good as absent. Each method raises UserError, naming `where` and the key.
 
@@ -86,13 +95,19 @@ class Fields:
     def __init__(self, config: dict, where: str):
         self._config, self._where = config, where
 
-    def count(self, key: str, default: int | None = None) -> int:
-        return self._get(key, default, "a whole number above 0", lambda value: type(value) is int and value > 0)
+    def count(self, key: str, default: int | None = None, most: int = 2**24) -> int:
+        """`most`: above what any model has; nobody waits for a model of more."""
+        value = self._get(key, default, "a whole number above 0", lambda value: type(value) is int and value > 0)
+        return self._bounded(key, value, most)
 
     def number(self, key: str, default: float | None = None) -> float:
-        return float(
-            self._get(key, default, "a number above 0", lambda value: type(value) in (int, float) and value > 0)
-        )
+        value = self._get(key, default, "a number above 0", lambda value: type(value) in (int, float) and value > 0)
+        return float(self._bounded(key, value, MOST))
+
+    def _bounded(self, key: str, value: float, most: float) -> float:
+        if value > most:
+            raise UserError(f"{self._where}: {key} is {_short(value)}, and no model has more than {most:g}")
+        return value
 
     def flag(self, key: str, default: bool) -> bool:
         return self._get(key, default, "true or false", lambda value: isinstance(value, bool))
@@ -110,5 +125,5 @@ class Fields:
                 raise UserError(f"{self._where}: the key {key!r} is missing; is this a complete Hugging Face model?")
             return default
         if not fits(value):
-            raise UserError(f"{self._where}: {key} is {value!r}; {expected} is expected")
+            raise UserError(f"{self._where}: {key} is {_short(value)}; {expected} is expected")
         return value

@@ -99,7 +99,7 @@ class HFFolder:
             return [single]
         try:
             files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{index}: not a safetensors index ({error}); copy the file again") from None
         if single.exists() and files != [single.name]:
             raise UserError(

@@ -8,13 +8,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from torch import Tensor
 
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
+from megatron_gopd.mcore.checkpoint import read
 from megatron_gopd.mcore.fp8 import is_quantised, start_master_from
 from megatron_gopd.mcore.hf_folder import refuse_non_finite
 from megatron_gopd.mcore.model import Model, sharded_state
@@ -72,11 +71,8 @@ class MegatronFolder:
             for name, sharded in sharded_state(model.module, model.groups).items()
             if not isinstance(sharded, ShardedObject)  # state of Transformer Engine's FP8, made anew
         }
-        state = str(self.folder / STATE)
-        try:
-            loaded = dist_checkpointing.load({"model": wanted}, state, validate_access_integrity=False)["model"]
-        except (CheckpointingException, KeyError) as error:
-            raise UserError(f"{state}: does not hold this model: {str(error).splitlines()[0]}") from None
+        state = self.folder / STATE
+        loaded = read({"model": wanted}, state, whole=False)["model"]
         for name, tensor in loaded.items():
             refuse_non_finite(tensor, name, state)
         model.module.load_state_dict(loaded, strict=False)

@@ -18,7 +18,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTenso
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
-from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemReader, FileSystemWriter, SavePlan
+from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter, SavePlan
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.utils.serialization import config as serialization
 
 from megatron_gopd.mcore.skeleton import Parameter, Skeleton
+from megatron_gopd.mcore.unpickling import Reader, refusing
 from megatron_gopd.runs import DamagedError, sync_behind
 
 FILE_BYTES = 2**30  # a new file after so many: several are hashed at once
@@ -112,16 +113,14 @@ class StateReader:
 
     def __init__(self, folder: Path):
         """Raises DamagedError: no readable .metadata."""
-        self._folder, self._reader = folder, FileSystemReader(folder)
-        try:
-            metadata = self._reader.read_metadata()
-        except Exception as error:  # unpickling raises anything
-            raise DamagedError(f"{folder / '.metadata'} cannot be read: {error}") from None
+        self._folder, self._reader = folder, Reader(folder)
+        metadata = self._reader.read_metadata()
         self._tensors, self._storage = metadata.state_dict_metadata, metadata.storage_data
         self._at: dict[str, dict[tuple, list[ChunkStorageMetadata]]] = {}
 
     def dtype(self, key: str) -> torch.dtype:
-        return self._about(key).properties.dtype
+        with refusing(self._folder / ".metadata"):
+            return self._about(key).properties.dtype
 
     def read(self, chunk: ShardedTensor) -> Tensor:
         """The data of `chunk`, of its local shape.
@@ -129,6 +128,10 @@ class StateReader:
         Raises:
             DamagedError: the checkpoint lacks it, or a part of it.
         """
+        with refusing(self._folder / ".metadata"):  # whose parts may be anything
+            return self._read(chunk)
+
+    def _read(self, chunk: ShardedTensor) -> Tensor:
         offsets = chunk.global_offset
         sizes = (1,) * chunk.prepend_axis_num + chunk.local_shape
         whole, filled = None, 0
@@ -161,7 +164,7 @@ class StateReader:
     def _load(self, key: str, stored: ChunkStorageMetadata) -> Tensor:
         info = self._storage[MetadataIndex(key, stored.offsets)]
         path = self._folder / info.relative_path
-        with path.open("rb") as stream:
+        with refusing(path), path.open("rb") as stream:
             record = self._reader._slice_file(stream, info)
             with FakeTensorMode():  # tells where a tensor's bytes are, and reads none of them
                 told = torch.load(record, weights_only=True)
@@ -169,8 +172,8 @@ class StateReader:
             if start is None or not told.is_contiguous() or length != told.numel() * told.itemsize:
                 record.seek(0)
                 return torch.load(record, map_location="cpu", weights_only=True)
-        mapped = np.memmap(path, np.uint8, "c", info.offset + start, length)  # where torch.load would copy
-        return torch.from_numpy(mapped).view(told.dtype).view(told.shape)
+            mapped = np.memmap(path, np.uint8, "c", info.offset + start, length)  # where torch.load would copy
+            return torch.from_numpy(mapped).view(told.dtype).view(told.shape)
 
 
 def _overlap(offsets, sizes, stored: ChunkStorageMetadata) -> tuple[tuple, tuple] | tuple[None, None]:

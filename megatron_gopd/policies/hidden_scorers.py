@@ -91,8 +91,7 @@ class HiddenScorers(Scorers):
     ) -> Callable[[], Held]:
         """What gives the hidden states of `rows`; servers compute them until it is called, beside this job."""
         if served := self._served.get(_identity(settings)):
-            names = [f"prompt {each.prompt.id!r} ({each.prompt.source})" for each in taught]
-            return served.begin(rows, names, starts)
+            return served.begin(rows, [each.name for each in taught], starts)
         return partial(self._hidden_states, settings, rows, starts)
 
     def _hidden_states(self, settings: schema.Scorer, rows: Sequence[Row], starts: torch.Tensor) -> Held:

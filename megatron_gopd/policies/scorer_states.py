@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from megatron_gopd.data.packing import Row
@@ -13,7 +14,7 @@ from megatron_gopd.policies.served_model import refuse_unlike
 from megatron_gopd.policies.served_states import ServedStates
 from megatron_gopd.ranks import on_first
 from megatron_gopd.servers import wire
-from megatron_gopd.servers.client import LostRequestError, RefusedError, SGLangClient, UnknownPathError
+from megatron_gopd.servers.client import MOST_BYTES, LostRequestError, RefusedError, SGLangClient, UnknownPathError
 
 
 class ScorerStates(ServedStates):
@@ -29,7 +30,8 @@ class ScorerStates(ServedStates):
     async def told(self, row: Row, client: SGLangClient) -> Tensor:
         """See ServedStates.told."""
         try:
-            said = await client.post_for_bytes("/hidden", told_tokens(row))
+            most = MOST_BYTES + len(row.response_tokens) * self.hidden_size * torch.float32.itemsize
+            said = await client.post_for_bytes("/hidden", told_tokens(row), most)
             states, of_model = wire.unpacked(said)
         except UnknownPathError:
             raise UnknownPathError(_without_states(client)) from None
@@ -37,6 +39,9 @@ class ScorerStates(ServedStates):
             raise LostRequestError(f"{client.url}/hidden gave {error}") from None
         if of_model != self.fingerprint:
             wrong = f"hidden states of another model than {self.settings.model}"
+            raise RefusedError(f"{client.url} gave {wrong}; none can be made up")
+        if states.dtype != getattr(torch, self.settings.dtype):
+            wrong = f"hidden states in {states.dtype}, not in {self.settings.dtype}"
             raise RefusedError(f"{client.url} gave {wrong}; none can be made up")
         return states
 
@@ -46,11 +51,11 @@ class ScorerStates(ServedStates):
         if "fingerprint" not in about:
             raise RefusedError(_without_states(client))
         wrong = []
-        if about["dtype"] != self.settings.dtype:
-            wrong = [f"dtype: {self.settings.dtype} here, {about['dtype']} there"]
+        if about.get("dtype") != self.settings.dtype:
+            wrong = [f"dtype: {self.settings.dtype} here, {about.get('dtype')} there"]
         elif about["fingerprint"] != self.fingerprint:
             wrong = ["another LM head"] if about["fingerprint"] else ["a Megatron checkpoint there: convert it"]
-        refuse_unlike(wrong, self.settings, self.who, client.url, about["model_path"])
+        refuse_unlike(wrong, self.settings, self.who, client.url, about.get("model_path"))
 
 
 def _without_states(client: SGLangClient) -> str:

@@ -107,7 +107,7 @@ class Scorers:
 
     def _ask(self, settings: schema.Scorer, who: str, rows: list[Row], taught: list[Trajectory]) -> list[np.ndarray]:
         if served := self._servers(settings):
-            logprobs = served.score(rows)
+            logprobs = served.score(rows, [trajectory.name for trajectory in taught])
         else:
             with self._resident(settings) as model:
                 logprobs, _ = scoring.score(
@@ -127,8 +127,8 @@ def refuse_non_finite(who: str, settings: schema.Scorer, values: np.ndarray, tra
     if not np.isfinite(values).all():
         token = int(np.flatnonzero(~np.isfinite(values))[0])
         raise UserError(
-            f"{who} ({settings.model}) gave log-prob {values[token]} to response token {token} of prompt "
-            f"{trajectory.prompt.id!r} ({trajectory.prompt.source}); its weights or dtype are unfit"
+            f"{who} ({settings.model}) gave log-prob {values[token]} to response token {token} of "
+            f"{trajectory.name}; its weights or dtype are unfit"
         )
 
 

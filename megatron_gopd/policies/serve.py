@@ -26,6 +26,7 @@ from megatron_gopd.policies.identity import describe, fingerprint
 from megatron_gopd.ranks import is_first, on_first
 from megatron_gopd.servers.scorer_service import AskedStates, AskedSupport, ScorerService, Waiting
 from megatron_gopd.servers.top_logprobs import NOBODY
+from megatron_gopd.terminal import say
 
 TOKEN = "MEGATRON_GOPD_TOKEN"
 HEARTBEAT_S = 60.0  # the other ranks wait in a collective, which has a timeout of its own
@@ -58,7 +59,7 @@ def _listen(model: Path, dtype: str, host: str, port: int) -> ScorerService:
     about = describe(model) | {"dtype": dtype, "fingerprint": told}
     vocab_size = about["architecture"]["vocab_size"]
     service = ScorerService(host, port, about=about, vocab_size=vocab_size, token=os.environ.get(TOKEN))
-    print(f"serving {about['model_path']} on http://{host}:{service.port}", flush=True)
+    say(f"serving {about['model_path']} on http://{host}:{service.port}", flush=True)
     return service
 
 

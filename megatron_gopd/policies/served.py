@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -13,10 +13,11 @@ import numpy as np
 from megatron_gopd.config import schema
 from megatron_gopd.data.packing import Row
 from megatron_gopd.errors import UserError
+from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.policies.identity import describe
 from megatron_gopd.policies.served_model import differences, refuse_another_model, refuse_unlike
 from megatron_gopd.ranks import on_first
-from megatron_gopd.servers.client import LostRequestError, RefusedError, SGLangClient, UnknownPathError
+from megatron_gopd.servers.client import LostRequestError, RefusedError, SGLangClient, UnknownPathError, naming
 from megatron_gopd.servers.homes import Homes
 from megatron_gopd.servers.pool import ServerPool
 from megatron_gopd.servers.top_logprobs import Scored
@@ -45,28 +46,42 @@ class ServedScorer:
         self._homes = Homes(f"{self.who}.server", self.settings.server, logs)
         on_first(lambda: self._start(logs))
 
-    def score(self, rows: list[Row]) -> list[np.ndarray]:
-        """Log-prob of every response token of each row: [response] float32, nats."""
-        if self.settings.engine == "sglang":
-            return [scored.logprobs for scored in self.score_top(rows, 0)]
-        return self._ask_of_each([partial(_of_our_scorer, row, self.temperature) for row in rows])
+    def score(self, rows: Sequence[Row], names: Sequence[str] | None = None) -> list[np.ndarray]:
+        """Log-prob of every response token of each row: [response] float32, nats. `names`: of the rows, in messages.
 
-    def score_ids(self, rows: list[Row], ids: list[np.ndarray]) -> list[np.ndarray]:
+        Raises:
+            UserError: a server refuses a row, gives what cannot be its log-probs, or none is left.
+        """
+        if self.settings.engine == "sglang":
+            return [scored.logprobs for scored in self.score_top(rows, 0, names)]
+        return self._ask_of_each([partial(_of_our_scorer, row, self.temperature) for row in rows], names)
+
+    def score_top(self, rows: Sequence[Row], top_k: int, names: Sequence[str] | None = None) -> list[Scored]:
+        """As score, and the most likely tokens beside; SGLang's servers only."""
+        assert self.temperature == 1  # the configuration sees to it
+        return self._ask_of_each([partial(_of_sglang, row, top_k) for row in rows], names)
+
+    def score_ids(
+        self, rows: Sequence[Row], ids: Sequence[np.ndarray], names: Sequence[str] | None = None
+    ) -> list[np.ndarray]:
         """As score, the log-probs of each response token's own `ids` [response, k], of which it is the first; our
         scorer's only."""
         of_each = zip(rows, ids, strict=True)
-        return self._ask_of_each([partial(self._of_ids, row, of_row) for row, of_row in of_each])
+        return self._ask_of_each([partial(self._of_ids, row, of_row) for row, of_row in of_each], names)
 
-    def score_top(self, rows: list[Row], top_k: int) -> list[Scored]:
-        """As score, and the most likely tokens beside; SGLang's servers only."""
-        assert self.temperature == 1  # the configuration sees to it
-        return self._ask_of_each([partial(_of_sglang, row, top_k) for row in rows])
-
-    def _ask_of_each(self, requests: list[Callable[[SGLangClient], Awaitable[Result]]]) -> list[Result]:
+    def _ask_of_each(
+        self, requests: list[Callable[[SGLangClient], Awaitable[Result]]], names: Sequence[str] | None
+    ) -> list[Result]:
         """What each tells."""
 
+        async def named(request: Callable, name: str, client: SGLangClient) -> Result:
+            with naming(f"{self.who}, {name}"):
+                return await request(client)
+
         async def every() -> list[Result]:
-            return await asyncio.gather(*map(self._pool.ask, requests))
+            called = names or [f"row {number}" for number in range(len(requests))]
+            asked = (self._pool.ask(partial(named, *each)) for each in zip(requests, called, strict=True))
+            return await asyncio.gather(*asked)
 
         return on_first(lambda: self._pool.background.run(every()))
 
@@ -94,6 +109,7 @@ class ServedScorer:
             settings.server,
             name=_pool_name(self.who),
             model=settings.model,
+            vocab_size=Architecture.read(settings.model).vocab_size,
             dtype=settings.dtype,
             logs=logs,
             most_requests=self.REQUESTS,
@@ -104,16 +120,12 @@ class ServedScorer:
     async def _of_ids(self, row: Row, ids: np.ndarray, client: SGLangClient) -> np.ndarray:
         body = told_tokens(row) | {"ids": ids.tolist(), "temperature": self.temperature}
         try:
-            logprobs = np.array((await client.post("/support", body))["logprobs"], dtype=np.float32)
+            return await client.support_by_ours(body)
         except UnknownPathError:
-            raise RefusedError(
-                f"{self.who}: {client.url} gives no log-probs of given tokens, which algorithm.gradient: top_k reads: "
-                f"it runs an older megatron-gopd; update it there and start serve-scorer anew"
+            raise UnknownPathError(
+                f"{client.url} gives no log-probs of given tokens, which algorithm.gradient: top_k reads: it runs an "
+                f"older megatron-gopd; update it there and start serve-scorer anew"
             ) from None
-        if logprobs.shape != ids.shape:
-            wrong = f"log-probs {list(logprobs.shape)} for tokens {list(ids.shape)}"
-            raise RefusedError(f"{self.who}: {client.url} gave {wrong}; none can be made up")
-        return logprobs
 
     async def _refuse_another(self, client: SGLangClient) -> None:
         """Raises UserError: the server holds another model."""
@@ -121,7 +133,8 @@ class ServedScorer:
             await refuse_another_model(self.settings, self.who, client)
             return
         about, wanted = await client.get("/model_info"), describe(self.settings.model)
-        wrong = differences(wanted["architecture"], about.get("architecture", {}))
+        theirs = about.get("architecture")
+        wrong = differences(wanted["architecture"], theirs if isinstance(theirs, dict) else {})
         if about.get("tokenizer") != wanted["tokenizer"]:
             wrong.append("another tokenizer")
         refuse_unlike(wrong, self.settings, self.who, client.url, about.get("model_path"))
@@ -137,10 +150,7 @@ async def _of_sglang(row: Row, top_k: int, client: SGLangClient) -> Scored:
 
 
 async def _of_our_scorer(row: Row, temperature: float, client: SGLangClient) -> np.ndarray:
-    logprobs = (await client.post("/score", told_tokens(row) | {"temperature": temperature}))["logprobs"]
-    if len(logprobs) != len(row.response_tokens):
-        raise RefusedError(f"{client.url} gave {len(logprobs)} log-probs for {len(row.response_tokens)} tokens")
-    return np.array(logprobs, dtype=np.float32)
+    return await client.score_by_ours(told_tokens(row) | {"temperature": temperature})
 
 
 def told_tokens(row: Row) -> dict[str, list[int]]:

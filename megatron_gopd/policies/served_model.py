@@ -27,10 +27,10 @@ async def refuse_another_model(settings: schema.Scorer, who: str, client: SGLang
         raise UserError(f"{who}: {client.url} is no SGLang server; name another, or set engine: served for our scorer")
     if about["model_type"] != config["model_type"]:
         raise UserError(
-            f"{who}: {client.url} serves a {about['model_type']} ({about['model_path']}), but "
+            f"{who}: {client.url} serves a {about['model_type']} ({about.get('model_path')}), but "
             f"{settings.model} is a {config['model_type']}; name the right server, or the right model"
         )
-    served = Path(about["model_path"])
+    served = Path(str(about.get("model_path")))
     if (served / "config.json").is_file():  # holds on a GPU too, whose checksums are made otherwise
         shapes = (asdict(Architecture.read(folder)) for folder in (settings.model, served))
         refuse_unlike(differences(*shapes), settings, who, client.url, served)

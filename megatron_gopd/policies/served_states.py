@@ -18,7 +18,7 @@ from megatron_gopd.mcore.hf_folder import all_finite
 from megatron_gopd.policies.hidden_states import Held
 from megatron_gopd.policies.served import ServedScorer
 from megatron_gopd.ranks import is_first
-from megatron_gopd.servers.client import RefusedError, SGLangClient, UnknownPathError
+from megatron_gopd.servers.client import RefusedError, SGLangClient, naming
 
 
 class ServedStates(ServedScorer):
@@ -72,15 +72,11 @@ class ServedStates(ServedScorer):
 
     async def _ask(self, row: Row, name: str, client: SGLangClient) -> Tensor:
         """[response, h]. Raises LostRequestError or RefusedError."""
-        try:
+        with naming(f"{self.who}, {name}"):
             states = await self.told(row, client)
-        except UnknownPathError as error:
-            raise RefusedError(f"{self.who}: {error}") from None
-        except RefusedError as error:
-            raise RefusedError(f"{self.who}, {name}: {error}") from None
-        if wrong := self._faults(row, states):
-            raise RefusedError(f"{self.who}, {name}: {client.url} gave {wrong}; none can be made up")
-        return states.to(self.dtype)
+            if wrong := self._faults(row, states):
+                raise RefusedError(f"{client.url} gave {wrong}; none can be made up")
+            return states.to(self.dtype)
 
     def _faults(self, row: Row, states: Tensor) -> str | None:
         wanted = len(row.response_tokens), self.hidden_size

@@ -27,7 +27,7 @@ class SGLangStates(ServedStates):
     async def told(self, row: Row, client: SGLangClient) -> Tensor:
         """See ServedStates.told. A token's row predicts the next, so that the response's last is not asked about."""
         tokens = [*map(int, row.prompt_tokens), *map(int, row.response_tokens)][:-1]
-        return (await hidden_states(client, tokens))[len(row.prompt_tokens) - 1 :]
+        return (await hidden_states(client, tokens, self.hidden_size))[len(row.prompt_tokens) - 1 :]
 
     async def _refuse_another(self, client: SGLangClient) -> None:
         await super()._refuse_another(client)
@@ -36,7 +36,7 @@ class SGLangStates(ServedStates):
         head = lm_head(self.settings.model).to(getattr(torch, self.settings.dtype))
         tokens = [n % len(head) for n in range(1, PROVED + 1)]
         for _ in range(2):  # a server that remembers them gives fewer the second time
-            states = await hidden_states(client, tokens)
+            states = await hidden_states(client, tokens, self.hidden_size)
         if states.shape[1] != self.hidden_size:
             wrong = [f"hidden_size: {self.hidden_size} here, {states.shape[1]} there"]
             refuse_unlike(wrong, self.settings, self.who, client.url, "hidden states")

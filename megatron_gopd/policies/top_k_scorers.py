@@ -42,15 +42,16 @@ class TopKScorers(Scorers):
         return [values[:, 0] for values in logprobs]
 
     def _teacher(self, settings: schema.Scorer, rows: list[Row], taught: list[Trajectory]) -> list[np.ndarray]:
-        answers = self._servers(settings).score_top(rows, self.config.algorithm.top_k)
+        names = [trajectory.name for trajectory in taught]
+        answers = self._servers(settings).score_top(rows, self.config.algorithm.top_k, names)
         for trajectory, scored in zip(taught, answers, strict=True):
             self._supports[id(trajectory)] = Support.of(trajectory.response_tokens, scored, self.rows)
         return [self._supports[id(trajectory)].teacher for trajectory in taught]
 
     def _reference(self, settings: schema.Scorer, rows: list[Row], taught: list[Trajectory]) -> list[np.ndarray]:
         ids = [self._supports[id(trajectory)].ids for trajectory in taught]
-        served = self._servers(settings)
-        found = served.score_ids(rows, ids) if served else self._in_this_job(settings, rows, ids)
+        served, names = self._servers(settings), [trajectory.name for trajectory in taught]
+        found = served.score_ids(rows, ids, names) if served else self._in_this_job(settings, rows, ids)
         for trajectory, values in zip(taught, found, strict=True):
             self._supports[id(trajectory)] = self._supports[id(trajectory)]._replace(reference=values)
         return found

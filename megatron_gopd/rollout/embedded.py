@@ -179,17 +179,18 @@ def load_for_decoding(folder: str | Path, dtype: str):
 
     logging.disable_progress_bar()
     kind = {"dtype": getattr(torch, dtype), "attn_implementation": NAME}
+    local = {"local_files_only": True, "trust_remote_code": False}  # no code of the folder is run
     try:
         source = open_weights(folder)
         if isinstance(source, MegatronFolder):
             on_first(source.check)
             with no_init_weights():
-                model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), **kind)
+                model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, **local), **kind)
             model.tie_weights()
             with torch.no_grad():
                 _fill(model, source.tensors())
         else:
-            model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **kind)
+            model = AutoModelForCausalLM.from_pretrained(folder, **local, **kind)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: transformers cannot load this model: {str(error).splitlines()[0]}") from None
     return model.eval().requires_grad_(False).to(machine.device())

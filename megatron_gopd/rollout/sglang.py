@@ -28,7 +28,7 @@ from megatron_gopd.rollout.protocol import Exports
 from megatron_gopd.rollout.sampling import Growing, Response
 from megatron_gopd.rollout.server_weights import ServerWeights
 from megatron_gopd.rollout.trajectories import trajectory_of
-from megatron_gopd.servers.client import LostRequestError, RefusedError, SGLangClient
+from megatron_gopd.servers.client import Answer, LostRequestError, RefusedError, SGLangClient, naming
 from megatron_gopd.servers.homes import Homes
 from megatron_gopd.servers.pool import ServerPool, Together
 
@@ -98,7 +98,11 @@ class SGLangEngine:
         self._occupy()
         batch = None
         if is_first():
-            requests = [partial(self._respond, each, max_tokens, {"temperature": 0.0}, Together()) for each in prompts]
+            greedy = {"temperature": 0.0}
+            requests = [
+                partial(self._respond, each, max_tokens, greedy, Together(), f"prompt {number}")
+                for number, each in enumerate(prompts)
+            ]
             batch = self._batch(requests)
         numbered = [each for chunk in self._chunks(batch) for each in chunk]  # in the order in which they finished
         return [response for _, (response, _) in sorted(numbered, key=itemgetter(0))]
@@ -168,18 +172,22 @@ class SGLangEngine:
         key = [self.config.run.seed, step, zlib.crc32(prompt.id.encode()), sample]
         seed = int(np.random.SeedSequence(key).generate_state(1)[0]) >> 1  # 31 bits
         sampling = {"temperature": self.config.rollout.temperature, "sampling_seed": seed}
-        return await self._respond(prompt.student_tokens, limit, sampling, alike)
+        return await self._respond(prompt.student_tokens, limit, sampling, alike, prompt.name)
 
     async def _respond(
-        self, prompt: Sequence[int], limit: int, sampling: dict, alike: Together
+        self, prompt: Sequence[int], limit: int, sampling: dict, alike: Together, name: str
     ) -> tuple[Response, int]:
         """A whole response, and the version of the weights that began it; what was cut short is continued."""
         response, version = Growing(), None
+
+        async def generate(tokens: list[int], sampling: dict, client: SGLangClient) -> Answer:
+            with naming(name):
+                return await client.generate(tokens, sampling)
+
         while len(response.tokens) < limit and not response.finished:
             left = {"max_new_tokens": limit - len(response.tokens), "stop_token_ids": self.stop_ids}
             tokens = [*prompt, *response.tokens]
-            request = partial(SGLangClient.generate, tokens=tokens, sampling=PLAIN | sampling | left)
-            answer = await self._pool.ask(request, alike)
+            answer = await self._pool.ask(partial(generate, tokens, PLAIN | sampling | left), alike)
             version = version or answer.weight_version
             response.tokens += answer.tokens
             response.logprobs += answer.logprobs
@@ -216,7 +224,7 @@ class SGLangEngine:
 
     def _pool_of(self, name: str, logs: Path, **options) -> ServerPool:
         most = self.config.rollout.max_batch_size
-        held = {"model": self._folder, "dtype": self._model.dtype}
+        held = {"model": self._folder, "dtype": self._model.dtype, "vocab_size": self._vocab_size}
         homes = self._homes.each
         return ServerPool(self._servers, name=name, logs=logs, most_requests=most, homes=homes, **held, **options)
 

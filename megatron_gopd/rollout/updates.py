@@ -19,6 +19,7 @@ from megatron_gopd.servers.pool import ServerPool
 from megatron_gopd.servers.server import Server
 from megatron_gopd.srun import this_node
 
+MOST_RANKS = 1024  # of a server
 Tensors = Iterator[tuple[str, Tensor]]
 
 
@@ -71,7 +72,10 @@ class Update:
             if self.settings.sync != "disk" and about.get(size, 1) != 1:
                 refusal = refusal_of_ranks(self.settings.sync, size.replace("_", "-"), about[size])
                 raise UserError(f"the rollout server {server}: rollout.sglang.{refusal}")
-        self.told[server] = Told(about.get("tp_size", 1), comparable(about))
+        ranks = about.get("tp_size", 1)
+        if type(ranks) is not int or not 0 < ranks <= MOST_RANKS:
+            raise UserError(f"the rollout server {server} says that it is of {ranks!r} tensor-parallel ranks (tp_size)")
+        self.told[server] = Told(ranks, comparable(about))
         return self.told[server]
 
     def send(self, tensors: Tensors, servers: list[Server], version: int) -> None:

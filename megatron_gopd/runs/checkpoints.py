@@ -10,6 +10,7 @@ from pathlib import Path
 
 from megatron_gopd.errors import UserError
 from megatron_gopd.runs.manifest import DamagedError, check_manifest
+from megatron_gopd.terminal import say
 
 PREFIX, DAMAGED = "step-", "damaged-"
 
@@ -81,4 +82,4 @@ def _set_aside(problems: list[str], folders: list[Path]) -> None:
         aside = path.with_name(DAMAGED + path.name)
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)
-        print(f"warning: {problem}\n  it is {aside.name} now, and the one before it is used")
+        say(f"warning: {problem}\n  it is {aside.name} now, and the one before it is used")

@@ -11,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from megatron_gopd.terminal import say, shown
+
 Cell = str | int | float
 PHASES = ("rollout", "score", "grade", "train", "sync")
 
@@ -39,7 +41,7 @@ class StepLine:
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Print the line of `step`, counted from 1."""
-        print(step_line(step, self._steps, metrics), flush=True)
+        say(step_line(step, self._steps, metrics), flush=True)
         self._bar.update(self._task, completed=step)
 
     def close(self) -> None:
@@ -79,10 +81,10 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Cell
     Where stdout is not a terminal: plain text, as wide as it needs.
     """
     rows = [list(row) for row in rows]
-    table = Table(title=title, title_justify="left", box=box.SIMPLE)
+    table = Table(title=Text(shown(title)), title_justify="left", box=box.SIMPLE)
     for column, *cells in zip(columns, *rows, strict=True):
         numbers = all(isinstance(cell, int | float) for cell in cells)
-        table.add_column(Text(column), justify="right" if numbers else "left")
+        table.add_column(Text(shown(column)), justify="right" if numbers else "left")
     for row in rows:
-        table.add_row(*(Text(f"{cell:.4g}" if isinstance(cell, float) else str(cell)) for cell in row))
+        table.add_row(*(Text(f"{cell:.4g}" if isinstance(cell, float) else shown(cell)) for cell in row))
     Console(width=None if sys.stdout.isatty() else 10_000).print(table)

@@ -13,6 +13,7 @@ import yaml
 
 from megatron_gopd.config import Config, to_yaml
 from megatron_gopd.config.same_run import differences
+from megatron_gopd.config.yaml_text import read_yaml
 from megatron_gopd.errors import UserError
 from megatron_gopd.runs.atomic import write_text
 from megatron_gopd.runs.attempts import RESULTS, begin, next_attempt, refuse_finished
@@ -142,10 +143,10 @@ def _refuse_another_configuration(path: Path, config: Config) -> None:
     if not file.exists() or not any((path / name).exists() for name in RESULTS):
         return
     try:
-        there = yaml.safe_load(file.read_text())
+        there, _ = read_yaml(file.read_text())
     except (yaml.YAMLError, UnicodeDecodeError):
         raise UserError(f"{file} is not YAML any more; set another run.name, or delete {file.parent}") from None
-    found = list(differences(there, yaml.safe_load(to_yaml(config))))
+    found = list(differences(there, read_yaml(to_yaml(config))[0]))
     if found:
         more = [f"and {len(found) - 5} more"] if len(found) > 5 else []
         raise UserError(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from megatron_gopd.errors import UserError
 from megatron_gopd.srun import this_node
+from megatron_gopd.terminal import ShownFormatter
 
 LOGGER = logging.getLogger("megatron_gopd")
 
@@ -31,7 +32,7 @@ def log_to(folder: Path, rank: int) -> Iterator[Path]:
             f"{this_node()} cannot write to {folder} ({error.strerror}); "
             f"set run.folder to a folder that all nodes share and can write"
         ) from None
-    handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handlers[0].setFormatter(ShownFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     if rank == 0:
         handlers.append(logging.lastResort)  # Python's own for warnings, which a file handler would silence
     LOGGER.setLevel(logging.INFO)

@@ -70,7 +70,7 @@ def _read(folder: Path) -> dict:
         manifest = json.loads((folder / NAME).read_text())
     except FileNotFoundError:
         raise DamagedError(f"{folder} has no {NAME}: it is not complete, or was not written by megatron-gopd") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DamagedError(f"{folder / NAME} cannot be read: {error}") from None
     if not _is_manifest(manifest):
         raise DamagedError(f"{folder / NAME} is not a manifest of megatron-gopd")

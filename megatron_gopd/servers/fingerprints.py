@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from megatron_gopd.servers import replies
 from megatron_gopd.servers.client import SGLangClient
 
 VOCABULARY_MULTIPLE = 64  # rows SGLang pads an embedding to: DEFAULT_VOCAB_PADDING_SIZE
@@ -75,8 +76,8 @@ def comparable(about: dict) -> bool:
 
 async def checksums_of(client: SGLangClient, timeout: float) -> dict[str, str]:
     """By parameter, of a server whose checksums are comparable."""
-    (rank,) = (await client.post("/weights_checker", {"action": "checksum"}, timeout))["ranks"]
-    return rank["checksums"]
+    reply = await client.post_for(replies.Checksums, "/weights_checker", {"action": "checksum"}, timeout=timeout)
+    return reply.ranks[0].checksums
 
 
 def told(differing: list[str]) -> str:

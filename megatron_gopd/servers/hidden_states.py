@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from megatron_gopd.config.models import WHOLE_STATES
-from megatron_gopd.servers.client import LostRequestError, RefusedError, SGLangClient
+from megatron_gopd.servers.client import MOST_BYTES, LostRequestError, RefusedError, SGLangClient
 
-NUMBER_BYTES = 19.4  # in an answer; with its comma
+NUMBER_BYTES, MOST_NUMBER_BYTES = 19.4, 32  # of an answer, with its comma: in the mean, and at most
 READ_BYTES_PER_S = 150e6  # of answers, by one process
 FLAGS = " ".join(f"--{flag}" if value is True else f"--{flag} {value}" for flag, value in WHOLE_STATES.items())
 
 
-async def hidden_states(client: SGLangClient, tokens: list[int]) -> Tensor:
-    """[tokens, h] float32, after the last norm.
+async def hidden_states(client: SGLangClient, tokens: list[int], width: int) -> Tensor:
+    """[tokens, h] float32, after the last norm; `width` the h that is expected, for which an answer has room.
 
     A server leaves out rows without a word: of what its cache holds, and of all but the last chunk of a long prompt.
     Source: sglang/srt/managers/scheduler_components/batch_result_processor.py, 0.5.23.
@@ -27,19 +27,20 @@ async def hidden_states(client: SGLangClient, tokens: list[int]) -> Tensor:
     """
     sampling = {"max_new_tokens": 1, "temperature": 1.0}  # without a new token it computes no row
     body = {"input_ids": tokens, "sampling_params": sampling, "return_hidden_states": True}
-    said = await client.post_for_bytes("/generate", body)
+    said = await client.post_for_bytes("/generate", body, MOST_BYTES + MOST_NUMBER_BYTES * width * (len(tokens) + 1))
     try:
         about = orjson.loads(said)["meta_info"]  # several times as fast as json
-    except (ValueError, KeyError) as error:
+        finish, given = about["finish_reason"], about.get("hidden_states")
+        aborted, rows = finish["type"] == "abort", (given or [[]])[0]  # then those of sampled tokens
+        held = len(rows)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         # not lost: it would say the same again
         raise RefusedError(f"{client.url}/generate gave {len(said)} bytes that are no JSON of it: {error}") from None
-    finish = about["finish_reason"]
-    if finish["type"] == "abort":
+    if aborted:
         raise LostRequestError(f"{client.url} gave a request up: {finish.get('message')}")
-    rows = (about.get("hidden_states") or [[]])[0]  # then those of sampled tokens
-    if len(rows) != len(tokens):
+    if held != len(tokens):
         raise RefusedError(
-            f"{client.url} gave {len(rows)} rows of hidden states for {len(tokens)} tokens; none can be made up: "
+            f"{client.url} gave {held} rows of hidden states for {len(tokens)} tokens; none can be made up: "
             f"start that server with {FLAGS}"
         )
     try:

@@ -22,17 +22,17 @@ from megatron_gopd.srun import this_node
 
 
 class Here:
-    """This node: its servers listen on the loopback."""
+    """This node: its servers listen on the loopback, which others who use it reach too, and want the key."""
 
-    token = None
-
-    def __init__(self, label: str = ""):
-        """`label`: the node's name in those of servers; "": it is the only one."""
-        self.node, self.label = this_node(), label
+    def __init__(self, label: str = "", key: Path | None = None):
+        """`label`: the node's name in those of servers; "": it is the only one. `key`: the file with it; None: whoever
+        is on this machine may ask."""
+        self.node, self.label, self._key = this_node(), label, key
+        self.token = key.read_text() if key else None
 
     async def start(self, launch: Launch) -> tuple[ServerProcess, str]:
         """See launch.start."""
-        return start(launch)
+        return start(launch, key=self._key)
 
     def leave(self) -> None:
         """Nothing to do: the pool has stopped them."""
@@ -64,8 +64,9 @@ class Homes:
         self.each: list[Here | There] = [Here()]
         self._keeper: Keeper | None = None
         self._key: Path | None = None
-        if len(self.nodes) > 1:
-            self._spread(logs)
+        if self.nodes:
+            self._key = on_first(lambda: _new_key(logs))
+            self._spread()
 
     @property
     def first_ranks(self) -> list[int]:
@@ -81,10 +82,13 @@ class Homes:
         if self._key and is_first():
             self._key.unlink(missing_ok=True)
 
-    def _spread(self, logs: Path) -> None:
+    def _spread(self) -> None:
+        if len(self.nodes) == 1:
+            self.each = [Here(key=self._key if is_first() else None)]
+            return
         _refuse_unlike(self.nodes)
         store = dist.distributed_c10d._get_default_store()
-        prefix, self._key = on_first(lambda: (f"servers-{secrets.token_hex(4)}", _new_key(logs)))
+        prefix = on_first(lambda: f"servers-{secrets.token_hex(4)}")
 
         def own_client(node: Node) -> dist.Store:
             return dist.PrefixStore(f"{prefix}/{node.name}", store.clone())  # that waits for nobody else's answers
@@ -92,7 +96,8 @@ class Homes:
         if is_first():
             here, *others = self.nodes
             token = self._key.read_text()
-            self.each = [Here(here.name), *(There(n.name, Orders(own_client(n), n.name), token) for n in others)]
+            there = [There(node.name, Orders(own_client(node), node.name), token) for node in others]
+            self.each = [Here(here.name, self._key), *there]
         elif mine := [node for node in self.nodes if node.first_rank == dist.get_rank()]:
             self._keeper = Keeper(own_client(mine[0]), mine[0].address, self._key)
 

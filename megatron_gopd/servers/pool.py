@@ -56,6 +56,7 @@ class ServerPool:
         most_requests: int,
         needs_weights: bool = False,
         options: dict | None = None,
+        vocab_size: int | None = None,
         homes: Sequence[Here | There] = (),
     ):
         """Start or find every server, and wait until it answers.
@@ -63,6 +64,7 @@ class ServerPool:
         Args:
             name: of the servers in messages and log files.
             most_requests: in flight at a server.
+            vocab_size: of `model`, with which the ids of replies are compared; None: they are not.
             options: of sglang.launch_server, behind those of `settings`.
             homes: the nodes on which `settings.count` servers each are started; default: this one.
 
@@ -74,10 +76,10 @@ class ServerPool:
         self.most_requests = most_requests
         token = os.environ.get(settings.token_variable)
         if settings.urls:
-            self.servers = [Server(name, url, token) for url in settings.urls]
+            self.servers = [Server(name, url, token, vocab_size=vocab_size) for url in settings.urls]
         else:
             self.servers = [
-                Server("-".join(filter(None, (name, home.label, str(number)))), home=home)
+                Server("-".join(filter(None, (name, home.label, str(number)))), home=home, vocab_size=vocab_size)
                 for home in homes or (Here(),)
                 for number in range(settings.count)
             ]

@@ -14,43 +14,47 @@ import asyncio
 import queue
 import secrets
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 import torch
 import uvicorn
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from megatron_gopd.errors import UserError
 from megatron_gopd.servers import wire
+from megatron_gopd.servers.patience import MOST_BYTES, BoundedProtocol, TooLongError, allow_connections, body_of
 from megatron_gopd.servers.top_logprobs import NOBODY
 
-Tokens = list[int]
+LOOK_S = 0.01
+Tokens = list[Annotated[int, Field(ge=0, lt=2**31)]]
 
 
 class AskedStates(BaseModel):
     """The body of a request for hidden states."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     prompt_tokens: Tokens = Field(min_length=1)
     response_tokens: Tokens = Field(min_length=1)
 
 
 class AskedLogprobs(AskedStates):
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
 
 
 class AskedSupport(AskedLogprobs):
     """Of every response token as many ids, itself first; NOBODY stands in the place of one."""
 
-    ids: list[Tokens] = Field(min_length=1)
+    ids: list[list[Annotated[int, Field(ge=NOBODY, lt=2**31)]]] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _of_every_token(self):
@@ -89,7 +93,9 @@ class ScorerService:
             Route("/model_info", self._model_info),
             Route("/health", self._health),
         ]
-        settings = uvicorn.Config(Starlette(routes=routes), host=host, port=port, log_level="warning", lifespan="off")
+        allow_connections()
+        held = {"http": BoundedProtocol, "ws": "none", "log_level": "warning", "lifespan": "off"}
+        settings = uvicorn.Config(Starlette(routes=routes), host=host, port=port, **held)
         self._server = uvicorn.Server(settings)
         try:
             self._socket = settings.bind_socket()
@@ -98,6 +104,10 @@ class ScorerService:
         self.port = self._socket.getsockname()[1]
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
         self._thread.start()
+        while not self._server.started:  # or whoever reads that it serves would be refused
+            if not self._thread.is_alive():
+                raise UserError(f"the service on {host}:{port} ended as it began; what it said is above")
+            time.sleep(LOOK_S)
 
     def close(self) -> None:
         """Listen no more; who still waits is told that nobody will score."""
@@ -127,10 +137,14 @@ class ScorerService:
         if refusal := self._refusal(request):
             return refusal
         try:
-            asked = kind.model_validate_json(await request.body())
+            asked = kind.model_validate_json(await body_of(request))
         except ValidationError as error:
             first = error.errors()[0]
             return _error(400, f"{'.'.join(map(str, first['loc'])) or 'ids'}: {first['msg']}")
+        except TooLongError:
+            return _error(413, f"a request is at most {MOST_BYTES} bytes long", headers={"Connection": "close"})
+        except ClientDisconnect:
+            return _error(400, "whoever asked is gone")
         named = (token for row in getattr(asked, "ids", ()) for token in row if token != NOBODY)
         outside = [t for t in (*asked.prompt_tokens, *asked.response_tokens, *named) if not 0 <= t < self._vocab_size]
         if outside:
@@ -171,5 +185,5 @@ def _logprobs(logprobs: np.ndarray) -> JSONResponse:
     return JSONResponse({"logprobs": logprobs.tolist()})
 
 
-def _error(status: int, message: str) -> JSONResponse:
-    return JSONResponse({"error": {"message": message}}, status_code=status)
+def _error(status: int, message: str, **kwargs) -> JSONResponse:
+    return JSONResponse({"error": {"message": message}}, status_code=status, **kwargs)

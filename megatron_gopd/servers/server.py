@@ -26,14 +26,22 @@ class State(Enum):
 class Server:
     """Its client, and its process where the run starts it."""
 
-    def __init__(self, name: str, url: str | None = None, token: str | None = None, home: Here | There | None = None):
+    def __init__(
+        self,
+        name: str,
+        url: str | None = None,
+        token: str | None = None,
+        home: Here | There | None = None,
+        vocab_size: int | None = None,
+    ):
         """`url`: of an external server; without one, start() makes a process at its `home`."""
         self.name, self.url, self.token = name, url, home.token if home else token
         self.home = home
         self.managed = home is not None
         self.state = State.DOWN
         self.process: ServerProcess | KeptProcess | None = None
-        self.client = SGLangClient(url, token) if url else None
+        self._vocab_size = vocab_size
+        self.client = SGLangClient(url, token, vocab_size) if url else None
         self.requests: set[asyncio.Task] = set()  # under way
         self.done, self.tokens = 0, 0  # requests, and tokens of their answers
         self.failing_since: float | None = None  # requests
@@ -96,7 +104,7 @@ class Server:
             await self.client.close()
         self.starts += 1
         self.process, self.url = await self.home.start(launch)
-        self.client = SGLangClient(self.url, self.token)
+        self.client = SGLangClient(self.url, self.token, self._vocab_size)
         deadline = time.monotonic() + timeout
         while not await self.client.healthy():
             code = self.process.exit_code

@@ -128,7 +128,7 @@ class Supervisor:
             if time.monotonic() > deadline:
                 raise LostServersError(
                     f"{server.url} has not answered for {self.settings.patience_s:g} s (patience_s); "
-                    f"start that server, or name another"
+                    f"start that server, or name another ({server.client.unwell})"
                 )
             await asyncio.sleep(WATCH_S)
 

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from megatron_gopd.servers import replies
+
 NOBODY = -1  # in the place of an id that counts for nothing
 MOST = 1.01  # that probabilities may sum to, with what rounding does to them
 
@@ -19,20 +21,28 @@ class Scored(NamedTuple):
     top_logprobs: np.ndarray  # [response, k] float32
 
 
-def top_logprobs(about: dict, tokens: int, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+def top_logprobs(about: dict, tokens: int, top_k: int, vocab_size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Ids and log-probs, [tokens, top_k] each, from an answer's meta_info whose first input token is not asked about.
 
     They come flat, in base64, from servers that know that form, and else as nested lists, which are slower by far.
     Source: sglang/srt/managers/tokenizer_manager.py, 0.5.23.
 
-    Raises ValueError: says what is there in their place. Log-probs that are not finite are returned.
+    Raises ValueError: says what is there in their place, or which id or number no token has. Log-probs that are not
+    finite are returned.
     """
     if not top_k:
         return np.empty((tokens, 0), np.int32), np.empty((tokens, 0), np.float32)
-    found = _flat(about) if "input_top_logprobs_shape" in about else _nested(about.get("input_top_logprobs") or [])
+    try:
+        found = _flat(about) if "input_top_logprobs_shape" in about else _nested(about.get("input_top_logprobs") or [])
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
+        raise ValueError(f"most likely tokens that cannot be read: {type(error).__name__}: {error}") from None
     if found[0].shape != (tokens, top_k):
         shape = " x ".join(map(str, found[0].shape))
         raise ValueError(f"{shape} most likely tokens for {tokens} tokens, of which algorithm.top_k asks {top_k} each")
+    replies.known_ids(found[0], vocab_size)
+    for place in np.flatnonzero((np.diff(np.sort(found[0])) == 0).any(axis=1))[:1]:
+        raise ValueError(f"the same token twice among the most likely ones of place {place}")
+    replies.possible(found[1])
     if (mass := np.exp(found[1]).sum(axis=1).max()) > MOST:
         raise ValueError(f"most likely tokens whose probabilities sum to {mass:.3g}, and are of no distribution")
     return found

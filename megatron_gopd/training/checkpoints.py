@@ -21,6 +21,7 @@ from megatron_gopd.runs.atomic import publish
 from megatron_gopd.runs.checkpoints import PREFIX, Checkpoint, folder_of, prune
 from megatron_gopd.runs.manifest import write_manifest
 from megatron_gopd.servers.supervisor import LostServersError
+from megatron_gopd.terminal import say
 from megatron_gopd.training.job import Job
 
 
@@ -55,7 +56,7 @@ class Checkpoints:
         if job.rollout:
             job.rollout.sync(job.student, saved["weight_version"])
         if is_first():
-            print(f"continuing after step {saved['step']}, from {checkpoint.path}", flush=True)
+            say(f"continuing after step {saved['step']}, from {checkpoint.path}", flush=True)
         return saved["step"]
 
     def after(self, step: int) -> None:

@@ -33,6 +33,7 @@ from megatron_gopd.rollout import (
 from megatron_gopd.rollout.nodes import check_nodes
 from megatron_gopd.rollout.shared_gpus import check_sync
 from megatron_gopd.runs import RunFolder
+from megatron_gopd.terminal import say
 from megatron_gopd.training.batches import Batches
 from megatron_gopd.training.cautions import cautions
 from megatron_gopd.training.exams import check_suites
@@ -135,6 +136,6 @@ def check_tokenizers(config: Config) -> Tokenizers:
 
 def _announce(prompts: PromptSet, warnings: list[str]) -> None:
     for setting, count in prompts.left_out.items():
-        print(f"left out {count} prompt(s) longer than {setting}")
+        say(f"left out {count} prompt(s) longer than {setting}")
     for warning in warnings:
-        print(f"warning: {warning}")
+        say(f"warning: {warning}")

@@ -11,6 +11,7 @@ from megatron_gopd.evaluation.report import plot_curve, print_comparison, write_
 from megatron_gopd.policies.update import Update
 from megatron_gopd.ranks import is_first, on_first
 from megatron_gopd.runs import Checkpoint, RunFolder, StepLine, open_sinks
+from megatron_gopd.terminal import say
 from megatron_gopd.training.kept import Keeper
 from megatron_gopd.training.metrics import step_metrics
 
@@ -74,7 +75,7 @@ class Recorder:
         plot_curve(self.folder.metrics, self.folder.path / "curve.png")
         if len(self._measurements) > 1:
             print_comparison(self._measurements[0], self._measurements[-1])
-        print(f"\ncurve:  {self.folder.path / 'curve.png'}\nmodel:  {self.model} (a Hugging Face directory)")
+        say(f"\ncurve:  {self.folder.path / 'curve.png'}\nmodel:  {self.model} (a Hugging Face directory)")
 
     def _open(self) -> tuple[Path, Checkpoint | None]:
         self.folder = RunFolder.open(self.config)

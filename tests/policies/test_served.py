@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import httpx
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from megatron_gopd.data.packing import Row
 from megatron_gopd.errors import UserError
 from tests.chat_models import prompt_tokens
 from tests.servers.real_server import TOKEN, Proxy, load, real_scorer
+from tests.servers.stub import stub
 from tests.servers.test_client import law_of, logprobs_of
 from tests.tiny_models import load_plain
 
@@ -74,6 +77,20 @@ def test_a_row_that_the_server_gave_up_is_asked_again(served, sglang_server, cha
     load(sglang_server, chat_models["other"])
     assert_scored_by(plain["other"], served("sglang", chat_models["other"], proxy.url).score(ROWS))
     proxy.close()
+
+
+def test_a_log_prob_above_0_names_server_row_and_value(served, chat_models):
+    config = json.loads((chat_models["other"] / "config.json").read_text())
+
+    def reply(path, body):
+        if path != "/generate":
+            return {"model_type": config["model_type"], "model_path": "elsewhere"}
+        tokens = body["input_ids"][body["logprob_start_len"] :]
+        entries = [[50.0 if tokens[-1] == 3 else -1.0, token % 295, None] for token in tokens]
+        return {"meta_info": {"finish_reason": {"type": "length"}, "input_token_logprobs": entries}}
+
+    with stub(reply) as url, pytest.raises(UserError, match=f"teachers.one, row 3: {url} gave log-prob 50 in place 0"):
+        served("sglang", chat_models["other"], url).score(ROWS)
 
 
 def test_a_server_of_another_teacher_of_the_same_shape_is_refused(served, sglang_server, chat_models):

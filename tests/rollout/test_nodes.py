@@ -61,9 +61,11 @@ def test_what_every_server_did_is_told_by_node(sampled):
     assert [row["requests"] for row in rows] == [each["sampled"] for each in servers]
 
 
-def test_only_servers_of_other_nodes_want_a_key(sampled):
+def test_every_server_wants_the_key_of_the_run(sampled):
+    """Those on the loopback too: nodes are shared."""
     _, servers, folder = sampled
-    assert [each["token"] is None for each in servers] == [True, True, False, False]
+    (key,) = {each["token"] for each in servers}
+    assert len(key) > 30
     assert not list((folder / "logs").glob(".*"))  # the file is gone
 
 

@@ -30,7 +30,7 @@ def plain(chat_models):
 
 def ask(url: str, request):
     async def once():
-        client = clients.SGLangClient(url)
+        client = clients.SGLangClient(url, vocab_size=296)
         try:
             return await request(client)
         finally:
@@ -88,13 +88,13 @@ def test_a_long_response_is_scored_in_pieces(server, monkeypatch):
 @pytest.fixture(params=["flat", "nested"])
 def form(request, monkeypatch):
     """Of the most likely tokens: servers that do not know the flat one take no notice of what asks for it."""
-    post = clients.SGLangClient.post
+    post = clients.SGLangClient.post_for
 
-    def without(self, path, body, timeout=None):
-        return post(self, path, {key: value for key, value in body.items() if "flat" not in key}, timeout)
+    def without(self, kind, path, body, most):
+        return post(self, kind, path, {key: value for key, value in body.items() if "flat" not in key}, most)
 
     if request.param == "nested":
-        monkeypatch.setattr(clients.SGLangClient, "post", without)
+        monkeypatch.setattr(clients.SGLangClient, "post_for", without)
 
 
 def test_the_most_likely_tokens_come_with_their_logprobs(server, plain, monkeypatch, form):

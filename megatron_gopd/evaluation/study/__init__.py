@@ -13,6 +13,7 @@ from megatron_gopd.evaluation.study.settings import Study
 from megatron_gopd.evaluation.study.tables import tables
 from megatron_gopd.evaluation.study.verdicts import Finding
 from megatron_gopd.runs import atomic_folder, print_table
+from megatron_gopd.terminal import say
 
 
 def report(paths: Sequence[Path], output: Path) -> list[Finding]:
@@ -30,7 +31,7 @@ def report(paths: Sequence[Path], output: Path) -> list[Finding]:
     with atomic_folder(output) as folder:
         whole.write(folder)
     print_table("Claims, asked of these runs", ["claim", ""], [(f.claim.text, f.verdict) for f in whole.findings])
-    print(f"{output / PAGE}, {output / TEXT}")
+    say(f"{output / PAGE}, {output / TEXT}")
     return whole.findings
 
 

@@ -137,7 +137,7 @@ def _rows(file: Path) -> Iterator[dict]:
     """The rows of a metrics.jsonl; the last may be half-written."""
     if file.exists():
         for line in file.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
+            with contextlib.suppress(ValueError, RecursionError):
                 yield json.loads(line)
 
 
@@ -177,7 +177,7 @@ def _figures(file: Path) -> dict[str, float]:
 def _json(file: Path):
     try:
         return json.loads(_text(file))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not JSON ({error}); put it back from a copy, or evaluate again") from None
 
 

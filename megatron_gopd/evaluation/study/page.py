@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
+from markupsafe import Markup
 
 from megatron_gopd.evaluation.study import numbers, overview
 from megatron_gopd.evaluation.study.drawing import INK
@@ -16,6 +17,7 @@ from megatron_gopd.evaluation.study.scores import Measured
 from megatron_gopd.evaluation.study.settings import Study
 from megatron_gopd.evaluation.study.tables import Table
 from megatron_gopd.evaluation.study.verdicts import FAILS, HOLDS, OPEN, SURE, Finding
+from megatron_gopd.terminal import shown
 
 PAGE, TEXT = "report.html", "report.md"
 
@@ -49,12 +51,13 @@ class Report:
     def _rendered(self, template: str) -> str:
         environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(Path(__file__).parent),
-            autoescape=template.startswith(PAGE),
+            autoescape=True,
+            finalize=markdown if template.startswith(TEXT) else None,
             trim_blocks=True,
             lstrip_blocks=True,
             undefined=jinja2.StrictUndefined,
         )
-        environment.filters |= {"inline": inline, "cell": markdown_cell, "verdict": verdict_class, "sure": surely}
+        environment.filters |= {"inline": inline, "cell": markdown, "verdict": verdict_class, "sure": surely}
         environment.globals |= {"numbers": numbers}
         return environment.get_template(template).render(
             report=self,
@@ -71,8 +74,13 @@ def inline(figure: Figure) -> str:
     return svg.replace(INK, "currentColor")
 
 
-def markdown_cell(text: object) -> str:
-    return str(text).replace("|", "\\|").replace("\n", " ")
+def markdown(value: object) -> Markup:
+    """A value as Markdown that shows it, in one line: what others named would else be marks, tables, links or HTML."""
+    if isinstance(value, Markup):
+        return value
+    text = shown(" ".join(str(value).split()))
+    text = re.sub(r"[\\`*\[\]|~]|(?<!\w)_|_(?!\w)|^#", r"\\\g<0>", text)
+    return Markup(text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
 
 
 def verdict_class(finding: Finding) -> str:

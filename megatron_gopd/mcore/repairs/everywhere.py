@@ -12,6 +12,9 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
+from megatron_gopd.mcore.unpickling import Reader
+from megatron_gopd.runs import DamagedError
+
 
 # ---------------------------------------------------------------- plain torch AdamW in the distributed optimizer
 def _keep_adamw_steps_apart(module) -> None:
@@ -101,6 +104,20 @@ def _writers_answer_without_a_server(module) -> None:
     module.get_write_results_queue = lambda mp_mode="fork": _AnswerOfFork()
 
 
+def _readers_run_no_code(module) -> None:
+    """PyTorch's reader unpickles .metadata, and its planner what lies beside tensors, as they come."""
+    module.FileSystemReader = Reader
+
+
+def _no_common_part_of_old(module) -> None:
+    """What older Megatrons pickled beside the format; no checkpoint of this package has one."""
+
+    def load_common(folder: str):
+        raise DamagedError(f"{folder}/{module.COMMON_STATE_FNAME} is not of megatron-gopd, and was not read; remove it")
+
+    module.load_common = load_common
+
+
 # ---------------------------------------------------------------- Transformer Engine
 def _native_linears_accumulate_unfused(module) -> None:
     """Transformer Engine's layers add gradients to main_grad within the GEMM. Megatron's own need APEX for that, and
@@ -159,6 +176,8 @@ def _rope_of_all_rows_at_once(module) -> None:
 
 REPAIRS = {
     "megatron.core.dist_checkpointing.strategies.filesystem_async": [_writers_answer_without_a_server],
+    "megatron.core.dist_checkpointing.strategies.common": [_no_common_part_of_old],
+    "megatron.core.dist_checkpointing.strategies.torch": [_readers_run_no_code],
     "megatron.core.fp8_utils": [_amaxes_are_of_the_model],
     "megatron.core.models.common.embeddings.rope_utils": [_rope_of_all_rows_at_once],
     "megatron.core.models.common.language_module.language_module": [_tied_embeddings_ask_their_own_group],

@@ -109,3 +109,14 @@ def test_a_run_is_named_by_the_lambdas_of_its_teachers(folder, tmp_path):
     text = (tmp_path / "report" / "report.md").read_text()
     assert "| both | ExOPD λ=1.25 | s" in text
     assert "| one | G-OPD λ=1 (t), λ=1.5 (u) | s" in text
+
+
+def test_names_that_others_gave_are_shown_and_make_no_markdown_or_html(folder, tmp_path):
+    name = "a|b `c` <img src=x> [d](e) *f* \x1b[2Jg"
+    models = {"student": {"model": folder.model("s")}, "teachers": {name: {"model": folder.model("t")}}}
+    folder.run("hostile", None, **models)
+    report([folder.root], tmp_path / "report")
+    text, page = ((tmp_path / "report" / f"report.{kind}").read_text() for kind in ("md", "html"))
+    shown = r"a\|b \`c\` &lt;img src=x&gt; \[d\](e) \*f\* \\x1b\[2Jg"
+    assert f"| hostile | OPD | s | {shown} | 1 | 10 | – | no evaluation |" in text
+    assert "<img" not in text + page and "\x1b" not in text
