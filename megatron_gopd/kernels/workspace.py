@@ -50,7 +50,7 @@ def gpu_mixture_bytes(tokens: int, rows: int) -> int:
 def gpu_statistics_bytes(tokens: int, rows: int, targets: int) -> int:
     """Of a distribution loss's statistics of every part of a rank's `rows`, which one_pass keeps for the gradients.
 
-    targets: heads beside the student's. On sm_100 parts are half as long in bf16, and these twice as many.
+    targets: heads beside the student's. On sm_100 and in float32 parts are half as long, and these twice as many.
     """
     planes = PLANES + (3 * targets if targets > 1 else 0)
     return 4 * planes * tokens * -(-rows // SIDES_PART)
