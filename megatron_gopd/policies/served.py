@@ -20,9 +20,10 @@ from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.front_door import open_hf_weights
 from megatron_gopd.policies.identity import describe
 from megatron_gopd.ranks import on_first
-from megatron_gopd.servers.client import LostRequestError, RefusedError, SGLangClient, naming
+from megatron_gopd.servers.client import SGLangClient
 from megatron_gopd.servers.fingerprints import Fingerprints, checksums_of, comparable, told
 from megatron_gopd.servers.homes import Homes
+from megatron_gopd.servers.http_client import LostRequestError, RefusedError, naming
 from megatron_gopd.servers.pool import ServerPool
 from megatron_gopd.servers.top_logprobs import Scored
 

@@ -20,14 +20,8 @@ from megatron_gopd.policies.identity import fingerprint
 from megatron_gopd.policies.served import ServedScorer, refuse_unlike, told_tokens
 from megatron_gopd.ranks import is_first, on_first
 from megatron_gopd.servers import wire
-from megatron_gopd.servers.client import (
-    MOST_BYTES,
-    LostRequestError,
-    RefusedError,
-    SGLangClient,
-    UnknownPathError,
-    naming,
-)
+from megatron_gopd.servers.client import SGLangClient
+from megatron_gopd.servers.http_client import MOST_BYTES, LostRequestError, RefusedError, UnknownPathError, naming
 
 
 class ServedStates(ServedScorer):

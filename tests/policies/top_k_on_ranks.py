@@ -66,8 +66,8 @@ class StandIn:
     def __init__(self, said: Answers):
         self.said = said
 
-    def score_top(self, rows: list[Row], top_k: int) -> list[Scored]:
-        assert top_k == TOP_K
+    def score_top(self, rows: list[Row], top_k: int, names: list[str]) -> list[Scored]:
+        assert top_k == TOP_K and len(names) == len(rows)
         return [self.said[(*row.prompt_tokens, *row.response_tokens)] for row in rows]
 
 
