@@ -53,7 +53,7 @@ class Run(Section):
 
 class Data(Section):
     train: PathText | list[PathText] = Field(description="jsonl or parquet file(s) of prompts")
-    batch_size: int = Field(ge=1, description="prompts a step")
+    batch_size: int = Field(ge=1, le=2**20, description="prompts a step")
     max_prompt_tokens: int = Field(2048, ge=1, description="longer prompts are left out and counted")
     prompt_template: Literal["none", "math", "code"] = "none"
     chat_template_kwargs: dict = Field(default_factory=lambda: {"enable_thinking": False})
@@ -69,7 +69,7 @@ class Rollout(Section):
     sglang: RolloutServers = Field(default_factory=RolloutServers, description="of engine: sglang")
     max_response_tokens: int = Field(16384, ge=1)
     temperature: float = Field(1.0, gt=0)
-    samples_per_prompt: int = Field(1, ge=1)
+    samples_per_prompt: int = Field(1, ge=1, le=2**12)
     max_batch_size: int = Field(64, ge=1, description="sequences a rank, or a server, decodes at a time")
     max_staleness: Literal[0, 1] = Field(0, description="1: sample the next batch while this one trains")
     start_logprob_abs_diff: float = Field(

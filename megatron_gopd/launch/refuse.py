@@ -11,21 +11,19 @@ from typing import get_args, get_type_hints
 
 from megatron_gopd.config import Config, Layout
 from megatron_gopd.config.placement import idle, lay_out
-from megatron_gopd.config.secret import looks_secret, refusal
 from megatron_gopd.errors import UserError
 from megatron_gopd.launch import slurm
 from megatron_gopd.launch.request import Request
+from megatron_gopd.launch.words import check_words
 
 # file systems of one machine; NFS, Lustre, GPFS, BeeGFS, CephFS, WekaFS and the like are of all
 OF_ONE_MACHINE = {"ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "ramfs", "overlay", "zfs", "f2fs"}
 MOST = 100_000  # nodes, GPUs of one, jobs in a chain: nobody waits for more to be laid out
-OF_SBATCH = {"ALL": "every variable there is", "NONE": "no variable", "NIL": "no variable"}
 
 
 def check_request(request: Request, configs: list[Config]) -> list[str]:
     """What to warn of. Raises UserError for what can be told from the request alone."""
-    _check_exports(request)
-    _check_words(request, configs)
+    check_words(request, configs)
     _check_counts(request)
     _check_times(request)
     _check_container(request)
@@ -156,42 +154,6 @@ def _check_container(request: Request) -> None:
         raise UserError(f"--container-runtime {request.container_runtime}: choose {' or '.join(known)}")
     if request.container_mounts and not request.container_image:
         raise UserError("--container-mounts without a container: name its --container-image")
-
-
-def _check_exports(request: Request) -> None:
-    for name in request.export:
-        if "=" in name:
-            raise UserError(f"--export {name.partition('=')[0]}=...: name the variable only; its value comes from here")
-        if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
-            raise UserError(f"--export {name!r}: a variable's name is of letters, digits and _")
-        if name in OF_SBATCH:
-            raise UserError(f"--export {name}: sbatch takes that for {OF_SBATCH[name]}; name each variable")
-
-
-def _check_words(request: Request, configs: list[Config]) -> None:
-    """What programs of the script would take for an option of theirs, or for several values; and secrets."""
-    folders = list(dict.fromkeys(config.run.folder for config in configs))
-    given = [("the configuration", request.config), ("--python", request.python), ("--serve", request.serve)]
-    given += [("--container-image", request.container_image), *(("run.folder", folder) for folder in folders)]
-    for name, value in given:
-        if str(value or "").startswith("-"):
-            raise UserError(f"{name} {str(value)!r} begins with a dash, as an option does: give it another name")
-    for folder in folders if request.container_image else ():
-        if set(folder) & set(",:"):
-            raise UserError(f"run.folder {folder!r}: mounts of a container are told apart by , and :, so take them out")
-    for name in ("serve", "sbatch", "container_image", "container_mounts"):
-        value = getattr(request, name) or ""
-        for text in value if isinstance(value, tuple) else [value]:
-            if (secret := _secret_word(text)) is not None:
-                raise refusal(f"--{name.replace('_', '-')} ...{secret}...")
-
-
-def _secret_word(text: str) -> str | None:
-    """The name of the first option or variable in a command line that is given a secret; what is in $NAME is not."""
-    for found in re.finditer(r"(?=(?<![\w-])-*(\w[\w-]*)[= ]+['\"]?([^\s'\"]+))", text):  # also within another
-        if looks_secret(*found.groups()) and not found[2].startswith(("$", "-")):
-            return found[1]
-    return "" if looks_secret("", text) else None
 
 
 def _check_names(configs: list[Config]) -> None:

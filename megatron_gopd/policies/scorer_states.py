@@ -14,7 +14,8 @@ from megatron_gopd.policies.served_model import refuse_unlike
 from megatron_gopd.policies.served_states import ServedStates
 from megatron_gopd.ranks import on_first
 from megatron_gopd.servers import wire
-from megatron_gopd.servers.client import MOST_BYTES, LostRequestError, RefusedError, SGLangClient, UnknownPathError
+from megatron_gopd.servers.client import SGLangClient
+from megatron_gopd.servers.http_client import MOST_BYTES, LostRequestError, RefusedError, UnknownPathError
 
 
 class ScorerStates(ServedStates):

@@ -17,8 +17,9 @@ from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.policies.identity import describe
 from megatron_gopd.policies.served_model import differences, refuse_another_model, refuse_unlike
 from megatron_gopd.ranks import on_first
-from megatron_gopd.servers.client import LostRequestError, RefusedError, SGLangClient, UnknownPathError, naming
+from megatron_gopd.servers.client import SGLangClient
 from megatron_gopd.servers.homes import Homes
+from megatron_gopd.servers.http_client import LostRequestError, RefusedError, UnknownPathError, naming
 from megatron_gopd.servers.pool import ServerPool
 from megatron_gopd.servers.top_logprobs import Scored
 

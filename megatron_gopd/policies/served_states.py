@@ -18,7 +18,8 @@ from megatron_gopd.mcore.hf_folder import all_finite
 from megatron_gopd.policies.hidden_states import Held
 from megatron_gopd.policies.served import ServedScorer
 from megatron_gopd.ranks import is_first
-from megatron_gopd.servers.client import RefusedError, SGLangClient, naming
+from megatron_gopd.servers.client import SGLangClient
+from megatron_gopd.servers.http_client import RefusedError, naming
 
 
 class ServedStates(ServedScorer):

@@ -11,8 +11,9 @@ from megatron_gopd.data.packing import Row
 from megatron_gopd.policies.served_model import refuse_unlike
 from megatron_gopd.policies.served_states import ServedStates
 from megatron_gopd.policies.target_heads import lm_head
-from megatron_gopd.servers.client import RefusedError, SGLangClient
+from megatron_gopd.servers.client import SGLangClient
 from megatron_gopd.servers.hidden_states import hidden_states, refusal_of_settings
+from megatron_gopd.servers.http_client import RefusedError
 
 PROVED = 64  # tokens of a proof
 UNLIKE = 0.25  # nats a token, on average: bf16 alone is off by some hundredths

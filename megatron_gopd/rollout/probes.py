@@ -9,7 +9,8 @@ import numpy as np
 
 from megatron_gopd.config.schema import LOGPROB_CEILING
 from megatron_gopd.data.packing import Row
-from megatron_gopd.servers.client import LostRequestError, SGLangClient
+from megatron_gopd.servers.client import SGLangClient
+from megatron_gopd.servers.http_client import LostRequestError
 
 TEMPERATURE = 1.0  # the only one SGLang scores given tokens at
 TEXTS = (

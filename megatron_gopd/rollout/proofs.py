@@ -8,8 +8,8 @@ from megatron_gopd.config import Config
 from megatron_gopd.data.packing import Row
 from megatron_gopd.errors import UserError
 from megatron_gopd.rollout import probes
-from megatron_gopd.servers.client import LostRequestError, RefusedError
 from megatron_gopd.servers.fingerprints import Fingerprints, checksums_of, told
+from megatron_gopd.servers.http_client import LostRequestError, RefusedError
 from megatron_gopd.servers.pool import ServerPool
 from megatron_gopd.servers.server import Server
 

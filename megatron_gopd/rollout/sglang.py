@@ -28,8 +28,9 @@ from megatron_gopd.rollout.protocol import Exports
 from megatron_gopd.rollout.sampling import Growing, Response
 from megatron_gopd.rollout.server_weights import ServerWeights
 from megatron_gopd.rollout.trajectories import trajectory_of
-from megatron_gopd.servers.client import Answer, LostRequestError, RefusedError, SGLangClient, naming
+from megatron_gopd.servers.client import Answer, SGLangClient
 from megatron_gopd.servers.homes import Homes
+from megatron_gopd.servers.http_client import LostRequestError, RefusedError, naming
 from megatron_gopd.servers.pool import ServerPool, Together
 
 # everything that a server would otherwise take from the model's generation_config.json

@@ -13,8 +13,8 @@ from torch import Tensor
 from megatron_gopd.config import Config
 from megatron_gopd.config.models import refusal_of_ranks
 from megatron_gopd.errors import UserError
-from megatron_gopd.servers.client import LostRequestError, RefusedError
 from megatron_gopd.servers.fingerprints import comparable
+from megatron_gopd.servers.http_client import LostRequestError, RefusedError
 from megatron_gopd.servers.pool import ServerPool
 from megatron_gopd.servers.server import Server
 from megatron_gopd.srun import this_node

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from megatron_gopd.config.models import WHOLE_STATES
-from megatron_gopd.servers.client import MOST_BYTES, LostRequestError, RefusedError, SGLangClient
+from megatron_gopd.servers.client import SGLangClient
+from megatron_gopd.servers.http_client import MOST_BYTES, LostRequestError, RefusedError
 
 NUMBER_BYTES, MOST_NUMBER_BYTES = 19.4, 32  # of an answer, with its comma: in the mean, and at most
 READ_BYTES_PER_S = 150e6  # of answers, by one process

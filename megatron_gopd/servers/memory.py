@@ -6,7 +6,7 @@ import asyncio
 import time
 
 from megatron_gopd.errors import UserError
-from megatron_gopd.servers.client import LostRequestError, RefusedError
+from megatron_gopd.servers.http_client import LostRequestError, RefusedError
 from megatron_gopd.servers.server import STARTS, Server, State
 from megatron_gopd.servers.supervisor import LostServersError, Supervisor
 

@@ -17,8 +17,9 @@ from megatron_gopd.config.placement import gpus_of_servers
 from megatron_gopd.config.schema import Servers
 from megatron_gopd.errors import UserError
 from megatron_gopd.machine import visible_gpus
-from megatron_gopd.servers.client import LostRequestError, RefusedError, SGLangClient
+from megatron_gopd.servers.client import SGLangClient
 from megatron_gopd.servers.homes import Here, There
+from megatron_gopd.servers.http_client import LostRequestError, RefusedError
 from megatron_gopd.servers.launch import Launch
 from megatron_gopd.servers.loop import Background
 from megatron_gopd.servers.memory import Memory

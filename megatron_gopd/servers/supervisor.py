@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from megatron_gopd.config.schema import Servers
 from megatron_gopd.errors import UserError
-from megatron_gopd.servers.client import LostRequestError, RefusedError
+from megatron_gopd.servers.http_client import LostRequestError, RefusedError
 from megatron_gopd.servers.launch import Launch
 from megatron_gopd.servers.server import STARTS, Server, State
 

@@ -18,7 +18,7 @@ CASES = {
     "a mapping that merges itself": ("logging: &a {<<: *a}", "an alias stands within"),
     "lists of lists": (LAUGHS, "it holds more than 100000 values, as its aliases repeat them"),
     "merges of merges": (MERGES, "it holds more than 100000 values, as its aliases repeat them"),
-    "brackets": (f"logging: {'[' * 100_000}", "it is nested too deeply"),
+    "brackets": (f"logging: {'[' * 10_000}", "it is nested too deeply"),
     "no date": ("logging: 2024-99-99", "month must be in"),
     "a number of 10000 digits": (f"logging: {'1' * 10_000}", "not YAML: "),
     "a python object": ("logging: !!python/object/apply:os.system [touch owned]", "could not determine a constructor"),
@@ -34,7 +34,7 @@ def test_it_is_a_message(load, case):
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("value", ["&a [*a]", "[" * 100_000, "2024-99-99", "1" * 10_000])
+@pytest.mark.parametrize("value", ["&a [*a]", "[" * 10_000, "2024-99-99", "1" * 10_000])
 def test_in_an_override_too(load, value):
     with pytest.raises(UserError, match="the value is not YAML; quote it") as caught:
         load(MINIMAL, f"run.seed={value}")

@@ -131,3 +131,10 @@ def test_apptainer_binds_a_relative_run_folder_with_the_current_one(run_file):
     """It refuses a relative destination."""
     script = render(Request(run_file, overrides=("run.folder=runs",), **PLACEMENTS["apptainer"]))
     assert 'inside=(apptainer exec --nv --bind "$PWD" image.sif)' in script
+
+
+def test_a_folder_with_blanks_is_one_word_everywhere(run_file):
+    script = render(Request(run_file, overrides=("run.folder='/a b/-c'",)))
+    assert "#SBATCH --output='/a b/-c/tiny/slurm/job-%j.log'\n" in script
+    done = bash(script[: script.index("attempt=")] + '\nprintf "%s\\n" "$run" "${overrides[@]}"')
+    assert done.stdout.splitlines() == ["/a b/-c/tiny", "run.folder='/a b/-c'"]

@@ -70,8 +70,8 @@ class StandIn:
     def __init__(self, said: Answers, reference: Path):
         self.said, self.reference = said, reference
 
-    def score_top(self, rows: list[Row], top_k: int) -> list[Scored]:
-        assert top_k == TOP_K
+    def score_top(self, rows: list[Row], top_k: int, names: list[str]) -> list[Scored]:
+        assert top_k == TOP_K and len(names) == len(rows)
         return [self.said[(*row.prompt_tokens, *row.response_tokens)] for row in rows]
 
     def score_ids(self, rows: list[Row], ids: list[np.ndarray]) -> list[np.ndarray]:

@@ -9,7 +9,7 @@ import pytest
 
 from megatron_gopd.config.models import RolloutServers
 from megatron_gopd.rollout.updates import InBuckets, UpdateError
-from megatron_gopd.servers.client import LostRequestError
+from megatron_gopd.servers.http_client import LostRequestError
 
 
 def test_servers_that_have_begun_are_told_to_end_where_another_is_lost():

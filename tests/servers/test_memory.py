@@ -10,7 +10,7 @@ import pytest
 
 from megatron_gopd.config.models import Servers
 from megatron_gopd.errors import UserError
-from megatron_gopd.servers.client import LostRequestError, RefusedError
+from megatron_gopd.servers.http_client import LostRequestError, RefusedError
 from megatron_gopd.servers.memory import Memory
 from megatron_gopd.servers.server import State
 from megatron_gopd.servers.supervisor import LostServersError
