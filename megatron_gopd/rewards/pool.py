@@ -20,7 +20,7 @@ from typing import Self
 from pebble import ProcessExpired, ProcessPool
 
 from megatron_gopd.config.schema import Sandbox
-from megatron_gopd.cores import run_on, usable_cores
+from megatron_gopd.cores import processes_for, run_on, usable_cores
 from megatron_gopd.errors import STOP_SIGNALS
 from megatron_gopd.rewards.code import code
 from megatron_gopd.rewards.custom import CustomReward
@@ -64,8 +64,8 @@ class GraderPool:
         if kind == "code":
             sandbox = sandbox or Sandbox()
             self._grader: Grader = partial(code, sandbox=sandbox)
-            workers = workers or sandbox.workers or len(self._cores)
-            timeout_s = timeout_s or sandbox.seconds + SANDBOX_GRACE_S
+            workers = workers or sandbox.workers or processes_for(self._cores)
+            timeout_s = timeout_s or sandbox.wall_seconds + SANDBOX_GRACE_S
         else:
             self._grader = custom or GRADERS[kind]
             timeout_s = timeout_s or (CUSTOM_S if custom else None)
