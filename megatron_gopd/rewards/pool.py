@@ -26,7 +26,7 @@ from megatron_gopd.rewards.code import code
 from megatron_gopd.rewards.custom import CustomReward
 from megatron_gopd.rewards.grade import Grade
 from megatron_gopd.rewards.graders import GRADERS
-from megatron_gopd.rewards.sandbox import SandboxError
+from megatron_gopd.rewards.sandbox import SandboxError, remove_those_of_the_dead
 
 Grader = Callable[..., float | Grade]
 CRASH = "crash: "  # how the problem of an answer begins that broke its grader
@@ -141,6 +141,7 @@ class GraderPool:
             self._pool.stop()
             self._pool.join()
             self._pool = None
+            remove_those_of_the_dead()
 
 
 def _is_graded(future: Future) -> bool:

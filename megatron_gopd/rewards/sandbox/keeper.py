@@ -38,7 +38,11 @@ def in_jail(work: Work, files: dict[str, str], held_bytes: int, settings: Sandbo
             return _in_child(lambda writing: _limited(work, files, settings, folder, writing), settings)
     total = held_bytes + sum(len(text.encode(errors="replace")) for text in files.values())
     memory = settings.memory_mb * MEBIBYTE + total
-    return _in_child(lambda writing: _keep(work, files, memory, settings, writing), settings)
+    before = memory_cgroup.kills()
+    answer = _in_child(lambda writing: _keep(work, files, memory, settings, writing), settings)
+    if answer["problem"] and memory_cgroup.kills() > before:
+        answer["problem"] = f"{answer['problem'].partition(': ')[0]}: too much memory"
+    return answer
 
 
 def _in_child(keep: Callable[[int], None], settings: Sandbox) -> dict:

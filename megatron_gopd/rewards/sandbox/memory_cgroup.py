@@ -18,13 +18,21 @@ def join(limit: int) -> None:
     if parent is None:
         return
     group = parent / f"{PREFIX}{os.getppid()}"
-    if not group.exists():
-        _remove_those_of_the_dead(parent)
     with suppress(OSError):  # another process may change what this one has seen
         group.mkdir(exist_ok=True)
         for name, value in _limits(group, limit + MARGIN).items():
             (group / name).write_text(str(value))
         (group / "cgroup.procs").write_text("0")
+
+
+def kills() -> int:
+    """Processes that the kernel has ended in the group of this process, a worker, for there was no memory left."""
+    parent = place()
+    for name in ("memory.events", "memory.oom_control"):  # of version 2, of version 1
+        with suppress(OSError):
+            lines = Path(parent or "/none", f"{PREFIX}{os.getpid()}", name).read_text().splitlines()
+            return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+    return 0
 
 
 def place() -> Path | None:
@@ -55,8 +63,10 @@ def _limits(group: Path, limit: int) -> dict[str, int]:
     return {name: value for name, value in wanted.items() if (group / name).exists()}
 
 
-def _remove_those_of_the_dead(parent: Path) -> None:
-    for group in parent.glob(f"{PREFIX}*"):
+def remove_those_of_the_dead() -> None:
+    """The groups of workers that are no more; they are made anew where one is needed after all."""
+    parent = place()
+    for group in parent.glob(f"{PREFIX}*") if parent else ():
         if not Path("/proc", group.name.removeprefix(PREFIX)).exists():
             with suppress(OSError):  # it is not empty: of a worker in another container
                 group.rmdir()
