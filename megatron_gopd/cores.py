@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
+
+from megatron_gopd.cgroups import cores_of_quota
 
 
 def usable_cores() -> frozenset[int]:
     """Those of this process, by their numbers on the machine."""
     known = hasattr(os, "sched_getaffinity")  # on Linux
     return frozenset(os.sched_getaffinity(0) if known else range(os.cpu_count() or 1))
+
+
+def processes_for(cores: Collection[int]) -> int:
+    """How many can compute at a time on these: a control group, as of a container, may give less than their time."""
+    quota = cores_of_quota()
+    return len(cores) if quota is None else max(1, min(len(cores), round(quota)))
 
 
 def run_on(cores: frozenset[int]) -> None:

@@ -142,12 +142,18 @@ class Sandbox(Section):
     isolation: Literal["namespaces", "limits"] = Field(
         "namespaces", description="limits: without them; the network and the files of this machine stay open"
     )
-    seconds_per_test: float = Field(10.0, gt=0, description="wall time")
-    seconds: float = Field(60.0, gt=0, description="wall time of all tests of one answer")
+    seconds_per_test: float = Field(10.0, gt=0, description="processor time of a program and all it starts")
+    seconds: float = Field(60.0, gt=0, description="processor time of all tests of one answer")
+    wall_factor: float = Field(5.0, ge=1, description="so many times these in wall time end a program that sleeps")
     memory_mb: int = Field(2048, ge=128, description="of all processes of a program, in MiB")
     processes: int = Field(32, ge=1, description="and threads, of a program")
     scratch_mb: int = Field(64, ge=1, description="that a program may write into its folder and into /dev/shm, in MiB")
     workers: int | None = Field(None, ge=1, description="programs run at a time on each node; default: one a core")
+
+    @property
+    def wall_seconds(self) -> float:
+        """Of all tests of one answer, at most."""
+        return self.seconds * self.wall_factor
 
 
 class Checkpoint(Section):

@@ -56,4 +56,4 @@ class Labelled:
             raise UserError("no label to grade against; add `label`, `answer` or `ground_truth`")
         if kind == "code" and prompt.tests is None:
             raise UserError("no tests to grade against; add `tests`")
-        check_gold(kind, prompt)
+        check_gold(kind, prompt, self.sandbox)

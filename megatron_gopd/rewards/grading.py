@@ -14,6 +14,7 @@ from megatron_gopd.rewards.custom import CustomReward
 from megatron_gopd.rewards.grade import Grade
 from megatron_gopd.rewards.graders import GRADERS
 from megatron_gopd.rewards.pool import CRASH, GraderPool
+from megatron_gopd.rewards.sandbox import too_large
 from megatron_gopd.rewards.tests import parse_tests
 
 WAY_OUT = {
@@ -44,14 +45,16 @@ def check_gradable(rewards: str, prompts: Sequence[Prompt], sandbox: Sandbox, *,
                 raise UserError(
                     WAY_OUT.get(rewards, f"no label, and rewards: {rewards}; add `label`, `answer` or `ground_truth`")
                 )
-            check_gold(kind, prompt)
+            check_gold(kind, prompt, sandbox)
     check_machine({rewards, *kinds}, sandbox)
 
 
-def check_gold(kind: str | None, prompt: Prompt) -> None:
-    """Raises UserError: tests that cannot be read, or several answers of which nothing says that each is right."""
-    if kind == "code":
-        parse_tests(prompt.tests)
+def check_gold(kind: str | None, prompt: Prompt, sandbox: Sandbox) -> None:
+    """Raises UserError: tests that cannot be read, that no sandbox of this size can hold, or several answers of which
+    nothing says that each is right.
+    """
+    if kind == "code" and (problem := too_large(parse_tests(prompt.tests), sandbox)):
+        raise UserError(f"tests: {problem}")
     if kind in GRADERS and prompt.golds and not prompt.any_of:
         raise UserError(
             f"the label is a list of {len(prompt.golds)} answers: {prompt.label[:80]}; give the one that is right, or, "

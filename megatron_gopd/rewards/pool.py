@@ -20,13 +20,13 @@ from typing import Self
 from pebble import ProcessExpired, ProcessPool
 
 from megatron_gopd.config.schema import Sandbox
-from megatron_gopd.cores import run_on, usable_cores
+from megatron_gopd.cores import processes_for, run_on, usable_cores
 from megatron_gopd.errors import STOP_SIGNALS
 from megatron_gopd.rewards.code import code
 from megatron_gopd.rewards.custom import CustomReward
 from megatron_gopd.rewards.grade import Grade
 from megatron_gopd.rewards.graders import GRADERS
-from megatron_gopd.rewards.sandbox import SandboxError
+from megatron_gopd.rewards.sandbox import SandboxError, remove_those_of_the_dead
 
 Grader = Callable[..., float | Grade]
 CRASH = "crash: "  # how the problem of an answer begins that broke its grader
@@ -64,8 +64,8 @@ class GraderPool:
         if kind == "code":
             sandbox = sandbox or Sandbox()
             self._grader: Grader = partial(code, sandbox=sandbox)
-            workers = workers or sandbox.workers or len(self._cores)
-            timeout_s = timeout_s or sandbox.seconds + SANDBOX_GRACE_S
+            workers = workers or sandbox.workers or processes_for(self._cores)
+            timeout_s = timeout_s or sandbox.wall_seconds + SANDBOX_GRACE_S
         else:
             self._grader = custom or GRADERS[kind]
             timeout_s = timeout_s or (CUSTOM_S if custom else None)
@@ -141,6 +141,7 @@ class GraderPool:
             self._pool.stop()
             self._pool.join()
             self._pool = None
+            remove_those_of_the_dead()
 
 
 def _is_graded(future: Future) -> bool:

@@ -178,12 +178,12 @@ def test_a_user_without_privileges_grades_alike(isolation):
 
 
 def test_a_kernel_that_refuses_is_an_error_and_no_grade(monkeypatch):
-    from megatron_gopd.rewards.sandbox import SandboxError, jail
+    from megatron_gopd.rewards.sandbox import SandboxError, keeper
 
     def refuse(flags: int) -> None:
         raise PermissionError(1, "unshare: Operation not permitted")
 
-    monkeypatch.setattr(jail.linux, "unshare", refuse)
+    monkeypatch.setattr(keeper.linux, "unshare", refuse)
     with pytest.raises(SandboxError, match="unshare: Operation not permitted"):
         code(fenced(PROGRAM), json.dumps(SQUARE), CALM)
 

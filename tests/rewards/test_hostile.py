@@ -13,15 +13,19 @@ import pytest
 
 from megatron_gopd.config.schema import Sandbox
 from megatron_gopd.rewards import GraderPool
-from megatron_gopd.rewards.sandbox.jail import GRACE_S, UID, UIDS
+from megatron_gopd.rewards.sandbox.keeper import GRACE_S
+from megatron_gopd.rewards.sandbox.users import FEW, FIRST
 from tests.rewards.hostile import programs
+from tests.rewards.somebody import UID as SOMEBODY
+from tests.rewards.somebody import grades_by, needs_root, processes_of
 
-SANDBOX = Sandbox(seconds_per_test=2, seconds=3, memory_mb=256, processes=16, scratch_mb=4, workers=2)
+SANDBOX = Sandbox(seconds_per_test=2, seconds=3, wall_factor=2, memory_mb=256, processes=16, scratch_mb=4, workers=2)
 SECRET = "what nobody may read"
 QUICK = (
-    "forks/forks_though_refused output/one_line_without_end memory/in_children memory/memory_files time/masks_signals "
-    "signals/kills_everyone_with_9 files/removes_everything files/reads_the_canary network/connects "
-    "cheats/exits_at_once calls/a_pickle_that_runs calls/kills_the_checker"
+    "forks/forks_though_refused output/one_line_without_end memory/in_children memory/shared_and_out_of_sight "
+    "time/masks_signals signals/kills_everyone_with_9 files/removes_everything files/reads_the_canary network/connects "
+    "privileges/a_user_namespace referee/lowers_its_limits cheats/exits_at_once calls/a_pickle_that_changes_a_class "
+    "calls/kills_the_checker"
 ).split()
 
 
@@ -53,12 +57,17 @@ def grade(pool, bait):
     """grade(names) -> the grades of these programs, by name."""
 
     def grade(names: list[str] | None = None) -> dict:
-        found = programs(CANARY=str(bait.canary), PORT=str(bait.port))
-        names = names or list(found)
-        answers = [f"```python\n{found[name]}\n```" for name in names]
-        return dict(zip(names, pool.grade(answers, [cases_of(name) for name in names]), strict=True))
+        names, answers, tests = asked(names, bait)
+        return dict(zip(names, pool.grade(answers, tests), strict=True))
 
     return grade
+
+
+def asked(names: list[str] | None, bait) -> tuple[list[str], list[str], list[str]]:
+    """Names, answers and tests of these programs, or of all."""
+    found = programs(CANARY=str(bait.canary), PORT=str(bait.port))
+    names = names or list(found)
+    return names, [f"```python\n{found[name]}\n```" for name in names], [cases_of(name) for name in names]
 
 
 def cases_of(name: str) -> str:
@@ -76,7 +85,7 @@ def everything_is_as_it_was(bait, pool) -> None:
         each.setblocking(False)
         with pytest.raises(BlockingIOError):
             each.recv(1) if each.type == socket.SOCK_DGRAM else each.accept()
-    users = {UID + worker % UIDS for worker in worker_pids()} if os.getuid() == 0 else set()
+    users = {*FEW, *range(FIRST, FIRST + (1 << 22))} if os.getuid() == 0 else {}
     left = [process.info for process in psutil.process_iter(["uids", "cmdline"]) if process.info["uids"].real in users]
     assert left == []
     assert all(not psutil.Process(worker).children() for worker in worker_pids())
@@ -93,18 +102,24 @@ def test_a_hostile_program_is_contained(grade, pool, bait, name):
     result = grade([name])[name]
     assert result.score == 0.0
     assert result.problem
-    assert time.monotonic() - started < SANDBOX.seconds + GRACE_S + 30  # of a busy machine
+    assert time.monotonic() - started < SANDBOX.wall_seconds + GRACE_S + 30  # of a busy machine
     assert worker_pids() == workers
     everything_is_as_it_was(bait, pool)
 
 
-def test_there_are_200_hostile_programs():
-    assert len(set(programs().values())) >= 200
+def test_the_quick_ones_are_of_every_kind():
+    assert {name.split("/")[0] for name in QUICK} == {name.split("/")[0] for name in programs()}
+    assert len(set(programs().values())) >= 300
+
+
+@needs_root
+def test_hostile_programs_are_contained_for_a_user_without_privileges(bait):
+    everyone_is_refused(QUICK, bait)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_200_hostile_programs_are_contained(grade, pool, bait):
+def test_300_hostile_programs_are_contained(grade, pool, bait):
     workers = worker_pids()
     grades = grade()
     assert {name: grade for name, grade in grades.items() if grade.score or not grade.problem} == {}
@@ -112,6 +127,22 @@ def test_200_hostile_programs_are_contained(grade, pool, bait):
     everything_is_as_it_was(bait, pool)
     for name, result in grades.items():
         print(f"{name}: {result.problem}")
+
+
+@needs_root
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_300_hostile_programs_are_contained_for_a_user_without_privileges(bait):
+    everyone_is_refused(None, bait)
+
+
+def everyone_is_refused(names: list[str] | None, bait) -> None:
+    """None is right, none ends the grading of the others, and none of the user's processes outlives it."""
+    names, answers, tests = asked(names, bait)
+    grades = grades_by(SOMEBODY, answers, tests, **SANDBOX.model_dump())
+    assert {name: grade for name, grade in zip(names, grades, strict=True) if grade[0] or not grade[1]} == {}
+    assert bait.canary.read_text() == SECRET
+    assert processes_of(SOMEBODY) == []
 
 
 def test_an_honest_program_passes_beside_hostile_ones(grade):

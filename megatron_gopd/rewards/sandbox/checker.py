@@ -1,4 +1,7 @@
-"""Holds the tests and calls the answer's functions, which live in another process of the sandbox."""
+"""Holds the tests and calls the answer's functions, which live in another process of the sandbox.
+
+Requests are pickled. Replies are not: they come from a program that may be hostile.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,15 @@ import io
 import json
 import os
 import pickle
-import select
 import struct
 import sys
-import time
 import types
 
 from megatron_gopd.rewards.entry import names_for
 from megatron_gopd.rewards.sandbox import remote
 from megatron_gopd.rewards.sandbox.programs import Outcome
-from megatron_gopd.rewards.sandbox.server import SAFE, VIEWS, exception
+from megatron_gopd.rewards.sandbox.replies import value_of
+from megatron_gopd.rewards.sandbox.server import VIEWS, exception
 from megatron_gopd.rewards.tests import Calls, Tests, same_value
 
 REQUESTS, REPLIES, VERDICT = 3, 4, 1  # descriptors
@@ -27,15 +29,10 @@ class EndedError(BaseException):
     """The program's process ended, or sent what is no reply. No `except Exception` of a test takes it for an error."""
 
 
-class LateError(BaseException):
-    """The time of a test is over."""
-
-
 class Link:
-    """Calls into the program; `deadline` bounds the wait for a reply, `failure` is what ended the program's part."""
+    """Calls into the program; `failure` is what ended the program's part. The referee ends what waits too long."""
 
     def __init__(self) -> None:
-        self.deadline = 0.0
         self.failure: BaseException | None = None
         self.functions: list = []  # of the tests, which the program may call
         self.objects: dict = {}  # number -> an object of the program
@@ -48,7 +45,7 @@ class Link:
     def reply(self):
         """What a call returned, after the program's own calls of the tests' functions.
 
-        Raises what the call raised, LateError or EndedError.
+        Raises what the call raised, or EndedError.
         """
         while True:
             kind, *values = self._receive()
@@ -59,6 +56,8 @@ class Link:
                 if isinstance(error, StopIteration | StopAsyncIteration):
                     raise remote.StoppedError(f"{values[0]}: {values[1]}")
                 raise error
+            if kind != "call":
+                raise self.failed(EndedError("a reply of no known kind"))
             self._send(self._called(*values))
 
     def _called(self, number: int, args: tuple, kwargs: dict) -> bytes:
@@ -78,15 +77,27 @@ class Link:
         (size,) = struct.unpack("<Q", self._read(8))
         if size > MAX_REPLY:
             raise self.failed(EndedError("a reply of more than 256 MiB"))
-        unpickler = _Unpickler(io.BytesIO(self._read(size)))
-        unpickler.link = self
-        return unpickler.load()
+        try:
+            kind, *values = value_of(self._read(size), self._kept)
+        except Exception as error:  # noqa: BLE001  whatever is wrong with it
+            raise self.failed(EndedError(f"a reply that cannot be read: {error}"[:150])) from None
+        return kind, *values
+
+    def _kept(self, kind: str, sent):
+        """What stayed with the program, or never left the tests."""
+        if kind == "yours":
+            return self.functions[sent]
+        if kind in ("keys", "items", "values"):
+            return getattr(remote.under(kind, sent), kind)()
+        number = sent[0]
+        if number not in self.objects:
+            make = {"object": remote.numbered, "held": remote.holding}[kind]
+            self.objects[number] = make(self, *sent)
+        return self.objects[number]
 
     def _send(self, data: bytes) -> None:
-        os.set_blocking(REQUESTS, False)
         view = memoryview(data)
         while view:
-            self._wait(REQUESTS, select.POLLOUT)
             try:
                 view = view[os.write(REQUESTS, view) :]
             except BrokenPipeError:
@@ -95,19 +106,11 @@ class Link:
     def _read(self, size: int) -> bytes:
         data = bytearray()
         while len(data) < size:
-            self._wait(REPLIES, select.POLLIN)
             chunk = os.read(REPLIES, min(size - len(data), 1 << 20))
             if not chunk:
                 raise self.failed(EndedError("the program ended early"))
             data += chunk
         return bytes(data)
-
-    def _wait(self, descriptor: int, event: int) -> None:
-        poll = select.poll()
-        poll.register(descriptor, event)
-        left = self.deadline - time.monotonic()
-        if left <= 0 or not poll.poll(left * 1000):
-            raise self.failed(LateError())
 
     def failed(self, error: BaseException) -> BaseException:
         self.failure = error
@@ -134,59 +137,41 @@ class _Pickler(pickle.Pickler):
         return (iter, (list(value),)) if isinstance(value, types.GeneratorType) else NotImplemented
 
 
-class _Unpickler(pickle.Unpickler):
-    """A reply comes from a program that may be hostile: it may name plain types only."""
+def check(tests: Tests) -> None:
+    """The whole life of the checker's process: write a line for each test that begins, then the verdict.
 
-    link: Link
-
-    def find_class(self, module: str, name: str):
-        if name in SAFE.get(module, "").split():
-            return super().find_class(module, name)
-        raise self.link.failed(EndedError(f"a reply that names {module}.{name}"[:100]))
-
-    def persistent_load(self, description: tuple):
-        kind, *values = description
-        if kind == "yours":
-            return self.link.functions[values[0]]
-        if kind not in ("object", "held"):
-            return getattr(remote.under(kind, *values), kind)()
-        number = values[0]
-        if number not in self.link.objects:
-            make = remote.numbered if kind == "object" else remote.holding
-            self.link.objects[number] = make(self.link, *values)
-        return self.link.objects[number]
-
-
-def check(tests: Tests, seconds_per_test: float, packages: str) -> None:
-    """The whole life of the checker's process: write the verdict, JSON {"problem": text or null}."""
-    sys.path.append(packages)  # what this process could import before is not there any more
+    The verdict is JSON, {"problem": text or null}.
+    """
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    link = Link()
-    problem = _problem(link, tests, seconds_per_test)
+    sys.set_int_max_str_digits(0)  # as in the program
+    problem = _problem(Link(), tests)
     os.write(VERDICT, json.dumps({"problem": problem}).encode())
     os._exit(0)
 
 
 def verdict(outcome: Outcome) -> str | None:
     """What `check` wrote; where the program ended by itself, with the last line it wrote of an error."""
-    problem = json.loads(outcome.output)["problem"]
+    said = outcome.output.rpartition(b"\n")[2]
+    if outcome.problem == "timeout":
+        begun = outcome.output.count(b"\n")
+        return f"test {max(1, begun)}: timeout"
+    if outcome.problem or not said:
+        return outcome.problem or "the tests were ended"
+    problem = json.loads(said)["problem"]
     last = outcome.errors.decode(errors="replace").strip().rsplit("\n", 1)[-1][:200]
     return f"{problem}: {last}" if problem and "ended early" in problem and last else problem
 
 
-def _problem(link: Link, tests: Tests, seconds: float) -> str | None:
+def _problem(link: Link, tests: Tests) -> str | None:
     number = 1
     try:
-        link.deadline = time.monotonic() + seconds
         defined = link.reply()  # name -> function or class, once the program has run
         for number, test in enumerate(_steps(link, tests, defined), 1):
-            link.deadline = time.monotonic() + seconds
+            os.write(VERDICT, b"\n")
             if not test():
                 return f"test {number}: wrong answer"
             if link.failure:  # which a bare `except` of the test has taken for an error
                 raise link.failure
-    except LateError:
-        return f"test {number}: timeout"
     except AssertionError as error:
         return f"test {number}: wrong answer {error}".rstrip()[:200]
     except BaseException as error:  # noqa: BLE001  from the program, or a test that cannot work with what it returns

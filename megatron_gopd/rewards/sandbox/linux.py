@@ -5,13 +5,16 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from contextlib import suppress
+from pathlib import Path
 
 NEW_MOUNTS, NEW_UTS, NEW_IPC = 0x00020000, 0x04000000, 0x08000000  # linux/sched.h
 NEW_USER, NEW_PIDS, NEW_NETWORK = 0x10000000, 0x20000000, 0x40000000
 NOSUID, NODEV, NOEXEC, BIND, REC, PRIVATE = 2, 4, 8, 1 << 12, 1 << 14, 1 << 18  # linux/mount.h
 ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV = 1, 2, 4
 _DETACH, _AT_FDCWD, _AT_RECURSIVE = 2, -100, 0x8000
-_PDEATHSIG, _DUMPABLE, _CHILD_SUBREAPER, _NO_NEW_PRIVS = 1, 4, 36, 38  # linux/prctl.h
+_PDEATHSIG, _DUMPABLE, _SECCOMP, _CAPBSET_DROP, _CHILD_SUBREAPER, _NO_NEW_PRIVS = 1, 4, 22, 24, 36, 38  # linux/prctl.h
+_SECCOMP_MODE_FILTER = 2
 _MOUNT_SETATTR = 442  # the same number on every architecture
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -74,13 +77,36 @@ def forbid_new_privileges() -> None:
     _prctl(_NO_NEW_PRIVS, 1)
 
 
+def filter_calls(program: bytes) -> None:
+    """From here on the kernel asks this filter, an array of struct sock_filter, before every system call."""
+
+    class Filter(ctypes.Structure):  # struct sock_fprog
+        _fields_ = [("length", ctypes.c_ushort), ("program", ctypes.c_char_p)]
+
+    fprog = Filter(len(program) // 8, program)
+    _prctl(_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(fprog))
+
+
+def prefer_to_kill() -> None:
+    """Where memory runs out, this process and its children go first. Hidden ones of a user cannot say so."""
+    with suppress(PermissionError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def drop_bounding_set() -> None:
+    """The capabilities that a program it becomes could get."""
+    with suppress(OSError):  # EINVAL after the last one, EPERM for a user who has none
+        for number in range(64):
+            _prctl(_CAPBSET_DROP, number)
+
+
 def drop_capabilities() -> None:
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     _check(_libc.capset(header, (ctypes.c_uint32 * 6)()), "capset")
 
 
-def _prctl(option: int, value: int) -> None:
-    _check(_libc.prctl(option, *(ctypes.c_ulong(each) for each in (value, 0, 0, 0))), "prctl")
+def _prctl(option: int, *values: int) -> None:
+    _check(_libc.prctl(option, *(ctypes.c_ulong(each) for each in (*values, 0, 0, 0, 0)[:4])), "prctl")
 
 
 def _check(result: int, what: str) -> None:

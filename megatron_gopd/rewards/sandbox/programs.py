@@ -12,10 +12,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from megatron_gopd.rewards.sandbox import view
+from megatron_gopd.rewards.sandbox.clock import Clock
 from megatron_gopd.rewards.sandbox.jail import Jail
 
 TICK_S = 0.02
-MEMORY_EVERY_S = 0.05
+LOOK_EVERY_S, LOOK_AT_LAST_S = 0.05, 0.25  # at the time and memory that is taken
+LOOKS_SHARE = 10  # so many times a look's own time passes till the next
 MANY_FILES = 65_536  # descriptors that a child may have inherited
 OUTPUT_SLACK = 1 << 20  # bytes a program may write beyond what is expected of it
 
@@ -51,7 +53,7 @@ def start_python(jail: Jail, script: str, descriptors: dict[int, int]) -> int:
         "PYTHONUTF8": "1",
         "PYTHONHASHSEED": "0",
         "PYTHONINTMAXSTRDIGITS": "0",
-        "PYTHONPATH": f"{jail.folder}/packages",
+        "PYTHONPATH": jail.packages,
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
     }
@@ -67,6 +69,7 @@ def start(jail: Jail, run: Callable[[], None], descriptors: dict[int, int]) -> i
     sys.stdout.flush()
     child = os.fork()
     if child:
+        jail.started = True
         return child
     try:
         os.setsid()
@@ -84,7 +87,7 @@ def start(jail: Jail, run: Callable[[], None], descriptors: dict[int, int]) -> i
         os._exit(127)
 
 
-def watch(jail: Jail, pid: int, outputs: tuple[int, int], *, seconds: float, output_bytes: int) -> Outcome:
+def watch(jail: Jail, pid: int, outputs: tuple[int, int], clock: Clock, output_bytes: int) -> Outcome:
     """Read (output, errors) until the program `pid` has ended or broke a limit; close both, end all programs."""
     selector = selectors.DefaultSelector()
     captured: dict[int, bytearray] = {}
@@ -93,7 +96,7 @@ def watch(jail: Jail, pid: int, outputs: tuple[int, int], *, seconds: float, out
         selector.register(descriptor, selectors.EVENT_READ)
         captured[descriptor] = bytearray()
     try:
-        status, problem = _watch(jail, pid, selector, captured, time.monotonic() + seconds, output_bytes)
+        status, problem = _watch(jail, pid, selector, captured, clock, output_bytes)
     finally:
         selector.close()
         for descriptor in outputs:
@@ -101,22 +104,25 @@ def watch(jail: Jail, pid: int, outputs: tuple[int, int], *, seconds: float, out
     return Outcome(*(bytes(captured[each]) for each in outputs), status, problem)
 
 
-def _watch(jail, pid, selector, captured, deadline: float, output_bytes: int) -> tuple[int | None, str | None]:
-    weighed = time.monotonic()
+def _watch(jail, pid, selector, captured, clock: Clock, output_bytes: int) -> tuple[int | None, str | None]:
+    look_at, heavy = 0.0, False
     while True:
         _read(selector, captured)
         if sum(map(len, captured.values())) > output_bytes:
             return None, "too much output"
-        now = time.monotonic()
-        if now > deadline:
-            return None, "timeout"
         if (status := _reaped(pid)) is not None:
             _read(selector, captured)  # what it wrote before its end
             return status, None
-        if now - weighed > MEMORY_EVERY_S:
-            weighed = now
-            if jail.memory_in_use() > jail.settings.memory_mb << 20:
-                return None, "too much memory"
+        began = time.monotonic()
+        if began < look_at:
+            continue
+        if clock.is_late(next(iter(captured.values()))):
+            return None, "timeout"
+        was_heavy, heavy = heavy, jail.has_too_much_memory()
+        if heavy and was_heavy:  # twice: between vfork and exec, a child is as large as its parent, and is its parent
+            return None, "too much memory"
+        pause = min(max(LOOK_EVERY_S, LOOKS_SHARE * (time.monotonic() - began)), LOOK_AT_LAST_S)
+        look_at = time.monotonic() + (0.0 if heavy else pause)
 
 
 def _read(selector, captured: dict[int, bytearray]) -> None:

@@ -3,24 +3,14 @@
 import builtins
 import contextlib
 import functools
-import io
+import json
 import os
 import pickle
 import struct
 import sys
 import types
+from binascii import b2a_base64
 
-SAFE = {  # what a reply may name: plain types, and how they are made anew
-    "builtins": "int float str bytes list tuple dict set frozenset complex bytearray range slice bool",
-    "collections": "OrderedDict Counter deque defaultdict",
-    "datetime": "date time datetime timedelta timezone",
-    "decimal": "Decimal",
-    "fractions": "Fraction",
-    "numpy": "ndarray dtype",
-    "numpy._core.multiarray": "_reconstruct scalar",
-    "numpy.core.multiarray": "_reconstruct scalar",
-    "_codecs": "encode",
-}
 PROTOCOLS = ("__call__", "__iter__", "__next__", "__len__", "__bool__", "__getitem__", "__setitem__", "__delitem__")
 VIEWS = {type({}.keys()): "keys", type({}.items()): "items", type({}.values()): "values"}
 HELD = {
@@ -32,29 +22,105 @@ HELD = {
     frozenset: frozenset,
 }  # types whose subclasses (namedtuples, enumerations) are told by what they hold -> how that is read
 
-FUNCTIONS = (type, types.FunctionType, types.BuiltinFunctionType)
+SIMPLE = {type(None), bool, float, str}
+BIG = 1 << 63  # JSON has integers of any size; those in decimal digits take long to read
 KEPT, NUMBERS = [], {}  # objects that the checker knows by number; id -> number
 
 
-class Pickler(pickle.Pickler):
-    """Sends plain values; of anything else what it holds, and a number by which the checker can hand it back."""
+def pairs(value):
+    return [[key, each] for key, each in value.items()]
 
-    def persistent_id(self, value):
-        if is_plain(value):
-            return None
-        for kind, name in VIEWS.items():
-            if isinstance(value, kind):
-                return name, list(value)
-        if id(value) in Checker.numbers:
-            return "yours", Checker.numbers[id(value)]
-        if id(value) not in NUMBERS:
-            NUMBERS[id(value)] = len(KEPT)
-            KEPT.append(value)
-        for kind, held in HELD.items():
-            if isinstance(value, kind):
-                return "held", NUMBERS[id(value)], held(value)
-        known = {name for kind in type(value).__mro__ for name in vars(kind)}
-        return "object", NUMBERS[id(value)], [name for name in PROTOCOLS if name in known]
+
+def base64(data):
+    return b2a_base64(data, newline=False).decode()
+
+
+def bounds(value):
+    return [value.start, value.stop, value.step]
+
+
+def isoformat(value):
+    return value.isoformat()
+
+
+SENT = {  # class -> what of a value is sent; `replies.py` makes it anew
+    "builtins.tuple": list,
+    "builtins.set": list,
+    "builtins.frozenset": list,
+    "builtins.dict": pairs,
+    "builtins.bytes": base64,
+    "builtins.bytearray": base64,
+    "builtins.complex": lambda value: [value.real, value.imag],
+    "builtins.range": bounds,
+    "builtins.slice": bounds,
+    "collections.OrderedDict": pairs,
+    "collections.Counter": pairs,
+    "collections.deque": list,
+    "collections.defaultdict": lambda value: [value.default_factory, pairs(value)],
+    "datetime.date": isoformat,
+    "datetime.time": isoformat,
+    "datetime.datetime": isoformat,
+    "datetime.timedelta": lambda value: [value.days, value.seconds, value.microseconds],
+    "datetime.timezone": lambda value: value.utcoffset(None),
+    "decimal.Decimal": str,
+    "fractions.Fraction": lambda value: [value.numerator, value.denominator],
+}
+TYPES = {*SENT, *("builtins." + name for name in "int float str bool list".split())}
+ARRAYS = "biufcSUmM"  # kinds of dtype: numbers, text, dates
+
+
+def encoded(value):
+    """As JSON holds it. What has no name there becomes {kind: what is sent of it}."""
+    kind = type(value)
+    if kind in SIMPLE or (kind is int and -BIG < value < BIG):
+        return value
+    if kind is list:
+        return [encoded(each) for each in value]
+    if kind is int:
+        return {"big": hex(value)}
+    name = class_name(kind)
+    if name in SENT:
+        return {name: encoded(SENT[name](value))}
+    if kind is type and class_name(value) in TYPES:
+        return {"type": class_name(value)}
+    return of_numpy(name, value) or kept(value)
+
+
+@functools.cache
+def class_name(kind):
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def of_numpy(name, value):
+    """Arrays, their single values and dtypes; None for anything else."""
+    if not name.startswith("numpy."):
+        return None
+    numpy = sys.modules["numpy"]
+    if isinstance(value, numpy.dtype):
+        return {"dtype": value.str} if value.kind in ARRAYS else None
+    if name == "numpy.ndarray" and value.dtype.kind == "O":
+        return {"objects": [list(value.shape), [encoded(each) for each in value.flat]]}
+    if not (name == "numpy.ndarray" or isinstance(value, numpy.generic)) or value.dtype.kind not in ARRAYS:
+        return None
+    kind = "array" if name == "numpy.ndarray" else "scalar"
+    return {kind: [value.dtype.str, list(value.shape), base64(value.tobytes())]}
+
+
+def kept(value):
+    """What is no plain value stays here: what it holds, and a number by which the checker can hand it back."""
+    for kind, name in VIEWS.items():
+        if isinstance(value, kind):
+            return {name: encoded(list(value))}
+    if id(value) in Checker.numbers:
+        return {"yours": Checker.numbers[id(value)]}
+    if id(value) not in NUMBERS:
+        NUMBERS[id(value)] = len(KEPT)
+        KEPT.append(value)
+    for kind, held in HELD.items():
+        if isinstance(value, kind):
+            return {"held": [NUMBERS[id(value)], encoded(held(value))]}
+    known = {name for kind in type(value).__mro__ for name in vars(kind)}
+    return {"object": [NUMBERS[id(value)], [name for name in PROTOCOLS if name in known]]}
 
 
 class Checker:
@@ -79,12 +145,13 @@ class Checker:
 
     def answer(self, function):
         try:
-            data = pickled(("value", function()))
+            reply = encoded(["value", function()])
         except BaseException as error:
-            data = pickled(("error", *told(error)))
-        self.send(data)
+            reply = ["error", *told(error)]
+        self.send(reply)
 
-    def send(self, data):
+    def send(self, reply):
+        data = json.dumps(reply).encode()
         self.replies.write(struct.pack("<Q", len(data)) + data)
         self.replies.flush()
 
@@ -98,7 +165,7 @@ class Checker:
         if number not in self.functions:
 
             def function(*args, **kwargs):
-                self.send(pickled(("call", number, args, kwargs)))
+                self.send(encoded(["call", number, args, kwargs]))
                 kind, values = self.serve()
                 if kind == "error":
                     raise exception(*values)
@@ -148,25 +215,6 @@ def exception(name, text):
     known = getattr(builtins, str(name), None)
     is_error = isinstance(known, type) and issubclass(known, Exception)
     return known(text) if is_error else RuntimeError(f"{name}: {text}")
-
-
-def is_plain(value):
-    if isinstance(value, FUNCTIONS):  # as which plain values are made anew
-        return value.__name__ in SAFE.get(str(value.__module__), "").split()
-    return value is None or is_plain_type(type(value))
-
-
-@functools.cache
-def is_plain_type(kind):
-    if kind.__name__ in SAFE.get(kind.__module__, "").split():
-        return True
-    return kind.__module__.split(".")[0] == "numpy" and any(k.__name__ in ("generic", "dtype") for k in kind.__mro__)
-
-
-def pickled(value):
-    buffer = io.BytesIO()
-    Pickler(buffer, protocol=4).dump(value)
-    return buffer.getvalue()
 
 
 if __name__ == "__main__":

@@ -4,32 +4,36 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import site
 import sys
 from pathlib import Path
 
 from megatron_gopd.rewards.sandbox import linux
+from megatron_gopd.rewards.sandbox.imports import STANDARD_LIBRARY
 
 PYTHON = os.path.realpath(sys._base_executable)  # not the virtual environment's: only its packages below are shown
 PACKAGES = ("numpy", "numpy.libs")  # other packages may hold benchmarks, with their solutions
 FOLDER, SCRATCH, SHARED = "/sandbox", "/tmp", "/dev/shm"
+ROOT_BYTES = 16 << 20  # for folders and links, beside the files
 _ROOT = "/sys"  # is everywhere, and holds no Python that the new root would hide
 _SYSTEM = ("/usr", "/bin", "/lib", "/lib64", "/etc/ld.so.cache")
-_DEVICES = ("null", "zero", "full", "random", "urandom")
+_LOCAL = "/usr/local"  # what a site has added; a conda, for one, with every package it ever unpacked
+_DEVICES = ("null", "full", "random", "urandom")  # zero, once mapped, is memory that nobody counts
 _LINKS = {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2"}  # in /dev
 _READ_ONLY = linux.ATTR_RDONLY | linux.ATTR_NOSUID | linux.ATTR_NODEV
 
 
-def enter(files: dict[str, str], scratch_bytes: int, owner: int) -> None:
+def enter(files: dict[str, str], scratch_bytes: int, owner: int) -> str:
     """Build the view and make it the root of this process, which has a mount namespace of its own.
 
-    files: name -> text, below /sandbox. The process needs the capability to mount. Raises OSError.
+    files: name -> text, below /sandbox. The process needs the capability to mount. Returns the folder with PACKAGES.
+    Raises OSError.
     """
     linux.mount("none", "/", flags=linux.REC | linux.PRIVATE)
-    linux.mount("tmpfs", _ROOT, "tmpfs", linux.NOSUID | linux.NODEV, "size=16m,mode=755")
-    for source in (*_SYSTEM, os.path.realpath(sys.base_prefix), os.path.dirname(PYTHON)):
+    size = ROOT_BYTES + sum(len(text) * 4 for text in files.values())
+    linux.mount("tmpfs", _ROOT, "tmpfs", linux.NOSUID | linux.NODEV, f"size={size},mode=755")
+    for source in _SYSTEM:
         _show(source)
-    _hide_packages()
+    packages = _show_python()
     for name in _DEVICES:
         _show(f"/dev/{name}", linux.ATTR_NOSUID)
     write(files, f"{_ROOT}{FOLDER}")
@@ -41,6 +45,7 @@ def enter(files: dict[str, str], scratch_bytes: int, owner: int) -> None:
     linux.set_mount_attributes(_ROOT, _READ_ONLY, recursive=False)
     linux.pivot_root(_ROOT)
     os.chdir(SCRATCH)
+    return packages
 
 
 def empty_scratch(scratch_bytes: int, owner: int) -> None:
@@ -52,10 +57,10 @@ def empty_scratch(scratch_bytes: int, owner: int) -> None:
     os.chdir(SCRATCH)
 
 
-def shared_bytes() -> int:
-    """What /dev/shm holds."""
-    use = os.statvfs(SHARED)
-    return (use.f_blocks - use.f_bfree) * use.f_frsize
+def file_bytes() -> int:
+    """What /tmp and /dev/shm hold, files without a name too."""
+    uses = [os.statvfs(folder) for folder in (SCRATCH, SHARED)]
+    return sum((use.f_blocks - use.f_bfree) * use.f_frsize for use in uses)
 
 
 def write(files: dict[str, str], folder: str) -> None:
@@ -70,6 +75,46 @@ def packages() -> list[Path]:
     numpy = importlib.util.find_spec("numpy")
     beside = Path(numpy.origin).parent.parent if numpy else Path("/none")
     return [beside / name for name in PACKAGES if (beside / name).is_dir()]
+
+
+def _show_python() -> str:
+    """Python, its library and PACKAGES, and where those are. An installation such as conda's holds far more."""
+    covers = [_LOCAL, *_package_folders("/usr")]
+    _cover(covers)
+    prefix = os.path.realpath(sys.base_prefix)
+    _show(PYTHON)
+    if prefix != "/usr":
+        libraries = {f"{prefix}/lib", f"{prefix}/{sys.platlibdir}"}
+        for folder in libraries:
+            _show(folder)  # shared libraries lie there, side by side with folders of other programs
+        others = [str(each) for folder in libraries for each in Path(folder).glob("*/") if not _leads_to_library(each)]
+        covers += _cover([*others, *_package_folders(prefix)])
+    found = packages()
+    beside = str(found[0].parent) if found else None
+    in_place = beside in covers  # conda's numpy finds its libraries from there
+    for folder in found:
+        _show(str(folder), at=None if in_place else f"{FOLDER}/packages/{folder.name}")
+    for folder in covers:
+        if os.path.isdir(f"{_ROOT}{folder}"):
+            linux.set_mount_attributes(f"{_ROOT}{folder}", _READ_ONLY, recursive=False)
+    return beside if in_place else f"{FOLDER}/packages"
+
+
+def _package_folders(prefix: str) -> list[str]:
+    pattern = "lib*/python*/*-packages"  # site-packages, dist-packages
+    return [str(folder) for folder in Path(prefix).glob(pattern) if folder.is_dir()]
+
+
+def _leads_to_library(folder: Path) -> bool:
+    return folder.is_symlink() or Path(STANDARD_LIBRARY).is_relative_to(folder)
+
+
+def _cover(folders: list[str]) -> list[str]:
+    """Mount an empty folder on each that is shown; they stay writable for now."""
+    for folder in folders:
+        if os.path.isdir(f"{_ROOT}{folder}"):
+            linux.mount("tmpfs", f"{_ROOT}{folder}", "tmpfs", linux.NOSUID | linux.NODEV, "size=64k,mode=755")
+    return folders
 
 
 def _show(source: str, attributes: int = _READ_ONLY, at: str | None = None) -> None:
@@ -87,15 +132,6 @@ def _show(source: str, attributes: int = _READ_ONLY, at: str | None = None) -> N
         Path(target).touch()
     linux.mount(source, target, flags=linux.BIND | linux.REC)
     linux.set_mount_attributes(target, attributes)
-
-
-def _hide_packages() -> None:
-    for folder in (*site.getsitepackages([os.path.realpath(sys.base_prefix)]), "/usr/lib/python3/dist-packages"):
-        if os.path.isdir(f"{_ROOT}{folder}"):
-            linux.mount("tmpfs", f"{_ROOT}{folder}", "tmpfs", linux.NOSUID | linux.NODEV, "size=4k,mode=755")
-            linux.set_mount_attributes(f"{_ROOT}{folder}", _READ_ONLY)
-    for folder in packages():
-        _show(str(folder), at=f"{FOLDER}/packages/{folder.name}")
 
 
 def _size(limit: int, owner: int) -> str:

@@ -1,0 +1,43 @@
+"""Memory of every kind counts, and what processes share counts once."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.rewards.somebody import UID, grades_by, needs_root
+
+SETTINGS = {"seconds_per_test": 60, "seconds": 120, "memory_mb": 192, "scratch_mb": 128, "processes": 32, "workers": 2}
+TESTS = json.dumps({"inputs": [""], "outputs": ["done"]})
+STAY = "import time\ntime.sleep(60)\n"
+FORK = "for _ in range(24):\n    if not os.fork(): break\n"
+TOO_MUCH = {
+    "its own, in several": f"{FORK.replace('24', '3')}held = bytearray(b'x' * (100 << 20))\n",
+    "files": "for folder in ('/tmp', '/dev/shm'): os.posix_fallocate(os.open(f'{folder}/x', 66), 0, 110 << 20)\n",
+    "files without names": "for folder in ('/tmp', '/dev/shm'):\n"
+    "    os.posix_fallocate(os.open(folder, os.O_TMPFILE | 2), 0, 110 << 20)\n",
+    "sockets": f"{FORK}import socket\nheld = [socket.socketpair() for _ in range(28)]\n",
+    "locks": "import fcntl, struct\nfile = os.open('/tmp/x', 66)\n"
+    "for n in range(1000): fcntl.fcntl(file, fcntl.F_SETLK, struct.pack('hhqqi', 1, 0, 2 * n, 1, 0))\n",
+}
+ENOUGH = {
+    "shared by forks": f"held = b'x' * (120 << 20)\n{FORK}"
+    "else:\n    for _ in range(24): os.wait()\n    os.write(1, b'done')\n    os._exit(0)\n"
+    "import time\ntime.sleep(2)\nos._exit(0)",
+    "of a child on its way to another program": "held = b'x' * (120 << 20)\nimport subprocess\n"
+    "for _ in range(20): subprocess.run(['true'])\nprint('done')\n",
+    "of a few pipes, sockets and locks": "import socket, sqlite3, time\nheld = [os.pipe(), socket.socketpair()]\n"
+    "base = sqlite3.connect('/tmp/x.db')\nbase.execute('create table t (a)')\nbase.commit()\ntime.sleep(1)\n"
+    "print('done')\n",
+}
+
+
+@needs_root
+@pytest.mark.parametrize("user", [0, UID])
+def test_memory_of_every_kind_counts_and_what_is_shared_counts_once(user):
+    programs = [f"{body}{STAY}" for body in TOO_MUCH.values()] + list(ENOUGH.values())
+    answers = [f"```python\nimport os\n{program}\n```" for program in programs]
+    problems = [problem for _, problem in grades_by(user, answers, [TESTS] * len(answers), **SETTINGS)]
+    expected = dict.fromkeys(TOO_MUCH, "test 1: too much memory") | dict.fromkeys(ENOUGH)
+    assert dict(zip(expected, problems, strict=True)) == expected
