@@ -5,9 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from megatron_gopd.kernels.chunks import TOKENS, tokens_per_chunk
+import torch
+
+from megatron_gopd.kernels.chunks import GPU_KEPT_BYTES, most_tokens, tokens_per_chunk
 
 TILE, PART, GROUP = 128, 2048, 1024  # vocabulary rows, of cpp/
+GPU_PART, GPU_BLOCK = 64, 8192  # vocabulary rows, of triton_tiles.py and triton_backend.py
+SHARE, STEP = 8, 64 * 2**20
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def kept_bytes(free: float) -> int:
+    """Of a GPU with `free` bytes, those for what one_pass keeps of a chunk: an eighth, at most GPU_KEPT_BYTES.
+
+    In steps, so that a little more or less free memory changes no chunk, and so no bit of a sum.
+    """
+    return max(STEP, min(GPU_KEPT_BYTES, int(free / SHARE) // STEP * STEP))
 
 
 def workspace_bytes(
@@ -31,7 +44,7 @@ def workspace_bytes(
         targets: of a distribution loss, the hidden sizes of teacher and, if there is one, reference.
     """
     rows, numbers = -(-vocabulary // ranks), 2 if targets else 1  # kept of a logit
-    chunk = min(tokens, TOKENS if mode == "recompute" else tokens_per_chunk(rows, numbers * itemsize))
+    chunk = min(tokens, most_tokens(CPU) if mode == "recompute" else tokens_per_chunk(rows, numbers * itemsize, CPU))
     gathered = chunk * (hidden + sum(targets)) * itemsize
     packed = gathered + chunk * (hidden + GROUP) * itemsize + GROUP * hidden * itemsize  # operands of the GEMMs
     statistics = 12 * chunk * rows // PART * (len(targets) + 2 if targets else 1)
@@ -39,3 +52,29 @@ def workspace_bytes(
     share = 4 * chunk * hidden * (1 + (1 / ranks if ranks > 1 else 0))
     held = tokens // ranks * hidden * itemsize + (4 * rows * hidden if holds_weight_gradient else 0)
     return int((gathered if ranks > 1 else 0) + packed + statistics + kept + share + held)
+
+
+def gpu_workspace_bytes(
+    tokens: int,
+    hidden: int,
+    vocabulary: int,
+    ranks: int,
+    mode: Literal["one_pass", "recompute"],
+    *,
+    kept: int | None = None,
+    itemsize: int = 2,
+) -> int:
+    """As workspace_bytes, of linear_token_loss by the Triton backend; a weight's gradient goes to main_grad at once.
+
+    kept: what one_pass may keep of a chunk, as `kept_bytes` gives it.
+    """
+    rows = -(-vocabulary // ranks)
+    chunk = min(tokens, most_tokens(GPU) if mode == "recompute" else tokens_per_chunk(rows, itemsize, GPU, kept))
+    logits = itemsize * chunk * (min(rows, GPU_BLOCK) if mode == "recompute" else rows)
+    statistics = 12 * chunk * rows // GPU_PART
+    gathered = itemsize * chunk * hidden * (1 if ranks > 1 else 0)
+    scaled = itemsize * chunk * hidden if mode == "one_pass" else 0  # by each row's factor
+    share = 4 * chunk * hidden * (1 + (1 / ranks if ranks > 1 else 0))
+    held = tokens // ranks * hidden * itemsize  # the gradient of hidden, until the backward pass
+    both = max(logits, statistics) if mode == "recompute" else logits + statistics
+    return int(gathered + both + scaled + share + held)

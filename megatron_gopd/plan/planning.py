@@ -7,12 +7,13 @@ from pathlib import Path
 
 from megatron_gopd.config import Config
 from megatron_gopd.errors import UserError
+from megatron_gopd.kernels.workspace import kept_bytes
 from megatron_gopd.mcore.fp8 import check_fp8
 from megatron_gopd.plan import memory
 from megatron_gopd.plan.advice import advice
 from megatron_gopd.plan.dry_run import Held, Stage, construct, sample_ranks, stages
 from megatron_gopd.plan.exact import Payload, payload_of
-from megatron_gopd.plan.hardware import Machine
+from megatron_gopd.plan.hardware import GIB, Machine
 from megatron_gopd.plan.memory import OnRank, Phase
 from megatron_gopd.plan.placement import Placement, place
 from megatron_gopd.plan.roles import Role, located, roles_of, settled
@@ -103,6 +104,7 @@ def plan(config: Config, gpus: int, machine: Machine, work: Workload, models: Pa
         if settings.engine != "megatron":
             said.append(f"{who} answers from servers: their GPUs, memory and time are not in this plan")
     held = {rank: construct(config, roles, rank, where.world) for rank in sample_ranks(roles, where.world)}
+    config = with_head_memory(config, roles, held, where, machine)
     tokens = longest_micro_batch(config)
     stepped = {role.name: stages(config, role, where.world, tokens) for role in roles}
     return assemble(config, gpus, machine, work, where, roles, held, stepped, said)
@@ -111,6 +113,17 @@ def plan(config: Config, gpus: int, machine: Machine, work: Workload, models: Pa
 def of_ranks(machine: Machine, where: Placement) -> Machine:
     """Its nodes as the trainer sees them: without the GPUs that are servers' own."""
     return machine.model_copy(update={"gpus_per_node": where.ranks_per_node})
+
+
+def with_head_memory(
+    config: Config, roles: list[Role], held: dict[int, dict[str, Held | None]], where: Placement, machine: Machine
+) -> Config:
+    """What the LM head keeps of a chunk left at `auto`, as the fullest rank will find it in its first update."""
+    if config.training.lm_head_gib != "auto":
+        return config
+    taken = (memory.before_updates(config, roles, OnRank(rank, shares, {}), where) for rank, shares in held.items())
+    kept = kept_bytes(machine.usable_bytes - max(taken))
+    return config.model_copy(update={"training": config.training.model_copy(update={"lm_head_gib": kept / GIB})})
 
 
 def longest_micro_batch(config: Config) -> int:
