@@ -1,0 +1,111 @@
+"""One update and one scoring of random weights: trainer_times.py CONFIG ROWS PROMPT RESPONSE WITHOUT FILE
+
+CONFIG: a configuration whose models need no more than a config.json. WITHOUT: a field of Megatron's configuration that
+is turned off, or -. Writes {"update": {...}, "score": {...}}, each seconds, tokens, FLOP (work counted once, whatever
+is recomputed) and peak_gib; and gemm_flops, what a bare GEMM of this process reaches.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+
+from megatron_gopd.config import load_config
+from megatron_gopd.data.trajectory import Prompt, Trajectory
+from megatron_gopd.mcore import settings, weights
+from megatron_gopd.objective import gopd_loss
+from megatron_gopd.ranks import ranks
+from scripts.gpu.programs.timing import once, seconds
+
+WARM = 2  # calls before the measured one
+
+
+def main(file: str, rows: int, prompt: int, response: int, without: str, answer: Path) -> None:
+    config = load_config(file, [])
+    with ranks(), mock.patch.object(weights, "load", draw), turned_off(without):
+        from megatron_gopd.policies.scorers import Scorers
+        from megatron_gopd.policies.student import Student
+
+        student, scorers = Student(config), Scorers(config)
+        made = trajectories(rows, prompt, response, next(iter(config.teachers)))
+        unscored = [replace(row, teacher_logprobs=None, reference_logprobs=None) for row in made]
+        loss = gopd_loss(config.algorithm.lambda_, None)
+        held = [model for model in scorers._models.values() if model is not None]
+        found = {
+            "update": measured(lambda: student.update(made, loss), 3 * flops(student.model, rows, prompt + response)),
+            "score": measured(
+                lambda: scorers.score(unscored), sum(flops(model, rows, prompt + response) for model in held)
+            ),
+            "gemm_flops": bare_gemm(),
+        }
+        found["tokens"] = rows * (prompt + response)
+        answer.write_text(json.dumps(found))
+
+
+def draw(model, folder) -> None:
+    """Random weights in place of those of a folder."""
+    for param in model.module.parameters():
+        with torch.no_grad():
+            param.fill_(1.0) if param.dim() == 1 else param.normal_(std=0.02)
+
+
+def turned_off(field: str):
+    plain = settings._of_this_machine
+    changed = {} if field == "-" else {field: False}
+    return mock.patch.object(settings, "_of_this_machine", lambda *args: plain(*args) | changed)
+
+
+def trajectories(rows: int, prompt: int, response: int, teacher: str) -> list[Trajectory]:
+    random, made = np.random.default_rng(0), []
+    for number in range(rows):
+        asked, said = (random.integers(3, 100, size=size).tolist() for size in (prompt, response))
+        logprobs = np.full(response, -6.0, np.float32)
+        scores = {"teacher_logprobs": logprobs - 0.1, "reference_logprobs": logprobs - 0.2}
+        shared = Prompt(str(number), [], None, teacher, asked, asked, asked)
+        made.append(Trajectory(shared, 0, np.array(said, np.int32), logprobs, "length", **scores))
+    return made
+
+
+def measured(run, work: float) -> dict:
+    for _ in range(WARM):
+        run()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    took = once(run)
+    peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+    return {"seconds": took, "flop": work, "peak_gib": peak}
+
+
+def flops(model, rows: int, length: int) -> float:
+    """Of one forward pass: 2 a parameter that a token meets, and causal attention."""
+    config = model.config
+    attention = config.num_layers * 2 * length * length * config.num_attention_heads * config.kv_channels
+    return rows * (2 * met(model) * length + attention)
+
+
+def met(model) -> float:
+    """Parameters a token is multiplied with: the chosen experts' share; the head, and not an embedding of its own."""
+    config, count = model.config, 0.0
+    for name, parameter in model.module.named_parameters():
+        routed = "experts" in name and "shared" not in name
+        share = config.moe_router_topk / config.num_moe_experts if routed else 1.0
+        separate = "embedding" in name and not model.module.share_embeddings_and_output_weights
+        count += 0.0 if separate else share * parameter.numel()
+    return count
+
+
+def bare_gemm() -> float:
+    """FLOP/s of a large product in bf16."""
+    size, device = (8192, "cuda") if torch.cuda.is_available() else (256, "cpu")
+    a = torch.randn(size, size, device=device).bfloat16()
+    return 2 * size**3 / seconds(lambda: a @ a)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5], Path(sys.argv[6]))
