@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import yaml
 
 from megatron_gopd.plan.hardware import machine
 from scripts.gpu.checks.bench import Bench
@@ -21,6 +18,12 @@ UPDATE_MFU, SCORE_SHARE, OFFLOAD, FP8 = 0.35, 0.50, 1.3, 1.25
 PACKED = 16384  # tokens of a micro-batch
 ALL, SOME = 64, 32  # rows of an update
 FP8_KEYS = {"fp8": {"recipe": "tensorwise"}}
+# as in examples/models, and what is changed
+SHAPES = {
+    "dense": ("Qwen3-1.7B", {}),
+    "wide": ("Qwen3-4B", {"num_hidden_layers": 12}),
+    "experts": ("Qwen3-30B-A3B", {"num_hidden_layers": 8, "num_experts": 32, "num_experts_per_tok": 4}),
+}
 
 
 @dataclass(frozen=True)
@@ -45,62 +48,71 @@ LEVERS = [
     *(Variant(f"recompute {how}", {"recompute": how}) for how in ("none", "selective", "full")),
     Variant("rope not fused", without="apply_rope_fusion"),
     Variant("SwiGLU not fused", without="bias_activation_fusion"),
-    Variant("offload", {"offload": True}, {"offload": True}),
+    OFFLOADED := Variant("offload", {"offload": True}, {"offload": True}),
 ]
 OTHERS = [
     WIDE,
-    Variant("FP8, layers of a 4B model", FP8_KEYS, FP8_KEYS, model="wide", judge="wide"),
+    WIDE_FP8 := Variant("FP8, layers of a 4B model", FP8_KEYS, FP8_KEYS, model="wide", judge="wide"),
     Variant("FP8", FP8_KEYS, FP8_KEYS),
     Variant("MoE teacher", judge="experts"),
 ]
 
 
 def cases(bench: Bench) -> list[Case]:
-    return [Case("trainer", each.name, lambda each=each: run(bench, each)) for each in (BASE, HALF, *LEVERS, *OTHERS)]
+    return [Case("trainer", "update and scoring", lambda: figures(bench))]
 
 
-def run(bench: Bench, variant: Variant) -> list[Check]:
-    """Raises Skipped: FP8 where there is none."""
-    if "fp8" in variant.student:
-        bench.needs_te()
-    found = measured(bench, variant)
-    tokens = found["tokens"]
-    update, score = ({"tokens": tokens} | found[what] for what in ("update", "score"))
-    checks = [update_check(bench, variant, update), score_check(bench, variant, score, found["gemm_flops"])]
-    if "fp8" in variant.student and variant.model == "wide":
-        plain = measured(bench, WIDE)["update"]["seconds"]
-        checks.append(ratio("FP8 update over bf16", plain / update["seconds"], FP8, bench.gpu, least=True))
-    if variant.student.get("offload"):
-        plain = measured(bench, LEVERS[0])["update"]["seconds"]
-        checks.append(
-            ratio("update with offload over auto", update["seconds"] / plain, OFFLOAD, bench.gpu, least=False)
-        )
+def figures(bench: Bench) -> list[Check]:
+    """One child takes all variants one after the other: most of a start is imports."""
+    fp8 = bench.facts["te_problem"]
+    variants = [each for each in (BASE, HALF, *LEVERS, *OTHERS) if not (fp8 and "fp8" in each.student)]
+    jobs = bench.folder / "jobs.json"
+    jobs.write_text(json.dumps([job(bench, each) for each in variants]))
+    found = bench.program("trainer_times", jobs, name="trainer", alone=True)
+    checks = [
+        check for each in variants for check in of_variant(bench, each, found.get(each.name, "did not get there"))
+    ]
+    checks += compared(bench, found)
+    if fp8:
+        return [*checks, Check("FP8", f"skipped: no Transformer Engine: {fp8}", "", None)]
     return checks
 
 
-def measured(bench: Bench, variant: Variant) -> dict:
-    """What trainer_times.py found of it, run once."""
-    return bench.once(f"trainer {variant.name}", lambda: _measured(bench, variant))
+def of_variant(bench: Bench, variant: Variant, found: dict | str) -> list[Check]:
+    if isinstance(found, str):
+        return [Check(variant.name, found, "runs", False)]
+    update, score = ({"tokens": found["tokens"]} | found[what] for what in ("update", "score"))
+    return [update_check(bench, variant, update), score_check(bench, variant, score, found["gemm_flops"])]
 
 
-def _measured(bench: Bench, variant: Variant) -> dict:
+def compared(bench: Bench, found: dict) -> list[Check]:
+    """What is asked of two runs together."""
+    seconds = {name: each["update"]["seconds"] for name, each in found.items() if isinstance(each, dict)}
+    checks = []
+    if {WIDE.name, WIDE_FP8.name} <= seconds.keys():
+        gain = seconds[WIDE.name] / seconds[WIDE_FP8.name]
+        checks.append(ratio("FP8 update over bf16", gain, FP8, bench.gpu, least=True))
+    if {LEVERS[0].name, OFFLOADED.name} <= seconds.keys():
+        cost = seconds[OFFLOADED.name] / seconds[LEVERS[0].name]
+        checks.append(ratio("update with offload over auto", cost, OFFLOAD, bench.gpu, least=False))
+    return checks
+
+
+def job(bench: Bench, variant: Variant) -> dict:
+    """What trainer_times.py is to do."""
     prompt, response = (128, 896) if bench.gpu else (4, 12)
     rows, packed = (variant.rows, variant.packed) if bench.gpu else (4, 32)
     config = {
         "run": {"name": "bench", "steps": 10, "folder": str(bench.folder / "runs")},
-        "student": {"model": str(architecture(bench, variant.model))} | variant.student,
-        "teachers": {"one": {"model": str(architecture(bench, variant.judge))} | variant.teacher},
+        "student": {"model": str(architecture(bench, variant.model, "student"))} | variant.student,
+        "teachers": {"one": {"model": str(architecture(bench, variant.judge, "teacher"))} | variant.teacher},
         "algorithm": {"lambda": 1.0},
         "data": {"train": "none.jsonl", "batch_size": rows},
         "training": {"max_tokens_per_micro_batch": packed},
         "checkpoint": {"every": 0, "resume": "never"},
     }
-    name = "trainer-" + "".join(c if c.isalnum() else "-" for c in variant.name)
-    file = bench.folder / f"{name}.yaml"
-    file.write_text(yaml.safe_dump(config))
-    return bench.program(
-        "trainer_times", file, *map(str, (rows, prompt, response)), variant.without, name=name, alone=True
-    )
+    sizes = {"rows": rows, "prompt": prompt, "response": response}
+    return {"name": variant.name, "config": config, "without": variant.without} | sizes
 
 
 def update_check(bench: Bench, variant: Variant, found: dict) -> Check:
@@ -139,27 +151,18 @@ def chip_flops(bench: Bench) -> float | None:
     return machine(chip).chip.bf16_flops if chip else None
 
 
-def architecture(bench: Bench, kind: str) -> Path:
+def architecture(bench: Bench, kind: str, whose: str) -> Path:
     """A folder with a config.json: the weights are drawn."""
-    folder = bench.folder / f"shape-{kind}"
-    return bench.once(f"shape {kind}", lambda: _write(folder, shape(kind, bench.gpu)))
-
-
-def _write(folder: Path, config: dict) -> Path:
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config))
+    folder = bench.folder / f"{kind}-{whose}"
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(shape(kind, bench.gpu)))
     return folder
 
 
 def shape(kind: str, gpu: bool) -> dict:
     """1.7B dense; some layers of a 4B model; a small mixture of experts. Tiny ones for a CPU."""
-    name = {"dense": "Qwen3-1.7B", "wide": "Qwen3-4B", "experts": "Qwen3-30B-A3B"}[kind]
-    config = copy.deepcopy(json.loads((MODELS / name / "config.json").read_text()))
-    config |= {"dense": {}, "wide": {"num_hidden_layers": 12}, "experts": {"num_hidden_layers": 8, "num_experts": 32}}[
-        kind
-    ]
-    if kind == "experts":
-        config["num_experts_per_tok"] = 4
+    name, changed = SHAPES[kind]
+    config = json.loads((MODELS / name / "config.json").read_text()) | changed
     if gpu:
         return config
     tiny = {

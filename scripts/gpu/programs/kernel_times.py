@@ -6,6 +6,7 @@ contender; of one that did not run, its error stands in place of the two.
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -63,9 +64,14 @@ def products(data: Operands, device: str):
     x, grad = data.x[:chunk], torch.randn(chunk, len(data.w), device=device, dtype=torch.bfloat16)
     out = torch.empty(chunk, data.x.shape[1], device=device)
     for name, by, rest in (("cuBLAS", by_cublas, ()), ("Triton", by_triton, (10 * major + minor,))):
-        times = range(len(data.x) // chunk)
-        yield f"dX by {name}", lambda by=by, rest=rest: [by(grad, data.w, out, False, *rest) for _ in times]
-        yield f"dW by {name}", lambda by=by, rest=rest: [by(grad.T, x, data.main_grad, True, *rest) for _ in times]
+        dx, dw = (by, grad, data.w, out, False, *rest), (by, grad.T, x, data.main_grad, True, *rest)
+        for what, call in (("dX", dx), ("dW", dw)):
+            yield f"{what} by {name}", functools.partial(repeated, len(data.x) // chunk, *call)
+
+
+def repeated(times: int, run, *arguments) -> None:
+    for _ in range(times):
+        run(*arguments)
 
 
 if __name__ == "__main__":

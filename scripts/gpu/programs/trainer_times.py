@@ -1,12 +1,14 @@
-"""One update and one scoring of random weights: trainer_times.py CONFIG ROWS PROMPT RESPONSE WITHOUT FILE
+"""Updates and scorings of random weights, one after the other: trainer_times.py JOBS FILE
 
-CONFIG: a configuration whose models need no more than a config.json. WITHOUT: a field of Megatron's configuration that
-is turned off, or -. Writes {"update": {...}, "score": {...}}, each seconds, tokens, FLOP (work counted once, whatever
-is recomputed) and peak_gib; and gemm_flops, what a bare GEMM of this process reaches.
+JOBS: a list of {name, config, without, rows, prompt, response}; the config's models need no more than a config.json;
+without: a field of Megatron's configuration that is turned off, or -. Writes {name: {update, score, gemm_flops,
+tokens}}: of update and score seconds, FLOP (work counted once, whatever is recomputed) and peak_gib; gemm_flops: what a
+bare GEMM reaches. Of a job that failed, its error.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from dataclasses import replace
@@ -16,7 +18,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from megatron_gopd.config import load_config
+from megatron_gopd.config import Config
 from megatron_gopd.data.trajectory import Prompt, Trajectory
 from megatron_gopd.mcore import settings, weights
 from megatron_gopd.objective import gopd_loss
@@ -26,26 +28,37 @@ from scripts.gpu.programs.timing import once, seconds
 WARM = 2  # calls before the measured one
 
 
-def main(file: str, rows: int, prompt: int, response: int, without: str, answer: Path) -> None:
-    config = load_config(file, [])
-    with ranks(), mock.patch.object(weights, "load", draw), turned_off(without):
-        from megatron_gopd.policies.scorers import Scorers
-        from megatron_gopd.policies.student import Student
+def main(jobs: Path, answer: Path) -> None:
+    found: dict[str, dict | str] = {}
+    with ranks(), mock.patch.object(weights, "load", draw):
+        for job in json.loads(jobs.read_text()):
+            try:
+                with turned_off(job["without"]):
+                    found[job["name"]] = figures(job)
+            except Exception as error:
+                found[job["name"]] = f"{type(error).__name__}: {error}"
+            answer.write_text(json.dumps(found))
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
-        student, scorers = Student(config), Scorers(config)
-        made = trajectories(rows, prompt, response, next(iter(config.teachers)))
-        unscored = [replace(row, teacher_logprobs=None, reference_logprobs=None) for row in made]
-        loss = gopd_loss(config.algorithm.lambda_, None)
-        held = [model for model in scorers._models.values() if model is not None]
-        found = {
-            "update": measured(lambda: student.update(made, loss), 3 * flops(student.model, rows, prompt + response)),
-            "score": measured(
-                lambda: scorers.score(unscored), sum(flops(model, rows, prompt + response) for model in held)
-            ),
-            "gemm_flops": bare_gemm(),
-        }
-        found["tokens"] = rows * (prompt + response)
-        answer.write_text(json.dumps(found))
+
+def figures(job: dict) -> dict:
+    from megatron_gopd.policies.scorers import Scorers
+    from megatron_gopd.policies.student import Student
+
+    config, rows, length = Config.model_validate(job["config"]), job["rows"], job["prompt"] + job["response"]
+    student, scorers = Student(config), Scorers(config)
+    made = trajectories(rows, job["prompt"], job["response"], next(iter(config.teachers)))
+    unscored = [replace(row, teacher_logprobs=None, reference_logprobs=None) for row in made]
+    loss = gopd_loss(config.algorithm.lambda_, None)
+    scoring = sum(flops(model, rows, length) for model in scorers._models.values())
+    return {
+        "update": measured(lambda: student.update(made, loss), 3 * flops(student.model, rows, length)),
+        "score": measured(lambda: scorers.score(unscored), scoring),
+        "gemm_flops": bare_gemm(),
+        "tokens": rows * length,
+    }
 
 
 def draw(model, folder) -> None:
@@ -108,4 +121,4 @@ def bare_gemm() -> float:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5], Path(sys.argv[6]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
