@@ -1,5 +1,5 @@
 # The verbs of this repository. Each installs what it needs into .venv first.
-.PHONY: help install install-triton browser quickstart miniature quickstart-smollm2 heal-pruned assets test test-all lint bench bench-convert bench-kernel \
+.PHONY: help install install-triton browser quickstart miniature quickstart-smollm2 heal-pruned assets test test-all lint bench bench-convert bench-gpu bench-kernel \
     bench-nodes bench-objects bench-sandbox bench-sglang bench-train parity chaos-resume chaos-sglang chaos-slurm slurm kernel-report clean check-gpu-constraints \
     gpu-check
 .DEFAULT_GOAL := help
@@ -104,6 +104,9 @@ kernel-report: install-triton  ## the GPU kernels compiled for sm_80, 90, 100: r
 
 gpu-check: install  ## what only a GPU shows, on this one: kernels, loops, FP8, ranks, SGLang (ARGS=--quick)
 	@$(PY) scripts/gpu/check.py $(ARGS)
+
+bench-gpu: install  ## the LM-head kernel beside its peers, updates, scoring and decoding on this GPU (none: tiny sizes)
+	@$(PY) scripts/gpu/bench.py $(ARGS)
 
 clean:  ## remove .venv, .venv-triton, .venv-bench and assets; runs/ stays
 	rm -rf .venv .venv-triton .venv-bench assets

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 MAY_CHANGE = re.compile(
     r"run\.(folder|steps)|sandbox\.(workers|isolation)"
     r"|(checkpoint|logging)(\..*)?|(.+\.)?layout\..*|(.+\.)?(offload|recompute|overlap_communication)"
-    r"|training\.(max_tokens_per_micro_batch|logprob|hidden_states_gib)"
+    r"|training\.(max_tokens_per_micro_batch|logprob|lm_head_gib|hidden_states_gib)"
     r"|rollout\.(max_batch_size|(max|start)_logprob_abs_diff)"
     r"|(rollout\.sglang|.+\.server)\.(urls|token_variable|nodes|count|gpus|.*_s|sync|sync_folder|bucket_bytes"
     r"|verify_every|colocated)"

@@ -42,6 +42,7 @@ def _known_reward(value: str) -> str:
 
 Rewards = Annotated[str, AfterValidator(_known_reward)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
 
 
 class Run(Section):
@@ -92,6 +93,11 @@ class Training(Section):
     max_tokens_per_micro_batch: int = Field(16384, ge=1, description="packed tokens of one forward pass")
     logprob: Literal["fused", "naive"] = Field(
         "fused", description="the LM head: without logits, or with them in memory as a check"
+    )
+    lm_head_gib: Positive | Literal["auto"] = Field(
+        "auto",
+        description="of a GPU, for what the LM head keeps of a chunk of tokens; auto: an eighth of what is free, at "
+        "most 1.25",
     )
     hidden_states_gib: float = Field(
         4.0, gt=0, description="of host memory a rank, for scorers' hidden states under gradient: exact"

@@ -157,8 +157,8 @@ def _triton(device: torch.device) -> Backend | None:
         return None
     from megatron_gopd.kernels.triton_backend import TritonBackend
 
-    major, minor = torch.cuda.get_device_capability(device)
-    return TritonBackend(10 * major + minor)
+    found = torch.cuda.get_device_properties(device)
+    return TritonBackend(10 * found.major + found.minor, found.multi_processor_count)
 
 
 @functools.cache

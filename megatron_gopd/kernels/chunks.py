@@ -17,12 +17,25 @@ from megatron_gopd.kernels.tree import tree_sum
 
 TOKENS = 2048  # of a chunk, over all ranks
 KEPT_BYTES = 320 * 2**20  # what one_pass may keep of a chunk: exp(logits); smaller chunks go over dW more often
+# On a GPU a chunk costs dW's memory a read and a write: 4096 tokens took 3.94 of a GEMM where 2048 took 4.95 and 8192
+# 3.97 (docs/kernel_gpu.md), and their exp(logits) over 151,936 ids are 1.16 GiB in bf16.
+GPU_TOKENS, GPU_KEPT_BYTES = 4096, 1280 * 2**20
 
 
-def tokens_per_chunk(vocabulary_rows: int, itemsize: int) -> int:
-    """Tokens whose exp(logits) over `vocabulary_rows` fit into KEPT_BYTES, at least 64 and at most TOKENS."""
-    fitting = KEPT_BYTES // max(1, vocabulary_rows * itemsize)
-    return min(TOKENS, max(64, fitting // 64 * 64))
+def most_tokens(device: torch.device) -> int:
+    """Of a chunk whose exp(logits) are not kept."""
+    return GPU_TOKENS if device.type == "cuda" else TOKENS
+
+
+def tokens_per_chunk(vocabulary_rows: int, itemsize: int, device: torch.device, kept_bytes: int | None = None) -> int:
+    """Tokens whose exp(logits) over `vocabulary_rows` fit into `kept_bytes`, at least 64 and at most `most_tokens`.
+
+    kept_bytes: default: what suits the device where nothing is known of its free memory.
+    """
+    if kept_bytes is None:
+        kept_bytes = GPU_KEPT_BYTES if device.type == "cuda" else KEPT_BYTES
+    fitting = kept_bytes // max(1, vocabulary_rows * itemsize)
+    return min(most_tokens(device), max(64, fitting // 64 * 64))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_gopd.kernels.backend import Statistics
-from megatron_gopd.kernels.chunks import Chunk, cut, tokens_per_chunk
+from megatron_gopd.kernels.chunks import Chunk, cut, most_tokens, tokens_per_chunk
 from megatron_gopd.kernels.head import Head
 from megatron_gopd.kernels.tree import tree_sum
 
@@ -29,9 +29,12 @@ class Job:
     main_grad: Tensor | None
     dtype: torch.dtype  # of statistics
     device: torch.device
+    kept_bytes: int | None = None  # that one_pass may keep of a chunk; None: as chunks.tokens_per_chunk has it
 
     @classmethod
-    def of(cls, hidden, weight, targets, temperature, vocab_range, group, rows_per_rank, exact, main_grad) -> Job:
+    def of(
+        cls, hidden, weight, targets, temperature, vocab_range, group, rows_per_rank, exact, main_grad, kept_bytes=None
+    ) -> Job:
         """Raises ValueError for what does not fit."""
         if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
             raise ValueError(
@@ -57,9 +60,11 @@ class Job:
             _check_parts(exact, ranks, len(weight), rows_per_rank or [tokens])
         head = Head(temperature, first, last - first, group, 1 if exact is None else exact // ranks)
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        return cls(head, tokens, len(hidden), rows_per_rank, exact, main_grad, wide, hidden.device)
+        return cls(head, tokens, len(hidden), rows_per_rank, exact, main_grad, wide, hidden.device, kept_bytes)
 
-    def cut(self, size: int) -> Iterator[Chunk]:
+    def cut(self, size: int | None = None) -> Iterator[Chunk]:
+        """size: tokens of a chunk, over all ranks; default: as many as suit the device where nothing is kept."""
+        size = most_tokens(self.device) if size is None else size
         group = self.head.group if self.rows_per_rank is not None else None
         parts = 1
         if self.exact is not None:
@@ -69,7 +74,7 @@ class Job:
     def tokens_per_chunk(self, weight: Tensor, kept: int) -> int:
         """Of one_pass, which keeps `kept` numbers a logit. In exact mode it, too, must not depend on the ranks."""
         ranks = self.head.group.size() if self.exact is not None and self.head.group is not None else 1
-        return tokens_per_chunk(len(weight) * ranks, kept * weight.element_size())
+        return tokens_per_chunk(len(weight) * ranks, kept * weight.element_size(), self.device, self.kept_bytes)
 
     def values(self) -> Values:
         """Of all tokens, to be filled chunk by chunk."""
@@ -88,8 +93,11 @@ class Job:
     def check(targets: Tensor, values: Values, finite: bool, whose: str = "") -> None:
         """Raises ValueError for a target in no shard, and, if asked, for a log-prob that is not finite.
 
-        whose: the head's name and a space, where there are several.
+        whose: the head's name and a space, where there are several. finite: if not, a GPU is not asked at all: the
+            log-prob of a target in no shard is minus infinity there.
         """
+        if values.logprobs.is_cuda and not finite:
+            return  # the caller looks at all values later; to ask a GPU now would be to wait for it
         broken = ~torch.isfinite(values.logprobs + values.entropy)
         if not broken.any():
             return

@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_gopd.kernels import chunks
 from megatron_gopd.kernels.chunks import Chunk
 from megatron_gopd.kernels.distribution_head import DistributionHead, Inputs
 from megatron_gopd.kernels.distribution_values import DistributionValues
@@ -57,6 +56,7 @@ def linear_distribution_loss(
     exact: int | None = None,
     main_grad: Tensor | None = None,
     main_grad_scale: float | None = None,
+    kept_bytes: int | None = None,
     check_finite: bool = True,
 ) -> LinearDistributionLoss:
     """`distribution_loss(divergence, logprobs, entropy, rows)`, differentiable in hidden and weight.
@@ -73,7 +73,7 @@ def linear_distribution_loss(
         ValueError: see linear_logprob; a head whose rows do not cover the shared ids, or what else does not fit.
         RuntimeError: see linear_token_loss.
     """
-    job = Job.of(hidden, weight, targets, temperature, vocab_range, group, rows_per_rank, exact, main_grad)
+    job = Job.of(hidden, weight, targets, temperature, vocab_range, group, rows_per_rank, exact, main_grad, kept_bytes)
     target.check(job, hidden, weight)
     hidden, weight = hidden.contiguous(), weight.contiguous()
     run = _DistributionPass(job, targets, distribution_loss, rows, main_grad_scale, target, weight)
@@ -138,7 +138,7 @@ class _Recompute(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, run):
-        for chunk in run.job.cut(chunks.TOKENS):
+        for chunk in run.job.cut():
             put(run.values, chunk.rows, run.forward(chunk, hidden, weight, keep=False)[0])
         ctx.save_for_backward(hidden, weight)
         ctx.run = run
@@ -147,7 +147,7 @@ class _Recompute(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_divergence, grad_logprobs):
         (hidden, weight), run = ctx.saved_tensors, ctx.run
-        cut = list(run.job.cut(chunks.TOKENS))
+        cut = list(run.job.cut())
         grad_hidden = torch.empty_like(hidden)
         grad_weight = WeightGradient(weight, run.job, ctx.needs_input_grad[1], len(cut))
         for chunk in cut:

@@ -8,7 +8,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_gopd.kernels import chunks
 from megatron_gopd.kernels.chunks import Chunk
 from megatron_gopd.kernels.job import Job
 
@@ -46,7 +45,7 @@ class _LinearLogits(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, ids, job):
         found = torch.zeros(ids.shape, dtype=job.dtype, device=job.device)
-        for chunk in job.cut(chunks.TOKENS):
+        for chunk in job.cut():
             states, of_chunk = chunk.gather(hidden).to(job.dtype), found[chunk.rows]
             for token, column, row in _pieces(ids, chunk, job, weight):
                 of_chunk[token, column] = (states[token] * weight[row].to(job.dtype)).sum(dim=1)
@@ -63,7 +62,7 @@ class _LinearLogits(torch.autograd.Function):
         grad_hidden, grad_weight = torch.empty_like(hidden), job.main_grad
         if grad_weight is None and ctx.needs_input_grad[1]:
             grad_weight = torch.zeros_like(weight, dtype=job.dtype)
-        for chunk in job.cut(chunks.TOKENS):
+        for chunk in job.cut():
             states, of_chunk = chunk.gather(hidden).to(job.dtype), slopes[chunk.rows] / job.head.temperature
             share = torch.zeros_like(states)
             for token, column, row in _pieces(ids, chunk, job, weight):

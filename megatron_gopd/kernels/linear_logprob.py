@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_gopd.kernels import chunks
 from megatron_gopd.kernels.backend import Upstream
 from megatron_gopd.kernels.job import Job, Values, WeightGradient, put
 
@@ -46,7 +45,8 @@ def linear_logprob(
         exact: results whose bits do not depend on the size of `group`: the vocabulary and the tokens are computed in
             this many parts (a power of two that the group's size divides) and summed in a fixed order.
         main_grad: [rows, h] buffer to which the backward pass adds the gradient of weight, instead of returning it.
-        check_finite: refuse log-probs that are not finite; else they come out as NaN.
+        check_finite: refuse log-probs that are not finite; else they come out as they are, and a GPU is not waited for
+            (nor a target outside the vocabulary refused there: its log-prob is minus infinity).
 
     Returns:
         logprobs [tokens], entropy [tokens]: float32 (float64 for float64 inputs), nats, on every rank; both
@@ -92,7 +92,7 @@ class _LinearLogprob(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets, job):
         values = job.values()
-        for chunk in job.cut(chunks.TOKENS):
+        for chunk in job.cut():
             statistics, _ = job.head.statistics(chunk.gather(hidden), weight, targets[chunk.rows], keep=False)
             put(values, chunk.rows, Values.of(statistics))
         ctx.save_for_backward(hidden, weight, targets, *values)
@@ -104,7 +104,7 @@ class _LinearLogprob(torch.autograd.Function):
     @staticmethod
     def backward(ctx, _, grad_logprobs, grad_entropy):
         hidden, weight, targets, log_sum, logprobs, entropy = ctx.saved_tensors
-        job, cut = ctx.job, list(ctx.job.cut(chunks.TOKENS))
+        job, cut = ctx.job, list(ctx.job.cut())
         grad_hidden = torch.empty_like(hidden)
         grad_weight = WeightGradient(weight, job, ctx.needs_input_grad[1], len(cut))
         grad_logprobs = torch.zeros_like(log_sum) if grad_logprobs is None else grad_logprobs

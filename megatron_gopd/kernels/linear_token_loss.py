@@ -46,6 +46,7 @@ def linear_token_loss(
     exact: int | None = None,
     main_grad: Tensor | None = None,
     main_grad_scale: float | None = None,
+    kept_bytes: int | None = None,
     check_finite: bool = True,
 ) -> LinearTokenLoss:
     """`token_loss(logprobs, entropy, rows)` of linear_logprob's values, differentiable in hidden and weight.
@@ -61,6 +62,7 @@ def linear_token_loss(
         main_grad_scale: with one_pass, the scalar that the backward pass will multiply by. The gradient of weight is
             then added to main_grad in the FORWARD pass and never held; a schedule that repeats or drops a forward pass
             would corrupt it.
+        kept_bytes: of a chunk on a rank, for what one_pass keeps of its logits; default: what suits the device.
 
     Raises:
         ValueError: see linear_logprob.
@@ -74,7 +76,7 @@ def linear_token_loss(
         result = token_loss(logprobs.detach(), entropy.detach(), rows)
         loss = with_gradient(result, logprobs, entropy)
         return LinearTokenLoss(loss, logprobs.detach(), entropy.detach(), result.metrics)
-    job = Job.of(hidden, weight, targets, exact=exact, main_grad=main_grad, **keywords)
+    job = Job.of(hidden, weight, targets, exact=exact, main_grad=main_grad, kept_bytes=kept_bytes, **keywords)
     one_pass = _TokenPass(job, targets, token_loss, rows, main_grad_scale)
     loss = one_pass.apply(hidden, weight)
     job.check(targets, one_pass.values, check_finite)

@@ -8,7 +8,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_gopd.kernels import chunks
 from megatron_gopd.kernels.job import Job, Values
 
 
@@ -31,7 +30,7 @@ def linear_log_sum(
     targets = torch.zeros(tokens, dtype=torch.int64, device=hidden.device)
     job = Job.of(hidden, weight, targets, temperature, vocab_range, group, rows_per_rank, None, None)
     found = torch.empty(tokens, dtype=job.dtype, device=job.device)
-    for chunk in job.cut(chunks.TOKENS):
+    for chunk in job.cut():
         statistics, _ = job.head.statistics(chunk.gather(hidden), weight, targets[chunk.rows], keep=False)
         found[chunk.rows] = Values.of(statistics).log_sum
     return found

@@ -98,8 +98,7 @@ class _OnePass(torch.autograd.Function):
         (grad_hidden, grad_weight), one_pass.held = one_pass.held, None
         main_grad = one_pass.job.main_grad
         if one_pass.main_grad_scale is not None:
-            if float(grad_loss) != one_pass.main_grad_scale:
-                raise RuntimeError(f"the gradient of the loss is {float(grad_loss)}, not {one_pass.main_grad_scale}")
+            _refuse_another(grad_loss, one_pass.main_grad_scale)
             return grad_hidden, None, None
         if grad_loss.is_cuda or grad_loss.item() != 1:  # asking a GPU would wait for it
             grad_hidden = grad_hidden.mul_(grad_loss)
@@ -108,3 +107,11 @@ class _OnePass(torch.autograd.Function):
             main_grad.add_(grad_weight)
             grad_weight = None
         return grad_hidden, grad_weight, None
+
+
+def _refuse_another(grad_loss: Tensor, scale: float) -> None:
+    """Raises RuntimeError: `grad_loss` is not `scale`; on a GPU when it gets there, and nobody waits for it."""
+    if grad_loss.is_cuda:
+        torch._assert_async(grad_loss == scale, f"the gradient of the loss is not {scale}")
+    elif float(grad_loss) != scale:
+        raise RuntimeError(f"the gradient of the loss is {float(grad_loss)}, not {scale}")

@@ -1,7 +1,9 @@
 """The backend of CUDA tensors: launches of triton_kernels.py. What ran on which GPU: docs/gpu.md.
 
-The gradients go through d loss / d logits in the dtype of the inputs: in place of what the forward pass kept, or, from
-logits computed again, BLOCK columns at a time. Both GEMMs then accumulate in float32.
+What the forward pass keeps, exp(z - offset) in the dtype of the inputs, IS d loss / d logits but for a factor a row and
+the target's column, as long as the loss does not use the entropy: the factor goes to the small operands of the two
+products, and no pass over tokens x vocabulary comes between. Logits that are computed again give d loss / d logits
+BLOCK columns at a time. Both products accumulate in float32.
 """
 
 from __future__ import annotations
@@ -15,42 +17,67 @@ from torch import Tensor
 from megatron_gopd.kernels import triton_kernels as kernels
 from megatron_gopd.kernels.backend import Statistics, Upstream
 from megatron_gopd.kernels.triton_distribution import TritonDistribution
+from megatron_gopd.kernels.triton_operands import operands
 from megatron_gopd.kernels.triton_products import into_both
-from megatron_gopd.kernels.triton_tiles import FUSED, MERGE, launch, logits_like, programs, tile_of
+from megatron_gopd.kernels.triton_tiles import FUSED, MERGE, logits_like, programs, tile_of
 
 BLOCK = 8192  # vocabulary rows whose logits are computed again at a time
+ROWS = 32  # tokens of a program that asks each for its factor
+SAMPLE = 256  # vocabulary rows whose highest logit is a row's offset
 
 
 class Kept(NamedTuple):
-    exp: Tensor  # [tokens, rows] exp(z - peak of its part); `gradients` writes over it
+    exp: Tensor  # [tokens, rows] exp(z - offset), see triton_kernels._base; `gradients` writes into it
     peak: Tensor  # [parts, tokens]
+    offset: Tensor  # [tokens]
 
 
 class TritonBackend(TritonDistribution):
-    """On the current GPU, from sm_80 on; `capability` is 90 for sm_90."""
+    """On the current GPU, from sm_80 on; `capability` is 90 for sm_90, `processors` how many it has."""
 
-    def __init__(self, capability: int):
-        self.capability = capability
+    def __init__(self, capability: int, processors: int):
+        self.capability, self.processors = capability, processors
 
     @staticmethod
     def takes(hidden: Tensor) -> bool:
         return hidden.dtype in (torch.bfloat16, torch.float32)
 
     def statistics(self, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, keep: bool) -> Statistics:
-        (tokens, inner), rows = hidden.shape, len(weight)
+        tokens, rows = len(hidden), len(weight)
         tile = tile_of(hidden.dtype, self.capability)
         parts = hidden.new_empty((3, triton.cdiv(rows, tile.part), tokens), dtype=torch.float32)
         merged = hidden.new_empty((3, tokens), dtype=torch.float32)
         target_logit = hidden.new_full((tokens,), -torch.inf, dtype=torch.float32)
-        exp = logits_like(hidden, rows) if keep else hidden.new_empty((1, 1))
+        exp = logits_like(hidden, rows) if keep else None
+        offset = None
         if tokens:
-            kernels.statistics_kernel[(programs(tokens, rows, tile),)](
-                hidden, weight, targets.contiguous(), *parts, target_logit, exp,
-                tokens, inner, rows, hidden.stride(0), weight.stride(0), exp.stride(0), 1 / temperature,
-                KEEP=keep, EVEN=inner % tile.inner == 0, **launch(tile),
-            )  # fmt: skip
+            given = targets.contiguous(), parts, target_logit, 1 / temperature
+            if keep:
+                self._statistics(hidden, weight[:SAMPLE], *given, None, None)
+                offset = parts[0, : triton.cdiv(min(rows, SAMPLE), tile.part)].amax(0)
+            self._statistics(hidden, weight, *given, offset, exp)
             kernels.merge_kernel[(triton.cdiv(tokens, 32),)](*parts, merged, tokens, parts.shape[1], **MERGE)
-        return Statistics(*merged, target_logit, Kept(exp, parts[0]) if keep else None)
+        return Statistics(*merged, target_logit, Kept(exp, parts[0], offset) if keep else None)
+
+    def _statistics(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        parts: Tensor,
+        target_logit: Tensor,
+        inverse_temperature: float,
+        offset: Tensor | None,
+        exp: Tensor | None,
+    ) -> None:
+        asked = operands(hidden, weight, self.capability, self.processors)
+        keep = exp is not None
+        exp = exp if keep else hidden.new_empty((1, 1))
+        kernels.statistics_kernel[(asked.programs,)](
+            asked.hidden, asked.weight, targets, *parts, target_logit, offset if keep else target_logit, exp,
+            len(hidden), hidden.shape[1], len(weight), hidden.stride(0), weight.stride(0), exp.stride(0),
+            inverse_temperature, KEEP=keep, **asked.constants,
+        )  # fmt: skip
 
     def gradients(
         self,
@@ -70,32 +97,42 @@ class TritonBackend(TritonDistribution):
         for start in range(0, len(weight), block):
             rows = weight[start : start + block]
             grad = buffer[:, : len(rows)]
+            factor = None
             if kept is None:
                 self._gradient(hidden, rows, columns, start, temperature, grad)
             else:
-                self._gradient_of_kept(kept, columns, temperature)
+                factor = self._gradient_of_kept(kept, columns, temperature)
             of_rows = None if grad_weight is None else grad_weight[start : start + block]
-            into_both(grad, hidden, rows, grad_hidden, of_rows, start == 0, add, self.capability)
+            into_both(grad, hidden, rows, grad_hidden, of_rows, start == 0, add, self.capability, factor)
         return grad_hidden
 
     def _gradient(
         self, hidden: Tensor, rows: Tensor, columns: list[Tensor], first: int, temperature: float, grad: Tensor
     ) -> None:
-        tile, (tokens, inner) = tile_of(hidden.dtype, self.capability), hidden.shape
-        if tokens:
-            kernels.gradient_kernel[(programs(tokens, len(rows), tile),)](
-                hidden, rows, *columns, grad,
-                tokens, inner, len(rows), hidden.stride(0), rows.stride(0), grad.stride(0), first, 1 / temperature,
-                ENTROPY=_wants_entropy(columns), EVEN=inner % tile.inner == 0, **launch(tile),
+        if len(hidden):
+            asked = operands(hidden, rows, self.capability, self.processors)
+            kernels.gradient_kernel[(asked.programs,)](
+                asked.hidden, asked.weight, *columns, grad,
+                len(hidden), hidden.shape[1], len(rows), hidden.stride(0), rows.stride(0), grad.stride(0), first,
+                1 / temperature, ENTROPY=_wants_entropy(columns), **asked.constants,
             )  # fmt: skip
 
-    def _gradient_of_kept(self, kept: Kept, columns: list[Tensor], temperature: float) -> None:
+    def _gradient_of_kept(self, kept: Kept, columns: list[Tensor], temperature: float) -> Tensor | None:
+        """Makes of what is kept d loss / d logits, but for the factor [tokens] that is returned; None: it is 1."""
         (tokens, rows), tile = kept.exp.shape, tile_of(kept.exp.dtype, self.capability).of_part()
-        if tokens:
+        if not tokens:
+            return None
+        asked = tokens, rows, kept.exp.stride(0), 1 / temperature
+        if _wants_entropy(columns):
             kernels.kept_gradient_kernel[(programs(tokens, rows, tile),)](
-                *kept, *columns, tokens, rows, kept.exp.stride(0), 1 / temperature,
-                ENTROPY=_wants_entropy(columns), BM=tile.rows, BN=tile.columns, num_warps=tile.warps, **FUSED,
-            )  # fmt: skip
+                *kept, *columns, *asked, ENTROPY=True, BM=tile.rows, BN=tile.columns, num_warps=tile.warps, **FUSED
+            )
+            return None
+        factor = torch.empty_like(kept.offset)
+        kernels.row_factor_kernel[(triton.cdiv(tokens, ROWS),)](
+            *kept, *columns, factor, *asked, BM=ROWS, BN=tile.columns, num_warps=4, **FUSED
+        )
+        return factor
 
 
 def _per_token(targets: Tensor, upstream: Upstream) -> list[Tensor]:

@@ -14,9 +14,11 @@ from torch import Tensor
 from megatron_gopd.kernels import triton_distribution_kernels as kernels
 from megatron_gopd.kernels.backend import DistributionStatistics, DistributionUpstream, Heads
 from megatron_gopd.kernels.triton_kernels import merge_kernel
+from megatron_gopd.kernels.triton_operands import operands_in_tiles
 from megatron_gopd.kernels.triton_products import into_both
-from megatron_gopd.kernels.triton_tiles import FUSED, MERGE, launch, logits_like, programs, tile_of_sides
-from megatron_gopd.kernels.workspace import BLOCK, PLANES  # a block is a multiple of every tile's columns
+from megatron_gopd.kernels.triton_tiles import FUSED, MERGE, logits_like, programs, tile_of_sides
+from megatron_gopd.kernels.workspace import GPU_BLOCK as BLOCK
+from megatron_gopd.kernels.workspace import PLANES  # a block is a multiple of every tile's columns
 
 Z, D = 0, 3  # planes where the statistics of either side begin
 
@@ -51,12 +53,13 @@ class TritonDistribution:
                 blocks = [planes[:, start // tile.part :] for planes in of_targets]
                 mixture = self._mixture(heads, start, targets, temperature, target_logit[1:], blocks)
                 weight, inner = heads.weight[0][start : start + BLOCK], student.shape[1]
-                kernels.sides_kernel[(programs(tokens, len(weight), tile),)](
-                    student, weight, targets, sides[:, start // tile.part :], target_logit[0], mixture,
+                asked = operands_in_tiles(student, weight, self.capability, tile)
+                kernels.sides_kernel[(asked.programs,)](
+                    asked.hidden, asked.weight, targets, sides[:, start // tile.part :], target_logit[0], mixture,
                     *((exp[:, start:], other[:, start:]) if keep else (exp, other)),
                     tokens, inner, len(weight), student.stride(0), weight.stride(0), mixture.stride(0), exp.stride(0),
                     sides.shape[1], start, 1 / temperature,
-                    KEEP=keep, FORWARD=_forward(heads), EVEN=inner % tile.inner == 0, **launch(tile),
+                    KEEP=keep, FORWARD=_forward(heads), **asked.constants,
                 )  # fmt: skip
             _merge(sides, of_targets or [sides[D : D + 3]], merged, _forward(heads))
         kept = KeptSides(exp, other, sides[Z], sides[PLANES - 1]) if keep else None
@@ -83,12 +86,14 @@ class TritonDistribution:
             log_sums = heads.log_sums.float().contiguous()
         for n, (hidden, weight) in enumerate(zip(heads.hidden[1:], heads.weight[1:], strict=True)):
             (tokens, inner), weight = hidden.shape, weight[start : start + rows]
-            kernels.target_kernel[(programs(tokens, rows, tile),)](
-                hidden, weight, targets, *(statistics[n] if statistics else [log_sums] * 3), target_logits[n], mixture,
-                log_sums, tokens, inner, rows, hidden.stride(0), weight.stride(0), mixture.stride(0), start,
+            asked = operands_in_tiles(hidden, weight, self.capability, tile)
+            kernels.target_kernel[(asked.programs,)](
+                asked.hidden, asked.weight, targets, *(statistics[n] if statistics else [log_sums] * 3),
+                target_logits[n], mixture, log_sums,
+                tokens, inner, rows, hidden.stride(0), weight.stride(0), mixture.stride(0), start,
                 1 / temperature, float(target.lambda_), float(target.clamp or 0),
                 STATISTICS=bool(statistics), MIXED=n > 0, CLAMP=heads.log_sums is not None,
-                EVEN=inner % tile.inner == 0, **launch(tile),
+                **asked.constants,
             )  # fmt: skip
         return mixture
 
@@ -123,11 +128,12 @@ class TritonDistribution:
         if tokens:
             unused = _floats(student, len(heads.hidden) - 1, tokens)
             mixture = self._mixture(heads, start, columns[0], temperature, unused, [])
-            kernels.distribution_gradient_kernel[(programs(tokens, len(weight), tile),)](
-                student, weight, mixture, *columns, grad,
+            asked = operands_in_tiles(student, weight, self.capability, tile)
+            kernels.distribution_gradient_kernel[(asked.programs,)](
+                asked.hidden, asked.weight, mixture, *columns, grad,
                 tokens, inner, len(weight), student.stride(0), weight.stride(0), mixture.stride(0), grad.stride(0),
                 start, 1 / temperature,
-                FORWARD=_forward(heads), SAMPLED=_sampled(columns), EVEN=inner % tile.inner == 0, **launch(tile),
+                FORWARD=_forward(heads), SAMPLED=_sampled(columns), **asked.constants,
             )  # fmt: skip
         return grad
 

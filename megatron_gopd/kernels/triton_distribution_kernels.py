@@ -14,16 +14,16 @@ from megatron_gopd.kernels.triton_kernels import _logits, _quarters, _statistics
 
 @triton.jit
 def target_kernel(
-    hidden_ptr, weight_ptr, target_ptr, peak_ptr, total_ptr, weighted_ptr, target_logit_ptr, mixture_ptr, log_sum_ptr,
+    hidden, weight, target_ptr, peak_ptr, total_ptr, weighted_ptr, target_logit_ptr, mixture_ptr, log_sum_ptr,
     tokens, inner, columns, hidden_stride, weight_stride, mixture_stride, first, inverse_temperature, lambda_, bound,
     STATISTICS: tl.constexpr, MIXED: tl.constexpr, CLAMP: tl.constexpr,
-    EVEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    DESCRIBED: tl.constexpr, EVEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """A target head's logits into `mixture`, or, MIXED, D from those that are there and these; target `first` is
     column 0. STATISTICS: also those of statistics_kernel."""
-    row, column = _tile(tokens, columns, BM, BN)
+    row, column = _tile(tl.program_id(0), tokens, columns, BM, BN)
     z = inverse_temperature * _logits(
-        hidden_ptr, weight_ptr, row, column, tokens, columns, inner, hidden_stride, weight_stride, EVEN, BM, BN, BK
+        hidden, weight, row, column, tokens, columns, inner, hidden_stride, weight_stride, DESCRIBED, EVEN, BM, BN, BK
     )
     i = row + tl.arange(0, BM)
     stored = i < tokens
@@ -51,20 +51,20 @@ def target_kernel(
 
 @triton.jit
 def sides_kernel(
-    hidden_ptr, weight_ptr, target_ptr, sides_ptr, target_logit_ptr, mixture_ptr, exp_ptr, other_ptr,
+    hidden, weight, target_ptr, sides_ptr, target_logit_ptr, mixture_ptr, exp_ptr, other_ptr,
     tokens, inner, columns, hidden_stride, weight_stride, mixture_stride, exp_stride, parts, first,
     inverse_temperature,
     KEEP: tl.constexpr, FORWARD: tl.constexpr,
-    EVEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    DESCRIBED: tl.constexpr, EVEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Of each row of the student's logits z and of D, over each part of BN / 4 columns, in the planes [parts, tokens]
     of `sides`: peak, total, weighted of z; the same of D; the gap of DistributionStatistics; `shift`.
 
     KEEP: also exp(z - peak) into `exp`, and into `other` z - D - shift (reverse) or exp(D - shift) - exp(z - peak).
     """
-    row, column = _tile(tokens, columns, BM, BN)
+    row, column = _tile(tl.program_id(0), tokens, columns, BM, BN)
     z = inverse_temperature * _logits(
-        hidden_ptr, weight_ptr, row, column, tokens, columns, inner, hidden_stride, weight_stride, EVEN, BM, BN, BK
+        hidden, weight, row, column, tokens, columns, inner, hidden_stride, weight_stride, DESCRIBED, EVEN, BM, BN, BK
     )
     i = row + tl.arange(0, BM)
     stored = i < tokens
@@ -80,7 +80,8 @@ def sides_kernel(
             tl.store(target_logit_ptr + i, logit, mask=stored & here)
             inside, number = (j < columns)[None, :], start // (BN // 4)
             mixture = _load_tile(mixture_ptr, row, start, tokens, columns, mixture_stride, -float("inf"), BM, BN // 4)
-            peak, peak_d = tl.max(part, 1), tl.max(mixture, 1)
+            peak = tl.max(tl.where(inside, part, -float("inf")), 1)
+            peak_d = tl.max(mixture, 1)
             highest = inside & (part == peak[:, None])
             at_highest = tl.max(tl.where(highest, mixture, -float("inf")), 1)
             below = part - peak[:, None]
@@ -140,7 +141,7 @@ def kept_distribution_gradient_kernel(
     FORWARD: tl.constexpr, SAMPLED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """d loss / d logits in place of the exp(z - peak) that sides_kernel kept; BN columns are one of its parts."""
-    row, column = _tile(tokens, columns, BM, BN)
+    row, column = _tile(tl.program_id(0), tokens, columns, BM, BN)
     i, j = row + tl.arange(0, BM), column + tl.arange(0, BN)
     stored = i < tokens
     part = (column // BN).to(tl.int64) * tokens + i
@@ -163,16 +164,16 @@ def kept_distribution_gradient_kernel(
 
 @triton.jit
 def distribution_gradient_kernel(
-    hidden_ptr, weight_ptr, mixture_ptr, target_ptr, log_sum_ptr, mixture_log_sum_ptr, gap_ptr, own_log_sum_ptr,
+    hidden, weight, mixture_ptr, target_ptr, log_sum_ptr, mixture_log_sum_ptr, gap_ptr, own_log_sum_ptr,
     grad_divergence_ptr, grad_logprobs_ptr, at_target_ptr, grad_ptr,
     tokens, inner, columns, hidden_stride, weight_stride, mixture_stride, grad_stride, first, inverse_temperature,
     FORWARD: tl.constexpr, SAMPLED: tl.constexpr,
-    EVEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    DESCRIBED: tl.constexpr, EVEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """d loss / d logits [tokens, columns] with the student's logits computed again; target `first` is column 0."""
-    row, column = _tile(tokens, columns, BM, BN)
+    row, column = _tile(tl.program_id(0), tokens, columns, BM, BN)
     z = inverse_temperature * _logits(
-        hidden_ptr, weight_ptr, row, column, tokens, columns, inner, hidden_stride, weight_stride, EVEN, BM, BN, BK
+        hidden, weight, row, column, tokens, columns, inner, hidden_stride, weight_stride, DESCRIBED, EVEN, BM, BN, BK
     )
     i = row + tl.arange(0, BM)
     stored = i < tokens

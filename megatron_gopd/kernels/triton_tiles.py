@@ -33,15 +33,18 @@ class Tile(NamedTuple):
         return Tile(128, self.part, inner=1, warps=8, stages=1)
 
 
-def tile_of(dtype: torch.dtype, capability: int) -> Tile:
-    """A large tile of which no kernel spills a register; float32 products use no tensor core, and smaller tiles."""
+def tile_of(dtype: torch.dtype, capability: int, described: bool = False) -> Tile:
+    """A large tile of which no kernel spills a register; float32 products use no tensor core, and smaller tiles.
+
+    described: whether the operands are, see triton_operands.py.
+    """
     if dtype == torch.float32 and capability < 90:
         return Tile(64, 128, 32, warps=8, stages=3)
     if dtype == torch.float32:
         return Tile(64, 64, 32, warps=4, stages=3, registers=128)
     if 100 <= capability < 120:  # its accumulators lie in tensor memory, and wide tiles are split at a cost
         return Tile(256, 128, 64, warps=8, stages=3)
-    return Tile(128, 256, 64, warps=8, stages=3)
+    return Tile(128, 256, 64, warps=8, stages=4 if described else 3)
 
 
 def tile_of_sides(dtype: torch.dtype, capability: int) -> Tile:

@@ -5,10 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from megatron_gopd.kernels.chunks import TOKENS, tokens_per_chunk
+import torch
+
+from megatron_gopd.kernels.chunks import GPU_KEPT_BYTES, most_tokens, tokens_per_chunk
 
 TILE, PART, GROUP = 128, 2048, 1024  # vocabulary rows, of cpp/
-BLOCK, PLANES, SIDES_PART = 8192, 8, 32  # of triton_distribution.py: rows of D, statistics of a part, rows of a part
+GPU_PART, GPU_BLOCK = 64, 8192  # vocabulary rows, of triton_tiles.py and triton_backend.py
+PLANES, SIDES_PART = 8, 32  # of triton_distribution.py: statistics of a part, rows of a part
+SHARE, STEP = 8, 64 * 2**20
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def kept_bytes(free: float) -> int:
+    """Of a GPU with `free` bytes, those for what one_pass keeps of a chunk: an eighth, at most GPU_KEPT_BYTES.
+
+    In steps, so that a little more or less free memory changes no chunk, and so no bit of a sum.
+    """
+    return max(STEP, min(GPU_KEPT_BYTES, int(free / SHARE) // STEP * STEP))
 
 
 def workspace_bytes(
@@ -32,7 +45,7 @@ def workspace_bytes(
         targets: of a distribution loss, the hidden sizes of teacher and, if there is one, reference.
     """
     rows, numbers = -(-vocabulary // ranks), 2 if targets else 1  # kept of a logit
-    chunk = min(tokens, TOKENS if mode == "recompute" else tokens_per_chunk(rows, numbers * itemsize))
+    chunk = min(tokens, most_tokens(CPU) if mode == "recompute" else tokens_per_chunk(rows, numbers * itemsize, CPU))
     gathered = chunk * (hidden + sum(targets)) * itemsize
     packed = gathered + chunk * (hidden + GROUP) * itemsize + GROUP * hidden * itemsize  # operands of the GEMMs
     statistics = 12 * chunk * rows // PART * (len(targets) + 2 if targets else 1)
@@ -42,9 +55,35 @@ def workspace_bytes(
     return int((gathered if ranks > 1 else 0) + packed + statistics + kept + share + held)
 
 
+def gpu_workspace_bytes(
+    tokens: int,
+    hidden: int,
+    vocabulary: int,
+    ranks: int,
+    mode: Literal["one_pass", "recompute"],
+    *,
+    kept: int | None = None,
+    itemsize: int = 2,
+) -> int:
+    """As workspace_bytes, of linear_token_loss by the Triton backend; a weight's gradient goes to main_grad at once.
+
+    kept: what one_pass may keep of a chunk, as `kept_bytes` gives it.
+    """
+    rows = -(-vocabulary // ranks)
+    chunk = min(tokens, most_tokens(GPU) if mode == "recompute" else tokens_per_chunk(rows, itemsize, GPU, kept))
+    logits = itemsize * chunk * (min(rows, GPU_BLOCK) if mode == "recompute" else rows)
+    statistics = 12 * chunk * rows // GPU_PART
+    gathered = itemsize * chunk * hidden * (1 if ranks > 1 else 0)
+    scaled = itemsize * chunk * hidden if mode == "one_pass" else 0  # by each row's factor
+    share = 4 * chunk * hidden * (1 + (1 / ranks if ranks > 1 else 0))
+    held = tokens // ranks * hidden * itemsize  # the gradient of hidden, until the backward pass
+    both = max(logits, statistics) if mode == "recompute" else logits + statistics
+    return int(gathered + both + scaled + share + held)
+
+
 def gpu_mixture_bytes(tokens: int, rows: int) -> int:
     """Of D, which a GPU holds over one block of the `rows` of a rank's vocabulary, in float32."""
-    return 4 * tokens * min(BLOCK, rows)
+    return 4 * tokens * min(GPU_BLOCK, rows)
 
 
 def gpu_statistics_bytes(tokens: int, rows: int, targets: int) -> int:

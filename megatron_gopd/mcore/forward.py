@@ -71,6 +71,18 @@ def run(
     return results
 
 
+def loss_scale(model: Model) -> float | None:
+    """What the backward pass of `run` multiplies a loss by; None: that, or how often it runs, is not known beforehand.
+
+    `head` is no part of the module, so no recomputation repeats it, and both schedules that `run` takes, without a
+    pipeline and 1F1B, ask it once for each micro-batch and go backward from it once.
+    """
+    config = model.config
+    scaled = config.grad_scale_func is not None or not config.calculate_per_token_loss
+    interleaved = config.virtual_pipeline_model_parallel_size is not None
+    return None if scaled or interleaved else 1.0
+
+
 class _Neighbours(P2PCommunicator):
     """What a pipeline stage exchanges with those before and after it.
 

@@ -43,6 +43,17 @@ def more_follows(model: Model, wrapped: DistributedDataParallel) -> Iterator[Non
         config.finalize_model_grads_func, config.no_sync_func = usual
 
 
+def announce_head(model: Model) -> None:
+    """Before a backward pass that overlaps reductions: the LM head's gradient goes to its main_grad by itself.
+
+    The wrapper counts a weight's gradient as complete when autograd hands one over; so autograd finds one, of one
+    number in memory, and the wrapper leaves it out of the sum. A weight that is the embedding, too, gets one anyway.
+    """
+    weight = model.lm_head()
+    if not (model.module.share_embeddings_and_output_weights and model.module.pre_process):
+        weight.grad, weight.grad_added_to_main_grad = weight.new_zeros(()).expand_as(weight), True
+
+
 def build_optimizer(model: Model, wrapped: DistributedDataParallel, settings: schema.Optimizer) -> MegatronOptimizer:
     """AdamW, sharded over data-parallel ranks, or SGD; float32 master weights, clipping by global norm."""
     config = OptimizerConfig(

@@ -49,11 +49,7 @@ def phases(
     student, offloads = on.held["student"] or Held(0, 0), bool(config.student.offload)
     stage = on.stages["student"]
     activations = stage.peak_bytes if stage else 0.0
-    base = {"student weights": student.weights} | _resident(roles, on)
-    if heads := heads_bytes(config, roles, on.rank, where.world):
-        base["scorers' LM heads"] = heads
-    if where.kind == "embedded":
-        base["engine weights"] = where.copies * where.engine.weight_bytes
+    base = _always(config, roles, on, where)
     gradients, optimizer = {"gradients": student.gradients}, {"optimizer": student.masters + student.moments}
     idle = {} if offloads else gradients | optimizer
     served = {}
@@ -78,6 +74,24 @@ def phases(
         whole = 2 * a.vocab_size * a.hidden_size * ITEM[config.student.dtype]  # gathered, and as it is sent
         found.append(Phase("sync", base | idle | served | {"whole tensors": whole}))
     return found
+
+
+def before_updates(config: Config, roles: list[Role], on: OnRank, where: Placement) -> float:
+    """Bytes of a rank when its first update begins: its gradients, and no moments yet."""
+    student = on.held["student"] or Held(0, 0)
+    masters = 0 if config.student.offload else student.masters
+    return _sum(_always(config, roles, on, where)) + student.gradients + masters
+
+
+def _always(config: Config, roles: list[Role], on: OnRank, where: Placement) -> dict[str, float]:
+    """What lies there in every phase, but for servers."""
+    student = on.held["student"] or Held(0, 0)
+    base = {"student weights": student.weights} | _resident(roles, on)
+    if heads := heads_bytes(config, roles, on.rank, where.world):
+        base["scorers' LM heads"] = heads
+    if where.kind == "embedded":
+        base["engine weights"] = where.copies * where.engine.weight_bytes
+    return base
 
 
 def _sum(parts: dict[str, float]) -> float:

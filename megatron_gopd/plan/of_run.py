@@ -33,4 +33,5 @@ def take(config: Config, nodes: list[Node], name: str, memory_bytes: float, free
     on = card(name, memory_bytes, free_bytes, nodes[0].ranks)
     gpus = sum(len(node.gpus) for node in nodes)
     plan = fastest(config, gpus, on, Workload.of(config), on_nodes(config, nodes))
-    return Taken(plan.config, levers_in_words(plan), plan.phases, on.usable_bytes)
+    taken = plan.config.model_copy(update={"training": config.training})  # the LM head looks at what is free by then
+    return Taken(taken, levers_in_words(plan), plan.phases, on.usable_bytes)

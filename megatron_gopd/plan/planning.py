@@ -7,13 +7,14 @@ from pathlib import Path
 
 from megatron_gopd.config import Config
 from megatron_gopd.errors import UserError
+from megatron_gopd.kernels.workspace import kept_bytes
 from megatron_gopd.mcore.fp8 import check_fp8
 from megatron_gopd.mcore.row_length import check_context
 from megatron_gopd.plan import memory
 from megatron_gopd.plan.advice import advice
 from megatron_gopd.plan.dry_run import Held, Stage, construct, sample_ranks, stages
 from megatron_gopd.plan.exact import Payload, payload_of
-from megatron_gopd.plan.hardware import Machine
+from megatron_gopd.plan.hardware import GIB, Machine
 from megatron_gopd.plan.levers import most_resident, rungs
 from megatron_gopd.plan.memory import OnRank, Phase
 from megatron_gopd.plan.placement import Placement, place
@@ -117,6 +118,7 @@ def fastest(config: Config, gpus: int, machine: Machine, work: Workload, where: 
     tried = None
     for levers, pulled in rungs(config, sizes):
         roles = roles_of(pulled)
+        pulled = with_head_memory(pulled, roles, held, where, machine)
         now = assemble(pulled, gpus, machine, work, where, roles, held, stepped.of(pulled, roles), [])
         tried = replace(now, levers=levers, faster=tried)
         if tried.fits:
@@ -129,10 +131,11 @@ class Stepped:
 
     def __init__(self, world: int, tokens: int):
         self._world, self._tokens = world, tokens
-        self._known: dict[tuple[str, str], list[Stage]] = {}
+        self._known: dict[tuple, list[Stage]] = {}
 
     def of(self, config: Config, roles: list[Role]) -> dict[str, list[Stage]]:
-        keys = {role.name: (role.name, getattr(role.settings, "recompute", "")) for role in roles}
+        head = config.training.lm_head_gib
+        keys = {r.name: (r.name, r.settings.recompute, head) if r.trained else (r.name,) for r in roles}
         for role in roles:
             if keys[role.name] not in self._known:
                 self._known[keys[role.name]] = stages(config, role, self._world, self._tokens)
@@ -158,6 +161,17 @@ def _not_planned(config: Config) -> list[str]:
 def of_ranks(machine: Machine, where: Placement) -> Machine:
     """Its nodes as the trainer sees them: without the GPUs that are servers' own."""
     return machine.model_copy(update={"gpus_per_node": where.ranks_per_node})
+
+
+def with_head_memory(
+    config: Config, roles: list[Role], held: dict[int, dict[str, Held | None]], where: Placement, machine: Machine
+) -> Config:
+    """What the LM head keeps of a chunk left at `auto`, as the fullest rank will find it in its first update."""
+    if config.training.lm_head_gib != "auto":
+        return config
+    taken = (memory.before_updates(config, roles, OnRank(rank, shares, {}), where) for rank, shares in held.items())
+    kept = kept_bytes(machine.usable_bytes - max(taken))
+    return config.model_copy(update={"training": config.training.model_copy(update={"lm_head_gib": kept / GIB})})
 
 
 def longest_micro_batch(config: Config) -> int:

@@ -16,7 +16,7 @@ from megatron.core.transformer.moe import token_dispatcher
 from torch import Tensor
 
 from megatron_gopd.config import Config
-from megatron_gopd.kernels import head
+from megatron_gopd.kernels import chunks, head
 from megatron_gopd.mcore import optimizer, settings, weights
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.attention import CausalAttention
@@ -42,6 +42,8 @@ def values_answered(ledger: Ledger) -> Iterator[None]:
         mock.patch.object(clip_grads, "l2_norm_impl", lambda *_: (torch.zeros(1), None)),
         mock.patch.object(TokenTable, "gather", _gather_nothing),
         mock.patch.object(head, "backend_for", lambda hidden: PlannedHead(ledger)),
+        mock.patch.object(chunks, "TOKENS", chunks.GPU_TOKENS),
+        mock.patch.object(chunks, "KEPT_BYTES", chunks.GPU_KEPT_BYTES),
         mock.patch.object(CausalAttention, "_from", _in_one_call),
         mock.patch.object(dispatcher, "dispatch_preprocess", _evenly(dispatcher.dispatch_preprocess)),
         mock.patch.object(token_dispatcher, "gather_from_sequence_parallel_region", _counts_are_alike(gather)),

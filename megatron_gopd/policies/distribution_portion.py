@@ -71,7 +71,7 @@ class DistributionPortion:
             clamp=asked.clamp,
             divergence=asked.divergence,
         )
-        found = distribution_losses(head.model, hidden, micro_batch, head.temperature, head.naive, loss, rows, target)
+        found = distribution_losses(head, hidden, micro_batch, loss, rows, target)
         columns = {"logprobs": found.logprobs, "entropy": found.entropy, "teacher_logprobs": found.teacher_logprobs}
         if found.reference_logprobs is not None:
             columns |= {"reference_logprobs": found.reference_logprobs} | self._look(head, micro_batch)

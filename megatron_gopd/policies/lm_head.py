@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import Tensor
 from torch.nn import functional
 
@@ -21,10 +23,19 @@ from megatron_gopd.kernels import (
 from megatron_gopd.kernels.linear_distribution_loss import DistributionLossFunction
 from megatron_gopd.kernels.linear_token_loss import TokenLossFunction, with_gradient
 from megatron_gopd.kernels.log_sum import linear_log_sum
-from megatron_gopd.mcore.forward import rows_per_rank
+from megatron_gopd.mcore.forward import loss_scale, rows_per_rank
 from megatron_gopd.mcore.model import Model
 from megatron_gopd.objective import TokenRows
 from megatron_gopd.policies.target_heads import Shard
+
+
+class Head(NamedTuple):
+    """How the student's head is to be asked."""
+
+    model: Model
+    temperature: float
+    naive: bool  # with the logits in memory
+    kept_bytes: int | None = None  # of a chunk, see linear_token_loss
 
 
 def token_logprobs(
@@ -45,17 +56,12 @@ def token_logprobs(
 
 
 def token_losses(
-    model: Model,
-    hidden: Tensor,
-    micro_batch: MicroBatch,
-    temperature: float,
-    naive: bool,
-    token_loss: TokenLossFunction,
-    rows: TokenRows,
+    head: Head, hidden: Tensor, micro_batch: MicroBatch, token_loss: TokenLossFunction, rows: TokenRows
 ) -> LinearTokenLoss:
     """The loss of a micro-batch, as token_logprobs; the weight's gradient goes straight to its main_grad."""
-    if naive:
-        logprobs, entropy = token_logprobs(model, hidden, micro_batch, temperature, naive)
+    model = head.model
+    if head.naive:
+        logprobs, entropy = token_logprobs(model, hidden, micro_batch, head.temperature, naive=True)
         result = token_loss(logprobs.detach(), entropy.detach(), rows)
         loss = with_gradient(result, logprobs, entropy)
         return LinearTokenLoss(loss, logprobs.detach(), entropy.detach(), result.metrics)
@@ -65,28 +71,24 @@ def token_losses(
         micro_batch.targets.to(hidden.device),
         token_loss,
         rows,
-        **_head(model, temperature),
-        rows_per_rank=rows_per_rank(model, micro_batch),
-        main_grad=model.lm_head().main_grad,
-        check_finite=False,
+        **_head(model, head.temperature),
+        **_gradient(head, micro_batch),
     )
 
 
 def distribution_losses(
-    model: Model,
+    head: Head,
     hidden: Tensor,
     micro_batch: MicroBatch,
-    temperature: float,
-    naive: bool,
     distribution_loss: DistributionLossFunction,
     rows: TokenRows,
     target: Target,
 ) -> LinearDistributionLoss:
     """As token_losses, with every token of the vocabulary judged by `target`."""
-    targets = micro_batch.targets.to(hidden.device)
-    head = _head(model, temperature)
-    if naive:
-        return naive_distribution_loss(hidden, model.lm_head(), targets, distribution_loss, rows, target, **head)
+    model, targets = head.model, micro_batch.targets.to(hidden.device)
+    asked = _head(model, head.temperature)
+    if head.naive:
+        return naive_distribution_loss(hidden, model.lm_head(), targets, distribution_loss, rows, target, **asked)
     return linear_distribution_loss(
         hidden,
         model.lm_head(),
@@ -94,10 +96,8 @@ def distribution_losses(
         distribution_loss,
         rows,
         target,
-        **head,
-        rows_per_rank=rows_per_rank(model, micro_batch),
-        main_grad=model.lm_head().main_grad,
-        check_finite=False,
+        **asked,
+        **_gradient(head, micro_batch),
     )
 
 
@@ -150,3 +150,15 @@ def shared_law(model: Model, hidden: Tensor, shard: Shard, shared: int, temperat
 
 def _head(model: Model, temperature: float) -> dict:
     return {"temperature": temperature, "vocab_range": model.vocab_range, "group": model.groups.tp}
+
+
+def _gradient(head: Head, micro_batch: MicroBatch) -> dict:
+    """How a loss that has its gradients at once is asked for; what is not finite is looked for after the update."""
+    model = head.model
+    return {
+        "rows_per_rank": rows_per_rank(model, micro_batch),
+        "main_grad": model.lm_head().main_grad,
+        "main_grad_scale": loss_scale(model),
+        "kept_bytes": head.kept_bytes,
+        "check_finite": False,
+    }

@@ -12,9 +12,8 @@ from megatron_gopd.data.packing import MicroBatch
 from megatron_gopd.data.trajectory import Trajectory
 from megatron_gopd.kernels.linear_distribution_loss import DistributionLossFunction
 from megatron_gopd.kernels.linear_token_loss import TokenLossFunction
-from megatron_gopd.mcore.model import Model
 from megatron_gopd.objective import TokenRows
-from megatron_gopd.policies.lm_head import token_losses
+from megatron_gopd.policies.lm_head import Head, token_losses
 from megatron_gopd.policies.token_table import TokenTable
 
 LossFunction = TokenLossFunction | DistributionLossFunction
@@ -25,14 +24,6 @@ class Judged(NamedTuple):
 
     loss: Tensor  # scalar, with its gradient
     columns: dict[str, Tensor]  # name -> [response tokens]; logprobs and entropy among them
-
-
-class Head(NamedTuple):
-    """How the student's head is to be asked."""
-
-    model: Model
-    temperature: float
-    naive: bool  # with the logits in memory
 
 
 class Portion(Protocol):
@@ -81,7 +72,7 @@ class _LogprobsAlone:
     def judge(
         self, loss: TokenLossFunction, head: Head, hidden: Tensor, micro_batch: MicroBatch, rows: TokenRows
     ) -> Judged:
-        found = token_losses(head.model, hidden, micro_batch, head.temperature, head.naive, loss, rows)
+        found = token_losses(head, hidden, micro_batch, loss, rows)
         return Judged(found.loss, {"logprobs": found.logprobs, "entropy": found.entropy} | found.metrics)
 
     def fill(self, batch: Sequence[Trajectory], columns: dict[str, list]) -> None:

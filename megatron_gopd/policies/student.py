@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Collection, Iterator, Sequence
 
@@ -24,6 +25,7 @@ from megatron_gopd.mcore.levers import settle
 from megatron_gopd.mcore.model import Model, build_model
 from megatron_gopd.mcore.offload import Offloader
 from megatron_gopd.mcore.optimizer import (
+    announce_head,
     build_optimizer,
     learning_rate,
     more_follows,
@@ -32,7 +34,7 @@ from megatron_gopd.mcore.optimizer import (
 )
 from megatron_gopd.mcore.receivers import hand_out
 from megatron_gopd.objective import TokenRows
-from megatron_gopd.policies import scoring
+from megatron_gopd.policies import head_memory, scoring
 from megatron_gopd.policies.micro_batches import my_micro_batches, reports
 from megatron_gopd.policies.payload import LOGPROBS, Head, LossFunction, Payload, Portion
 from megatron_gopd.policies.token_table import TokenTable
@@ -90,17 +92,23 @@ class Student:
         metrics = {name: columns[name] for name in told}
         return Update(norm, lr, value, columns["logprobs"], columns["entropy"], metrics, self._router_drift())
 
+    @functools.cached_property
+    def _kept_bytes(self) -> int | None:
+        """Of a chunk, by the LM head. Collective; asked in the first update, when every model lies where it stays."""
+        return head_memory.of_this_job(self.config.training)
+
     def _learn(
         self, batch: list[Trajectory], portion: Portion, loss: LossFunction, known: TokenRows, table: TokenTable
     ) -> None:
         """Gradients of a portion of the batch, added to those before it."""
+        kept_bytes = self._kept_bytes  # collective, so before ranks without a part of the student leave
         if self.model is None:
             portion.prepare(None, [], table)
             return
         training, model = self.config.training, self.model
         rows = [Row(trajectory.prompt.student_tokens, trajectory.response_tokens) for trajectory in batch]
         micro_batches = my_micro_batches(model, rows, training.max_tokens_per_micro_batch, portion.rows)
-        asked = Head(model, self.config.rollout.temperature, training.logprob == "naive")
+        asked = Head(model, self.config.rollout.temperature, training.logprob == "naive", kept_bytes)
         portion.prepare(asked, micro_batches, table)
 
         def head(hidden: Tensor, micro_batch: MicroBatch) -> Tensor:
@@ -109,9 +117,8 @@ class Student:
             if reports(model):
                 each = judged.loss.detach() / max(1, len(micro_batch.targets))
                 table.put(micro_batch, judged.columns | {"loss": each.expand(len(micro_batch.targets))})
-            if self.settings.overlap_communication:
-                # the head's reduction starts when autograd hands over a gradient; the kernel's own is in main_grad
-                return judged.loss + 0.0 * model.lm_head()[0, 0]
+            if self.settings.overlap_communication and not asked.naive:
+                announce_head(model)
             return judged.loss
 
         with contextlib.nullcontext() if portion.last else more_follows(model, self._wrapped):

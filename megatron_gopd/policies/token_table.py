@@ -23,6 +23,7 @@ class TokenTable:
         self.columns = list(columns)
         self._bounds = np.concatenate([[0], np.cumsum(response_lengths)])
         self._values = torch.zeros(len(self.columns) + 1, int(self._bounds[-1]))  # last row: how often put
+        self._put: list[tuple[Tensor, list[Tensor]]] = []  # still on their device: a copy would wait for it
 
     @property
     def tokens(self) -> int:
@@ -38,16 +39,18 @@ class TokenTable:
         return torch.from_numpy(self._bounds)[micro_batch.rows] + micro_batch.offsets
 
     def put(self, micro_batch: MicroBatch, columns: dict[str, Tensor]) -> None:
-        where = self.indices(micro_batch)
-        for index, name in enumerate(self.columns):
-            self._values[index, where] = columns[name].detach().float().cpu()
-        self._values[-1, where] += 1
+        self._put.append((self.indices(micro_batch), [columns[name].detach().float() for name in self.columns]))
 
     def gather(self) -> dict[str, list[np.ndarray]]:
         """Collective over all ranks: {column: [row's values [response] float32]}.
 
         From host memory, by gloo: ranks that have no part in the model wait here for those that have.
         """
+        for where, columns in self._put:
+            for index, column in enumerate(columns):
+                self._values[index, where] = column.cpu()
+            self._values[-1, where] += 1
+        self._put.clear()
         dist.all_reduce(self._values)
         values = self._values.numpy()
         if not (values[-1] == 1).all():

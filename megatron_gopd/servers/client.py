@@ -68,7 +68,7 @@ class SGLangClient(HttpClient):
     async def support_by_ours(self, asked: dict) -> np.ndarray:
         """As score_by_ours, of the `ids` [response, k] that `asked` names."""
         reply = await self.post_for(replies.LogprobRows, "/support", asked)
-        with self._checking():
+        with self.checking():
             return replies.given_rows(reply, len(asked["ids"]), len(asked["ids"][0]))
 
     async def score(self, prompt: Sequence[int], response: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> int:
     asked = parse(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an interrupt: the children end first
     try:
-        names, file = sections(asked.only), output(asked.json)
+        names, file = chosen(asked.only, SECTIONS), output(asked.json)
         checks = check(names, file, gpu=asked.device == "cuda", quick=asked.quick)
     except Mistake as mistake:
         print(f"error: {mistake}", file=sys.stderr)
@@ -60,15 +61,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def sections(only: str) -> list[str]:
-    """In their own order. Raises Mistake: one is unknown."""
+def chosen(only: str, sections: Collection[str]) -> list[str]:
+    """Some of `sections`, in their own order. Raises Mistake: one is unknown."""
     asked = [name.strip() for name in only.split(",") if name.strip()]
     for name in asked:
-        if name not in SECTIONS:
-            raise Mistake(f"--only {name}: there is no such section; write some of {','.join(SECTIONS)}")
+        if name not in sections:
+            raise Mistake(f"--only {name}: there is no such section; write some of {','.join(sections)}")
     if not asked:
-        raise Mistake(f"--only names no section; write some of {','.join(SECTIONS)}")
-    return [name for name in SECTIONS if name in asked]
+        raise Mistake(f"--only names no section; write some of {','.join(sections)}")
+    return [name for name in sections if name in asked]
 
 
 def output(file: Path) -> Path:

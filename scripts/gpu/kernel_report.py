@@ -3,7 +3,8 @@
     .venv-triton/bin/python scripts/gpu/kernel_report.py [--quick] [--json]
 
 Prints, for every kernel of every shipped tile: registers a thread, bytes a thread spilled to the stack, shared memory
-of a program, and the tensor-core instruction in its PTX. --quick: without ADD, ENTROPY or KEEP = 0, float32 for sm_90.
+of a program, and the tensor-core instruction in its PTX. --quick: without ADD, ENTROPY or KEEP = 0, or
+operands that could be described but are not; float32 for sm_90.
 Integers are compiled as multiples of 16, which hidden sizes and padded vocabularies are.
 """
 
@@ -31,12 +32,14 @@ import triton.backends.nvidia  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
+from megatron_gopd.kernels import triton_backend as backend  # noqa: E402
 from megatron_gopd.kernels import triton_distribution_kernels as of_distribution  # noqa: E402
 from megatron_gopd.kernels import triton_kernels as kernels  # noqa: E402
+from megatron_gopd.kernels import triton_operands  # noqa: E402
 from megatron_gopd.kernels import triton_tiles as tiles  # noqa: E402
 
 TYPES = {torch.bfloat16: "*bf16", torch.float32: "*fp32"}
-LIKE_INPUT = {"hidden_ptr", "weight_ptr", "exp_ptr", "other_ptr", "grad_ptr", "a_ptr", "b_ptr"}
+LIKE_INPUT = {"hidden", "weight", "exp_ptr", "other_ptr", "grad_ptr", "a_ptr", "b_ptr"}
 CUOBJDUMP = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
 INSTRUCTIONS = {"tcgen05.mma": "tcgen05.mma", "wgmma.mma_async": "wgmma", "mma.sync": "mma.sync"}
 
@@ -46,16 +49,32 @@ def variants(dtype: torch.dtype, capability: int, quick: bool) -> Iterator[tuple
     tile = tiles.tile_of(dtype, capability)
     part, launch = tile.of_part(), tiles.launch(tile)
     both = (True,) if quick else (True, False)
+    for flag, (constants, options) in itertools.product(both, operands(dtype, capability, quick)):
+        yield kernels.statistics_kernel, {"KEEP": flag} | constants, options
+        yield kernels.gradient_kernel, {"ENTROPY": flag} | constants, options
     for flag, even in itertools.product(both, (False, True)):
-        yield kernels.statistics_kernel, {"KEEP": flag, "EVEN": even}, launch
-        yield kernels.gradient_kernel, {"ENTROPY": flag, "EVEN": even}, launch
         yield kernels.product_kernel, {"ADD": flag, "EVEN": even, "a_inner_stride": 1}, launch
         yield kernels.product_kernel, {"ADD": flag, "EVEN": even, "a_row_stride": 1}, launch
-    for flag in both:
-        shape = {"BM": part.rows, "BN": part.columns, "num_warps": part.warps}
-        yield kernels.kept_gradient_kernel, {"ENTROPY": flag}, shape | tiles.FUSED
+    shape = {"BM": part.rows, "BN": part.columns, "num_warps": part.warps}
+    yield kernels.kept_gradient_kernel, {"ENTROPY": True}, shape | tiles.FUSED
+    few = {"BM": backend.ROWS, "BN": part.columns, "num_warps": 4}
+    yield kernels.row_factor_kernel, {}, few | tiles.FUSED
     yield kernels.merge_kernel, {}, tiles.MERGE
     yield from of_a_distribution(dtype, capability, both)
+
+
+def operands(dtype: torch.dtype, capability: int, quick: bool) -> list[tuple[dict, dict]]:
+    """(constants, options) of launches whose programs work on one tile after the other, as triton_operands.py has them.
+
+    What is described may also come through pointers, where addresses are not aligned."""
+    found, described = [], dtype == torch.bfloat16 and capability >= triton_operands.OLDEST
+    if described:
+        tile = tiles.tile_of(dtype, capability, described=True)
+        found.append(({"DESCRIBED": True, "FLATTEN": capability < 100, "EVEN": True}, tiles.launch(tile)))
+    launch = tiles.launch(tiles.tile_of(dtype, capability))
+    for even in (False,) if described and quick else (False, True):
+        found.append(({"DESCRIBED": False, "FLATTEN": False, "EVEN": even}, launch))
+    return found
 
 
 def of_a_distribution(dtype: torch.dtype, capability: int, both: tuple[bool, ...]) -> Iterator[tuple]:
@@ -63,15 +82,16 @@ def of_a_distribution(dtype: torch.dtype, capability: int, both: tuple[bool, ...
     tile = tiles.tile_of_sides(dtype, capability)
     part, launch = tile.of_part(), tiles.launch(tile)
     kept = {"BM": part.rows, "BN": part.columns, "num_warps": part.warps} | tiles.FUSED
+    described = dtype == torch.bfloat16 and capability >= triton_operands.OLDEST
+    read = {"DESCRIBED": described, "EVEN": True}
     for forward, flag in itertools.product((False, True), both):
         asked = {"FORWARD": forward, "SAMPLED": flag}
-        yield of_distribution.sides_kernel, {"FORWARD": forward, "KEEP": flag, "EVEN": True}, launch
-        yield of_distribution.distribution_gradient_kernel, asked | {"EVEN": True}, launch
+        yield of_distribution.sides_kernel, {"FORWARD": forward, "KEEP": flag} | read, launch
+        yield of_distribution.distribution_gradient_kernel, asked | read, launch
         yield of_distribution.kept_distribution_gradient_kernel, asked, kept
     for mixed, clamp in ((False, False), (True, False), (True, True)):
-        constants = {"MIXED": mixed, "CLAMP": clamp, "EVEN": True}
         for flag in both:
-            yield of_distribution.target_kernel, constants | {"STATISTICS": flag}, launch
+            yield of_distribution.target_kernel, {"MIXED": mixed, "CLAMP": clamp, "STATISTICS": flag} | read, launch
     yield of_distribution.gap_kernel, {}, tiles.MERGE
 
 
@@ -80,7 +100,7 @@ def compiled(kernel, constants: dict, launch: dict, dtype: torch.dtype, capabili
     names = list(inspect.signature(kernel.fn).parameters)
     constants = constants | {name: value for name, value in launch.items() if name in names}
     options = {name: value for name, value in launch.items() if name not in names}
-    signature = {name: "constexpr" if name in constants else _type(name, dtype) for name in names}
+    signature = {name: "constexpr" if name in constants else _type(name, dtype, constants) for name in names}
     source = ASTSource(
         fn=kernel,
         signature=signature,
@@ -103,7 +123,10 @@ def compiled(kernel, constants: dict, launch: dict, dtype: torch.dtype, capabili
     }
 
 
-def _type(name: str, dtype: torch.dtype) -> str:
+def _type(name: str, dtype: torch.dtype, constants: dict) -> str:
+    if name in ("hidden", "weight") and constants["DESCRIBED"]:
+        rows = constants["BM" if name == "hidden" else "BN"]
+        return f"tensordesc<{TYPES[dtype][1:]}[{rows},{constants['BK']}]>"
     if name in LIKE_INPUT:
         return TYPES[dtype]
     if name.endswith("_ptr"):

@@ -65,6 +65,32 @@ def test_bf16_gradients(interpreted, case):
     assert max(errors["grad_hidden"], errors["grad_weight"]) < TRUNCATED
 
 
+@pytest.mark.parametrize("size", ["ragged", "described"])
+def test_without_an_entropy_what_is_kept_needs_no_pass_of_its_own(interpreted, size):
+    of_float32, of_bf16 = (interpreted["without_entropy"][f"{dtype} {size}"] for dtype in ("fp32", "bf16"))
+    assert max(of_float32.values()) < 1e-5
+    assert max(of_bf16["logprobs"], of_bf16["entropy"]) < 1e-5
+    assert max(of_bf16["grad_hidden"], of_bf16["grad_weight"]) < TRUNCATED
+
+
+@pytest.mark.parametrize("case", [f"{sm} {mode}" for sm in (90, 100) for mode in ("one_pass", "recompute")])
+def test_operands_read_through_descriptors(interpreted, case):
+    errors = interpreted["described"][case]
+    assert max(errors["logprobs"], errors["entropy"]) < 1e-5
+    assert max(errors["grad_hidden"], errors["grad_weight"]) < TRUNCATED
+
+
+@pytest.mark.parametrize("loss", ["token_loss", "of_logprobs_alone"])
+def test_logits_far_above_those_of_the_first_ids(interpreted, loss):
+    errors = interpreted["far_above_the_sample"][loss]
+    assert errors["logprobs"] < 1e-4  # near 230 a float32 logit steps by 1.5e-5
+    assert max(errors["grad_hidden"], errors["grad_weight"]) < TRUNCATED
+
+
+def test_bf16_products_of_the_kernel_itself(interpreted):
+    assert max(interpreted["own_products"][name] for name in ("grad_hidden", "grad_weight")) < TRUNCATED
+
+
 def test_the_tile_of_blackwell_agrees(interpreted):
     errors = interpreted["blackwell"]
     assert max(errors["logprobs"], errors["entropy"]) < 1e-5

@@ -19,6 +19,7 @@ from megatron_gopd.kernels import (
     linear_logprob,
     linear_token_loss,
     triton_distribution,
+    triton_products,
 )
 from megatron_gopd.kernels.backend import Upstream
 from megatron_gopd.kernels.reference import naive_logprob
@@ -27,7 +28,19 @@ from megatron_gopd.objective.token_loss import TokenLoss, TokenRows
 from tests.kernels.distribution_case import TEMPERATURE, Case, relative, rows_of, values_of
 
 TOKENS, HIDDEN, VOCABULARY = 150, 100, 333  # multiples of no tile
+DESCRIBED = (300, 136, 333)  # rows of bf16 that a descriptor takes, over more tiles than there are programs
+PROCESSORS = 2
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def hopper() -> TritonBackend:
+    return TritonBackend(90, PROCESSORS)
+
+
+def on_this_cpu(a: Tensor, b: Tensor, out: Tensor, add: bool) -> None:
+    """What cuBLAS does on a GPU."""
+    product = a.float() @ b.float()
+    out.copy_(out.float() + product if add else product)
 
 
 def inputs(dtype: torch.dtype, tokens=TOKENS, width=HIDDEN, vocabulary=VOCABULARY) -> tuple[Tensor, Tensor, Tensor]:
@@ -49,22 +62,26 @@ def token_loss(logprobs: Tensor, entropy: Tensor, rows: TokenRows) -> TokenLoss:
     return TokenLoss(loss, rows.weights, rows.behaviour_logprobs, {})
 
 
-def fused(hidden: Tensor, weight: Tensor, targets: Tensor, mode: str) -> list[Tensor]:
+def of_logprobs_alone(logprobs: Tensor, entropy: Tensor, rows: TokenRows) -> TokenLoss:
+    return TokenLoss((rows.weights * logprobs).sum(), rows.weights, None, {})
+
+
+def fused(hidden: Tensor, weight: Tensor, targets: Tensor, mode: str, loss=token_loss) -> list[Tensor]:
     """logprobs, entropy, gradient of hidden, gradient of weight."""
     hidden, weight = hidden.detach().requires_grad_(), weight.detach().requires_grad_()
     slope, of_entropy = slopes(len(targets))
     result = linear_token_loss(
-        hidden, weight, targets, token_loss, TokenRows(slope, of_entropy, slope), mode=mode, temperature=0.7
+        hidden, weight, targets, loss, TokenRows(slope, of_entropy, slope), mode=mode, temperature=0.7
     )
     return [result.logprobs, result.entropy, *torch.autograd.grad(result.loss, (hidden, weight))]
 
 
-def naive(hidden: Tensor, weight: Tensor, targets: Tensor) -> list[Tensor]:
+def naive(hidden: Tensor, weight: Tensor, targets: Tensor, loss=token_loss) -> list[Tensor]:
     """The same of the oracle, in float64."""
     hidden, weight = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
     logprobs, entropy = naive_logprob(hidden, weight, targets, temperature=0.7)
     slope, of_entropy = slopes(len(targets))
-    loss = (slope * logprobs + of_entropy * entropy).sum()
+    loss = loss(logprobs, entropy, TokenRows(slope, of_entropy, slope)).loss
     return [logprobs.detach(), entropy.detach(), *torch.autograd.grad(loss, (hidden, weight))]
 
 
@@ -96,9 +113,50 @@ def against_oracle() -> dict[str, dict[str, float]]:
     return found
 
 
+def without_entropy() -> dict[str, dict[str, float]]:
+    """A loss of log-probs alone: what is kept needs no pass of its own."""
+    sizes = {"ragged": (TOKENS, HIDDEN, VOCABULARY), "described": DESCRIBED}
+    found = {}
+    for (size, shape), (name, dtype) in itertools.product(sizes.items(), DTYPES.items()):
+        given = inputs(dtype, *shape)
+        found[f"{name} {size}"] = errors(fused(*given, "one_pass", of_logprobs_alone), naive(*given, of_logprobs_alone))
+    return found
+
+
+def described() -> dict[str, dict[str, float]]:
+    """Operands that are read through descriptors, by programs of several tiles, on both architectures."""
+    found, given = {}, inputs(torch.bfloat16, *DESCRIBED)
+    for capability, mode in itertools.product((90, 100), ("one_pass", "recompute")):
+        head.backend_for = lambda _, capability=capability: TritonBackend(capability, PROCESSORS)
+        found[f"{capability} {mode}"] = errors(fused(*given, mode), naive(*given))
+    head.backend_for = lambda _: hopper()
+    return found
+
+
+def far_above_the_sample() -> dict[str, dict[str, float]]:
+    """Logits of some rows that float32 cannot hold relative to those of the first ids: with an entropy and without."""
+    hidden, weight, targets = inputs(torch.bfloat16, 70, 64, 600)
+    hidden[::7, 3], weight[500, 3] = 8.0, 20.0  # 229 nats at the temperature
+    hidden[1::7, 3], hidden[2::7, 3] = 1.4, -1.4  # 40 nats, which it can
+    hidden[3::7, 3], targets[::14] = 4.0, 500
+    return {
+        loss.__name__: errors(fused(hidden, weight, targets, "one_pass", loss), naive(hidden, weight, targets, loss))
+        for loss in (token_loss, of_logprobs_alone)
+    }
+
+
+def own_products() -> dict[str, float]:
+    """bf16 multiplied by the kernel of this project, where cuBLAS does on a GPU."""
+    chosen = triton_products.PRODUCTS.copy()
+    triton_products.PRODUCTS.clear()
+    found = errors(fused(*inputs(torch.bfloat16), "one_pass"), naive(*inputs(torch.bfloat16)))
+    triton_products.PRODUCTS.update(chosen)
+    return found
+
+
 def blackwell() -> dict[str, float]:
     """The tile of sm_100, on the same inputs."""
-    head.backend_for = lambda _: TritonBackend(100)
+    head.backend_for = lambda _: TritonBackend(100, PROCESSORS)
     return errors(fused(*inputs(torch.bfloat16), "one_pass"), naive(*inputs(torch.bfloat16)))
 
 
@@ -114,7 +172,7 @@ def sure_of_its_target() -> float:
     """p of the target is 0.995, and bf16 knows only 0.992 and 0.996: the relative error of its gradient, 1 - p."""
     hidden, weight = torch.zeros(1, 8, dtype=torch.bfloat16), torch.zeros(3, 8, dtype=torch.bfloat16)
     hidden[0, 0], weight[0, 0] = 1.0, 6.0
-    triton, targets = TritonBackend(90), torch.tensor([0])
+    triton, targets = hopper(), torch.tensor([0])
     statistics = triton.statistics(hidden, weight, targets, 1.0, keep=True)
     log_sum = statistics.peak + statistics.total.log()
     upstream = Upstream(log_sum, statistics.target_logit - log_sum, torch.zeros(1), torch.ones(1), None)
@@ -129,7 +187,7 @@ def beyond_32_bits() -> float:
     weight = torch.empty(stride * rows, dtype=torch.bfloat16).view(rows, stride)[:, :HIDDEN]  # memory it never touches
     hidden, close, targets = inputs(torch.bfloat16, tokens=20, vocabulary=rows)
     weight.copy_(close)
-    found = (TritonBackend(90).statistics(hidden, rows, targets, 1.0, keep=False) for rows in (weight, close))
+    found = (hopper().statistics(hidden, rows, targets, 1.0, keep=False) for rows in (weight, close))
     return max(float((one - two).abs().max()) for one, two in zip(*(values[:4] for values in found), strict=True))
 
 
@@ -192,7 +250,7 @@ def no_tokens() -> list[float]:
 def distribution() -> dict[str, dict[str, float]]:
     """Three heads of unequal sizes against the oracle, over two blocks of the vocabulary: the largest difference of the
     values, in nats, and the relative errors of the gradients."""
-    head.backend_for, triton_distribution.BLOCK = lambda _: TritonBackend(90), 128
+    head.backend_for, triton_distribution.BLOCK = lambda _: hopper(), 128
     ragged = Case(40, (150, 155, 152), (48, 36, 40), 149)
     kinds = {
         "reverse": ragged,
@@ -232,9 +290,10 @@ def distribution_of_nothing() -> float:
 
 
 if __name__ == "__main__":
-    head.backend_for = lambda _: TritonBackend(90)
+    head.backend_for, triton_products.by_cublas = lambda _: hopper(), on_this_cpu
     cases = (
-        against_oracle, far_below_zero, sure_of_its_target, beyond_32_bits, into_given_buffer, refusals,
+        against_oracle, without_entropy, described, far_above_the_sample, own_products,
+        far_below_zero, sure_of_its_target, beyond_32_bits, into_given_buffer, refusals,
         same_bits_alone, masked_rows, no_tokens, blackwell, distribution, distribution_of_nothing,
     )  # fmt: skip
     print(json.dumps({case.__name__: case() for case in cases}))

@@ -108,4 +108,4 @@ def test_a_run_takes_what_the_plan_of_its_cards_says(configured):
         config, [Node(tuple("0123"), 4)], "NVIDIA H100 80GB HBM3", on.chip.memory_gib * GIB, on.chip.memory_gib * GIB
     )
     planned = plan(config, 4, on, Workload.of(config))
-    assert (taken.config, taken.line) == (planned.config, levers_in_words(planned))
+    assert (levers(taken.config), taken.line) == (levers(planned.config), levers_in_words(planned))

@@ -16,9 +16,15 @@ WIDTH = 90  # of a figure; a longer one, such as an error, is cut here and whole
 def table(checks: Sequence[Check]) -> str:
     """`check | figure | bound | holds`, a row a check."""
     rows = [("check", "figure", "bound", "holds")]
-    rows += [(f"{c.section}: {c.name}", textwrap.shorten(c.figure, WIDTH), c.bound, HOLDS[c.holds]) for c in checks]
+    rows += [(f"{c.section}: {c.name}", textwrap.shorten(c.figure, WIDTH), c.bound, _holds(c)) for c in checks]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def _holds(check: Check) -> str:
+    """Of a figure of which nothing is asked: nothing."""
+    told = check.holds is None and not check.bound and not check.figure.startswith("skipped")
+    return "" if told else HOLDS[check.holds]
 
 
 def counts(checks: Sequence[Check]) -> dict[str, int]:
