@@ -46,6 +46,9 @@ class AlgorithmSection(Section):
         """Of its method, for the report: lambda."""
         return 1.0
 
+    def try_out(self, config: Config) -> None:
+        """Raises UserError: the loss is the user's own, and does not work."""
+
     def scorers(self, config: Config) -> dict[str, Scorer]:
         """{who it is: settings} of every frozen model that scores what the student samples."""
         return {}

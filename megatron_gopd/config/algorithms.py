@@ -6,11 +6,14 @@ import functools
 import operator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, SerializeAsAny, Tag, WrapValidator
 
 from megatron_gopd.config.algorithm import Aggregation, AlgorithmSection
 from megatron_gopd.config.gopd import ExactGopd, Gopd, TokenCorrection, TopKGopd
 from megatron_gopd.config.models import Reference
+from megatron_gopd.config.objective import Objective, own_section, read_own
+from megatron_gopd.config.own_code import OwnCode
+from megatron_gopd.errors import UserError
 
 if TYPE_CHECKING:
     from megatron_gopd.config.models import Scorer
@@ -77,12 +80,14 @@ class Sft(AlgorithmSection):
         return config.named_teachers() if config.evaluation and config.evaluation.prompts else {}
 
 
+OWN = "of one's own"  # type: FILE.py:FUNCTION
 ALGORITHMS: dict[str, type[AlgorithmSection]] = {
     "gopd": Gopd,
     "gopd exact": ExactGopd,
     "gopd top_k": TopKGopd,
     "grpo": Grpo,
     "sft": Sft,
+    OWN: Objective,
 }
 TYPES = tuple(name for name in ALGORITHMS if " " not in name)
 
@@ -95,20 +100,38 @@ def tag(name: str) -> str:
 def _name(value: object) -> str:
     given = value if isinstance(value, dict) else vars(value) if isinstance(value, AlgorithmSection) else {}
     kind = given.get("type", "gopd")
+    if OwnCode.parse(kind):
+        return OWN
     with_gradient = f"{kind} {given.get('gradient')}"
     if with_gradient in ALGORITHMS:
         return with_gradient
     return kind if kind in TYPES else ""
 
 
+def section_of(asked: object) -> type[AlgorithmSection] | None:
+    """The class of `algorithm` as a file holds it; None where there is none, or its own file is at fault."""
+    if isinstance(asked, AlgorithmSection):
+        return type(asked)
+    name = _name(asked)
+    if name != OWN:
+        return ALGORITHMS.get(name)
+    try:
+        return own_section(OwnCode.parse(asked["type"]))
+    except UserError:  # which the validation of the section tells
+        return None
+
+
 *FIRST, LAST = TYPES
-_MEMBERS = [Annotated[section, Tag(tag(name))] for name, section in ALGORITHMS.items()]
+_OF_OWN = Annotated[SerializeAsAny[AlgorithmSection], WrapValidator(read_own)]
+_MEMBERS = [
+    Annotated[_OF_OWN if section is Objective else section, Tag(tag(name))] for name, section in ALGORITHMS.items()
+]
 Algorithm = Annotated[
     functools.reduce(operator.or_, _MEMBERS),
     Discriminator(
         lambda value: tag(_name(value)),
         custom_error_type="algorithm",
-        custom_error_message=f"write type: {', '.join(FIRST)} or {LAST}",
+        custom_error_message=f"write type: {', '.join(FIRST)} or {LAST}, or FILE.py:FUNCTION for one of your own",
     ),
 ]
 
@@ -116,7 +139,7 @@ Algorithm = Annotated[
 def with_vetted_defaults(tree):
     """`tree` as a file holds it, completed by what its algorithm is trained with, where it says nothing else."""
     asked = tree.get("algorithm") if isinstance(tree, dict) else None
-    known = ALGORITHMS.get(_name(asked)) if asked is not None else None
+    known = None if asked is None else section_of(asked)
     for section, values in (known.USUAL if known else {}).items():
         given = tree.get(section, {})
         if isinstance(given, dict):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from megatron_gopd.errors import UserError
+
 if TYPE_CHECKING:
     from megatron_gopd.config.models import Model
     from megatron_gopd.config.schema import Config
@@ -202,6 +204,13 @@ def warmup_ends_before_the_run(config: Config) -> None:
         )
 
 
+def an_objective_of_ones_own_works(config: Config) -> None:
+    try:
+        config.algorithm.try_out(config)
+    except UserError as error:
+        raise ValueError(f"algorithm.type: {error}") from error
+
+
 def _same_folder(one: Model, other: Model) -> bool:
     """However their paths are written: with a slash at the end, ./ in front, from the root, or through a link."""
     return os.path.realpath(one.model) == os.path.realpath(other.model)
@@ -224,4 +233,5 @@ RULES = (
     teachers_that_are_examined_answer,
     files_of_problems_have_a_grader,
     warmup_ends_before_the_run,
+    an_objective_of_ones_own_works,
 )

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
 from megatron_gopd.config.algorithms import Algorithm, Gopd, with_vetted_defaults
 from megatron_gopd.config.models import (
@@ -22,6 +21,8 @@ from megatron_gopd.config.models import (
     Suffix,
     Teacher,
 )
+from megatron_gopd.config.objective import AS_WRITTEN
+from megatron_gopd.config.own_code import OwnCode
 from megatron_gopd.config.paths import PathText
 from megatron_gopd.config.rules import RULES
 from megatron_gopd.config.section import Section
@@ -35,7 +36,7 @@ LOGPROB_CEILING = 0.25
 
 
 def _known_reward(value: str) -> str:
-    if value not in NAMED_REWARDS and not re.fullmatch(r".+\.py:[A-Za-z_]\w*", value):
+    if value not in NAMED_REWARDS and not OwnCode.parse(value):
         raise ValueError(f"write {', '.join(NAMED_REWARDS)}, or FILE.py:FUNCTION for a reward of your own")
     return os.path.expanduser(value)
 
@@ -210,9 +211,10 @@ class Config(Section):
         return {f"teachers.{name}": teacher for name, teacher in self.teachers.items()}
 
     @property
-    def has_own_reward(self) -> bool:
-        """Whether `rewards` is FILE.py:FUNCTION."""
-        return self.rewards not in NAMED_REWARDS
+    def own_code(self) -> dict[str, OwnCode]:
+        """{key: FILE.py:NAME} of every file of the user's own that the run runs."""
+        given = {"algorithm.type": self.algorithm.type, "rewards": self.rewards}
+        return {key: code for key, text in given.items() if (code := OwnCode.parse(text))}
 
     @property
     def needs_rewards(self) -> bool:
@@ -221,8 +223,8 @@ class Config(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _complete(cls, tree):
-        return with_vetted_defaults(tree)
+    def _complete(cls, tree, info: ValidationInfo):
+        return tree if info.context is AS_WRITTEN else with_vetted_defaults(tree)
 
     @model_validator(mode="after")
     def _makes_sense(self):

@@ -34,6 +34,7 @@ from megatron_gopd.runs import RunFolder
 from megatron_gopd.training.batches import Batches
 from megatron_gopd.training.cautions import cautions, check_context
 from megatron_gopd.training.exams import check_suites
+from megatron_gopd.training.own_code import refuse_other_code
 
 
 @dataclass
@@ -69,6 +70,7 @@ class Job:
 def build_job(config: Config) -> Job:
     """Load data, tokenizers and models. Collective. Raises UserError for what the user can mend, cheapest first."""
     on_first(lambda: RunFolder.check(config))
+    refuse_other_code(config)
     check_models(config, dist.get_world_size())
     idle = check_nodes(config)
     check_sync(config)

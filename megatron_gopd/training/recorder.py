@@ -13,6 +13,7 @@ from megatron_gopd.policies.update import Update
 from megatron_gopd.ranks import is_first, on_first
 from megatron_gopd.runs import Checkpoint, RunFolder, StepLine, open_sinks
 from megatron_gopd.training.metrics import step_metrics
+from megatron_gopd.training.own_code import keep
 
 
 class Recorder:
@@ -47,7 +48,8 @@ class Recorder:
         """found: what an evaluation after this step measured."""
         if not is_first():
             return
-        metrics = step_metrics(step, batch, update, seconds) | found
+        on_policy = self.config.algorithm.SAMPLES_STUDENT
+        metrics = step_metrics(step, batch, update, seconds, on_policy=on_policy) | found
         self._sinks.log(step, metrics)
         with self.folder.samples.open("a") as samples:
             samples.write(json.dumps(self._sample(step, batch[0])) + "\n")
@@ -78,6 +80,7 @@ class Recorder:
 
     def _open(self) -> tuple[Path, Checkpoint | None]:
         self.folder = RunFolder.open(self.config)
+        keep(self.config, self.folder.logs)
         return self.folder.logs, self.folder.resumed
 
     def _sample(self, step: int, trajectory: Trajectory) -> dict:
