@@ -1,5 +1,5 @@
 # The verbs of this repository. Each installs what it needs into .venv first.
-.PHONY: help install install-triton quickstart miniature quickstart-smollm2 heal-pruned assets test test-all lint bench bench-convert bench-kernel \
+.PHONY: help docs install install-triton quickstart miniature quickstart-smollm2 heal-pruned assets test test-all lint bench bench-convert bench-kernel \
     bench-nodes bench-objects bench-sandbox bench-sglang bench-train parity chaos-resume chaos-sglang chaos-slurm slurm kernel-report clean check-gpu-constraints \
     gpu-check
 .DEFAULT_GOAL := help
@@ -53,6 +53,9 @@ test: install-triton slurm  ## the tests, without those marked slow
 
 test-all: install-triton slurm  ## all tests
 	$(PY) -m pytest -q -rs -m "" $(ARGS)
+
+docs: install  ## docs/configuration.md from the schema
+	$(PY) scripts/docs/configuration.py
 
 lint: install  ## ruff
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .

@@ -30,16 +30,20 @@ class Grpo(AlgorithmSection):
     WHY_TEACHERS = "teachers have nothing to say in GRPO, whose rewards come from the data: leave them out"
     USUAL = {"rollout": {"samples_per_prompt": 8}, "optimizer": {"lr": 1e-6}}  # Tables 4 to 7
 
-    type: Literal["grpo"]
+    type: Literal["grpo"] = Field(description="the algorithm")
     normalize_std: bool = Field(True, description="divide a group's advantages by their standard deviation")
     clip_low: float = Field(0.2, gt=0, lt=1, description="the ratio is clipped to [1 - clip_low, 1 + clip_high]")
-    clip_high: float = Field(0.2, gt=0)
-    dual_clip: float | None = Field(3.0, gt=1, description="bound of the ratio where the advantage is negative")
+    clip_high: float = Field(0.2, gt=0, description="see clip_low")
+    dual_clip: float | None = Field(
+        3.0, gt=1, description="bound of the ratio where the advantage is negative; null: none"
+    )
     kl_coefficient: float = Field(0.0, ge=0, description="of the KL to the reference; 0: no reference is held")
-    reference: Reference | None = Field(None, description="default: the student's initial weights")
+    reference: Reference | None = Field(None, description="of the KL; null: the student's initial weights")
     mini_batches: int = Field(1, ge=1, description="optimizer steps a rollout batch; 1: on-policy, every ratio is 1")
     loss_aggregation: Aggregation = "sequence_mean"
-    rollout_correction: TokenCorrection | None = TokenCorrection()
+    rollout_correction: TokenCorrection | None = Field(
+        TokenCorrection(), description="weight of a token that engine and trainer rate differently; null: all weigh 1"
+    )
 
     @property
     def loss_settings(self) -> dict[str, Any]:
@@ -72,7 +76,7 @@ class Sft(AlgorithmSection):
     TEACHERS = "allowed"
     SAMPLES_STUDENT = False
 
-    type: Literal["sft"]
+    type: Literal["sft"] = Field(description="the algorithm")
     loss_aggregation: Aggregation = "token_mean"
 
     def scorers(self, config: Config) -> dict[str, Scorer]:

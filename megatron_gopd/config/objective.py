@@ -26,10 +26,11 @@ AS_WRITTEN = {"own code": "not run"}  # a pydantic context: of the configuration
 
 
 class Objective(AlgorithmSection):
-    """The keys of an objective of one's own: derive from it, and annotate the function's parameter with the class.
+    """An objective of your own (docs/extending.md): these keys, and those that the class beside its function adds.
 
-    NEEDS names the columns of `rows` that the loss reads; models and rewards are asked for these and no others. To add
-    to a built-in algorithm, derive from its class instead (Gopd, Grpo): its keys, its loop and what it needs are there.
+    Derive that class from this one, and annotate the function's parameter with it. NEEDS names the columns of `rows`
+    that the loss reads; models and rewards are asked for these and no others. To add to a built-in algorithm, derive
+    from its class instead (Gopd, Grpo): its keys, its loop and what it needs are there.
     """
 
     LOOP = "megatron_gopd.training.distill:distill"
@@ -39,7 +40,7 @@ class Objective(AlgorithmSection):
     NEEDS: ClassVar[tuple[str, ...]] = ("teacher_logprobs",)
 
     type: str = Field(description="FILE.py:FUNCTION, which builds the loss")
-    reference: Reference | None = Field(None, description="default: the student's initial weights")
+    reference: Reference | None = Field(None, description="of reference_logprobs; null: the student's start")
     loss_aggregation: Aggregation = "sequence_mean"
 
     @classmethod

@@ -15,6 +15,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
 from megatron_gopd.errors import UserError
 
@@ -82,6 +86,23 @@ class OwnCode:
     def digest(self) -> str:
         """SHA-256 of the file, not of what it imports, as it was when it was loaded."""
         return _digest(self.path)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Of a text in the schema: one of `names`, or FILE.py:NAME of a `what` of the user's own."""
+
+    names: tuple[str, ...]
+    what: str  # reward, engine, scorer
+    kind: str  # of what NAME is: FUNCTION or CLASS
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def _check(self, value: str) -> str:
+        if value not in self.names and not OwnCode.parse(value):
+            raise ValueError(f"write {', '.join(self.names)}, or FILE.py:{self.kind} for a {self.what} of your own")
+        return os.path.expanduser(value)
 
 
 @functools.cache

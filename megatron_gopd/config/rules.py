@@ -91,9 +91,10 @@ def mini_batches_are_equal(config: Config) -> None:
 def somebody_writes_what_is_imitated(config: Config) -> None:
     if config.algorithm.SAMPLES_STUDENT:
         return
-    served = [name for name, teacher in config.teachers.items() if teacher.engine == "served"]
+    served = [name for name, teacher in config.teachers.items() if teacher.engine not in ("megatron", "sglang")]
     if served:
-        raise ValueError(f"teachers.{served[0]}.engine: served only scores, and SFT has teachers write: use sglang")
+        engine = config.teachers[served[0]].engine
+        raise ValueError(f"teachers.{served[0]}.engine: {engine} only scores, and SFT has teachers write: use sglang")
     if not config.teachers and config.rollout.samples_per_prompt > 1:
         raise ValueError("rollout.samples_per_prompt: a row of data has one response; leave it out, or name teachers")
 
@@ -126,10 +127,10 @@ def hidden_states_can_be_had(config: Config) -> None:
     if config.algorithm.READS != "hidden states":
         return
     for who, scorer in config.scorers().items():
-        if scorer.engine == "sglang":
+        if scorer.engine not in ("megatron", "served"):
             raise ValueError(
-                f"algorithm.gradient is exact, which reads hidden states, and {who}.engine is sglang: set engine: "
-                f"megatron, or served, of a megatron-gopd serve-scorer; or algorithm.gradient: top_k"
+                f"algorithm.gradient is exact, which reads hidden states, and {who}.engine is {scorer.engine}: set "
+                f"engine: megatron, or served, of a megatron-gopd serve-scorer; or algorithm.gradient: top_k"
             )
         if scorer.dtype == "float32" and config.student.dtype == "bfloat16":
             raise ValueError(

@@ -101,7 +101,9 @@ def plan(config: Config, gpus: int, machine: Machine, work: Workload, models: Pa
     _check_layouts(roles, where, machine)
     for who, settings in config.scorers().items():
         if settings.engine != "megatron":
-            said.append(f"{who} answers from servers: their GPUs, memory and time are not in this plan")
+            said.append(
+                f"{who} answers from elsewhere ({settings.engine}): its GPUs, memory and time are not in this plan"
+            )
     held = {rank: construct(config, roles, rank, where.world) for rank in sample_ranks(roles, where.world)}
     tokens = longest_micro_batch(config)
     stepped = {role.name: stages(config, role, where.world, tokens) for role in roles}

@@ -11,6 +11,7 @@ from pkgutil import resolve_name
 import torch.distributed as dist
 
 from megatron_gopd.config import Config
+from megatron_gopd.config.own_code import OwnCode
 from megatron_gopd.data import PromptLoader, PromptSet, Tokenizers, build_prompts, load_tokenizers, stop_ids
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.front_door import open_weights
@@ -94,6 +95,9 @@ def build_job(config: Config) -> Job:
 def _rollout(config: Config) -> RolloutEngine | None:
     if not (config.algorithm.SAMPLES_STUDENT or config.evaluation):
         return None
+    if code := OwnCode.parse(config.rollout.engine):
+        with code.errors("rollout.engine: "):
+            return code.load()(config)
     return SGLangEngine(config) if config.rollout.engine == "sglang" else EmbeddedEngine.of(config.student, config)
 
 

@@ -15,11 +15,23 @@ def digests_of(config: Config) -> dict[str, str]:
     return {key: code.digest() for key, code in config.own_code.items()}
 
 
+def _loaded(config: Config) -> dict[str, str]:
+    for key, code in config.own_code.items():
+        try:
+            code.load()
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from error
+    return digests_of(config)
+
+
 def refuse_other_code(config: Config) -> None:
-    """Raises UserError: two nodes of the job run different files under one name. Collective."""
+    """Load every file on every node. Collective.
+
+    Raises UserError: one that cannot be loaded, or that is another file on another node.
+    """
     if not config.own_code:
         return
-    found = Nodes.of_job().each(lambda: digests_of(config))
+    found = Nodes.of_job().each(lambda: _loaded(config))
     (first, here), *others = found.items()
     for key, code in config.own_code.items():
         for node, there in others:
