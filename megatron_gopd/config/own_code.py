@@ -73,8 +73,15 @@ class OwnCode:
         said = f"{type(error).__name__}: {error}"
         if isinstance(error, SyntaxError) and error.filename == str(self.path):
             return f"{self.file}:{error.lineno}: {type(error).__name__}: {error.msg}"
-        frames = [each for each in traceback.extract_tb(error.__traceback__) if each.filename == str(self.path)]
+        frames = self._frames(error)
         return f"{self.file}:{frames[-1].lineno}: {said} (in: {frames[-1].line})" if frames else f"{self.file}: {said}"
+
+    def is_in(self, error: BaseException) -> bool:
+        """Whether the error came through this file."""
+        return bool(self._frames(error))
+
+    def _frames(self, error: BaseException) -> list[traceback.FrameSummary]:
+        return [each for each in traceback.extract_tb(error.__traceback__) if each.filename == str(self.path)]
 
     def place_of(self, function: Callable) -> str:
         """FILE:LINE where a function of the file begins; FILE for what has no code of its own."""

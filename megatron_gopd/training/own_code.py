@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_gopd.config import Config
@@ -37,6 +39,23 @@ def refuse_other_code(config: Config) -> None:
         for node, there in others:
             if there[key] != here[key]:
                 raise UserError(f"{key}: {code.file} is another file on {node} than on {first}: give both the same")
+
+
+@contextlib.contextmanager
+def blamed(config: Config) -> Iterator[None]:
+    """Any exception that came through a file of the user's own is told with its line: -> UserError.
+
+    Of objectives and scorers, whoever calls them sees to it; this is for engines, of which everything is called.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        for key, code in config.own_code.items():
+            if code.is_in(error):
+                raise UserError(f"{key}: {code.in_words(error)}") from error
+        raise
 
 
 def keep(config: Config, logs: Path) -> None:
