@@ -1,5 +1,5 @@
 # The verbs of this repository. Each installs what it needs into .venv first.
-.PHONY: help install install-triton browser quickstart miniature quickstart-smollm2 heal-pruned assets test test-all lint bench bench-convert bench-gpu bench-kernel \
+.PHONY: help docs install install-triton browser quickstart miniature quickstart-smollm2 heal-pruned assets test test-all lint bench bench-convert bench-gpu bench-kernel \
     bench-nodes bench-objects bench-sandbox bench-sglang bench-train parity chaos-resume chaos-sglang chaos-slurm slurm kernel-report clean check-gpu-constraints \
     gpu-check
 .DEFAULT_GOAL := help
@@ -56,6 +56,9 @@ browser: install  ## a headless Chromium for the tests of view's page, where it 
 
 test-all: install-triton slurm browser  ## all tests
 	$(PY) -m pytest -q -rs -m "" $(ARGS)
+
+docs: install  ## docs/configuration.md from the schema
+	$(PY) scripts/docs/configuration.py
 
 lint: install  ## ruff
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
 
 from megatron_gopd.config.section import Section
 
@@ -10,7 +12,13 @@ if TYPE_CHECKING:
     from megatron_gopd.config.models import Scorer
     from megatron_gopd.config.schema import Config
 
-Aggregation = Literal["sequence_mean", "token_mean"]
+Aggregation = Annotated[
+    Literal["sequence_mean", "token_mean"],
+    Field(
+        description="how tokens become one loss: a mean over sequences of token means, or a mean over all tokens; "
+        "over the whole batch, however it is cut"
+    ),
+]
 
 
 class AlgorithmSection(Section):
@@ -45,6 +53,9 @@ class AlgorithmSection(Section):
     def strength(self) -> float:
         """Of its method, for the report: lambda."""
         return 1.0
+
+    def try_out(self, config: Config) -> None:
+        """Raises UserError: the loss is the user's own, and does not work."""
 
     def scorers(self, config: Config) -> dict[str, Scorer]:
         """{who it is: settings} of every frozen model that scores what the student samples."""

@@ -20,7 +20,7 @@ GRADIENTS = ("sampled", "exact", "top_k")
 class TokenCorrection(Section):
     """w_t = min(exp(clamp(log pi_theta - log pi_rollout, +-20)), cap), detached."""
 
-    cap: float = Field(5.0, gt=0)
+    cap: float = Field(5.0, gt=0, description="the largest weight of a token")
 
 
 def _known_gradient(value: object) -> object:
@@ -46,23 +46,33 @@ class Gopd(AlgorithmSection):
     WHY_TEACHERS = "distillation needs one, teachers.NAME.model (or another algorithm.type)"
     REFERENCE_OF_EACH_TEACHER = True
 
-    type: Literal["gopd"] = "gopd"
+    type: Literal["gopd"] = Field("gopd", description="the algorithm")
     gradient: Annotated[Literal["sampled"], BeforeValidator(_known_gradient)] = Field(
         "sampled",
         description="of the sampled token's advantage; exact: of the divergence over the whole vocabulary; "
         "top_k: over a server's most likely tokens and a tail",
     )
-    divergence: Annotated[Literal["reverse_kl"], BeforeValidator(_of_sampled_tokens)] = "reverse_kl"
-    lambda_: float = Field(1.0, alias="lambda", description="1: on-policy distillation; > 1: ExOPD")
+    divergence: Annotated[Literal["reverse_kl"], BeforeValidator(_of_sampled_tokens)] = Field(
+        "reverse_kl", description="of the student from its target; of sampled tokens there is one"
+    )
+    lambda_: float = Field(
+        1.0,
+        alias="lambda",
+        description="scale of the reward log pi* - log pi_ref; 1: on-policy distillation; > 1: ExOPD",
+    )
     clamp: float | None = Field(
-        None, gt=0, description="bound of |(lambda - 1)(log pi* - log pi_ref)| of a token, nats; default: none"
+        None, gt=0, description="bound of |(lambda - 1)(log pi* - log pi_ref)| of a token, nats; null: none"
     )
     reward_weight: float = Field(
         0.0, ge=0, description="nats that one standard deviation of the outcome reward adds to the advantage"
     )
-    reference: Reference | None = Field(None, description="default: the student's initial weights")
+    reference: Reference | None = Field(
+        None, description="pi_ref of every teacher that names none; null: the student's initial weights"
+    )
     loss_aggregation: Aggregation = "sequence_mean"
-    rollout_correction: TokenCorrection | None = TokenCorrection()
+    rollout_correction: TokenCorrection | None = Field(
+        TokenCorrection(), description="weight of a token that engine and trainer rate differently; null: all weigh 1"
+    )
 
     @property
     def loss_settings(self) -> dict[str, Any]:
@@ -96,7 +106,7 @@ class ExactGopd(Gopd):
     SCORERS = "megatron_gopd.policies.hidden_scorers:HiddenScorers"
     READS = "hidden states"
 
-    gradient: Literal["exact"]
+    gradient: Literal["exact"] = Field(description="of the divergence over the whole vocabulary")
     divergence: Literal["reverse_kl", "forward_kl"] = Field(
         "reverse_kl", description="KL(pi_theta || q), or KL(q || pi_theta), q = pi*^lambda pi_ref^(1 - lambda) / Z"
     )
@@ -108,5 +118,5 @@ class TopKGopd(ExactGopd):
     SCORERS = "megatron_gopd.policies.top_k_scorers:TopKScorers"
     READS = "top log-probs"
 
-    gradient: Literal["top_k"]
+    gradient: Literal["top_k"] = Field(description="of the divergence over a server's most likely tokens and a tail")
     top_k: int = Field(20, ge=1, description="tokens that the teacher tells of at every position")

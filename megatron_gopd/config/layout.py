@@ -20,7 +20,7 @@ class Layout(BaseModel):
     ep: int = Field(1, ge=1, description="expert parallelism")
     etp: int = Field(1, ge=1, description="tensor parallelism of the experts")
     sequence_parallel: bool = Field(False, description="shard activations along the sequence (tp > 1)")
-    ranks: tuple[int, int] | None = Field(None, description="first and last rank of the model; default: all")
+    ranks: tuple[int, int] | None = Field(None, description="first and last rank of the model; null: all")
 
     @field_validator("tp", "pp", "cp", "ep", "etp", mode="before")
     @classmethod

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, Tag, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from megatron_gopd.config.algorithms import ALGORITHMS, tag
+from megatron_gopd.config.algorithms import ALGORITHMS, section_of, tag
+from megatron_gopd.config.objective import AS_WRITTEN
 from megatron_gopd.config.schema import Config
 from megatron_gopd.config.secret import looks_secret, refusal, refuse_secrets
 from megatron_gopd.config.yaml_text import read_yaml
@@ -31,10 +32,22 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
         places = {place: where for place, where in places.items() if place[: len(key)] != key}
         for n in range(len(key), 0, -1):
             places.setdefault(key[:n], f"override {override!r}")
+    return _validated(tree, places, path)
+
+
+def read_config(path: str | Path) -> Config:
+    """The configuration of a run that is only looked at: code of the user's own in it is not run, nor need be there.
+
+    Raises UserError as load_config does.
+    """
+    return _validated(*_read(Path(path)), Path(path), AS_WRITTEN)
+
+
+def _validated(tree: dict, places: dict[Key, str], path: Path, context: dict | None = None) -> Config:
     try:
-        return Config.model_validate(tree)
+        return Config.model_validate(tree, context=context)
     except ValidationError as error:
-        problems = [_explain(problem, places, path) for problem in error.errors()]
+        problems = [_explain(problem, places, path, tree) for problem in error.errors()]
         raise UserError("\n".join(dict.fromkeys(problems))) from None
 
 
@@ -90,7 +103,7 @@ def _apply(tree: dict, override: str) -> Key:
     return key
 
 
-def _explain(problem: dict, places: dict[Key, str], path: Path) -> str:
+def _explain(problem: dict, places: dict[Key, str], path: Path, tree: dict) -> str:
     location = tuple(part for part in problem["loc"] if part not in _UNION_BRANCHES)
     if problem["type"] == "algorithm":  # none of its types
         location = (*location, "type")
@@ -99,7 +112,7 @@ def _explain(problem: dict, places: dict[Key, str], path: Path) -> str:
     about = location or tuple(message.split()[0].rstrip(":").split("."))  # what concerns the whole tree starts with it
     place = next((places[about[:n]] for n in range(len(about), 0, -1) if about[:n] in places), str(path))
     if problem["type"] == "extra_forbidden":
-        return f"{place}: unknown key {dotted!r}{_known_keys(problem['loc'])}"
+        return f"{place}: unknown key {dotted!r}{_known_keys(problem['loc'], tree)}"
     if problem["type"] == "missing":
         return f"{place}: {dotted!r} is missing"
     given = f" (given: {problem['input']!r})" if isinstance(problem["input"], str | int | float) else ""
@@ -112,8 +125,8 @@ _UNION_BRANCHES = {f"prompt: {kind}" for kind in ("name", "suffix", "column", "c
 _UNION_BRANCHES |= {"str", "list[str]", "function-before[path_is_a_model(), Scorer]"}
 
 
-def _known_keys(location: Key) -> str:
-    keys = [key for section in _sections_at(location[:-1]) for key in _fields(section)]
+def _known_keys(location: Key, tree: dict) -> str:
+    keys = [key for section in _sections_at(location[:-1], tree) for key in _fields(section)]
     near = difflib.get_close_matches(str(location[-1]), keys, n=1)
     return f"; {f'did you mean {near[0]!r}? ' if near else ''}keys here: {', '.join(keys)}"
 
@@ -123,12 +136,12 @@ def _fields(section: type[BaseModel]) -> dict[str, object]:
     return {field.alias or name: field.annotation for name, field in section.model_fields.items()}
 
 
-def _sections_at(location: Key) -> list[type[BaseModel]]:
+def _sections_at(location: Key, tree: dict) -> list[type[BaseModel]]:
     """The section classes that may stand at `location`: in mappings (`teachers.NAME`), of the algorithm's type."""
     sections, annotation, mapped = [Config], Config, None
     for name in location:
         if name in _ALGORITHMS:
-            sections = _sections_in(annotation, name)
+            sections = [section_of(tree["algorithm"])]
         if name in _UNION_BRANCHES:
             continue
         annotation = mapped or next(fields[name] for fields in map(_fields, sections) if name in fields)
@@ -137,11 +150,8 @@ def _sections_at(location: Key) -> list[type[BaseModel]]:
     return sections
 
 
-def _sections_in(annotation, tag: str | None = None) -> list[type[BaseModel]]:
-    """The section classes of `Section | None`, `Annotated[Section, ...]` and the like; with `tag`, those under it."""
+def _sections_in(annotation) -> list[type[BaseModel]]:
+    """The section classes of `Section | None`, `Annotated[Section, ...]` and the like."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [] if tag else [annotation]
-    parts = get_args(annotation)
-    if any(isinstance(part, Tag) and part.tag == tag for part in parts):
-        tag = None
-    return [section for part in parts for section in _sections_in(part, tag)]
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections_in(part)]

@@ -8,10 +8,13 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from megatron_gopd.config.layout import Layout
+from megatron_gopd.config.own_code import OneOf
 from megatron_gopd.config.paths import PathText
 from megatron_gopd.config.section import Section
 
-Dtype = Literal["float32", "bfloat16"]
+Dtype = Annotated[
+    Literal["float32", "bfloat16"], Field(description="of weights and activations; log-probs and losses are float32")
+]
 Lever = Literal[True, False, "auto"]  # auto: as fast as fits
 
 
@@ -23,8 +26,8 @@ class Fp8(Section):
         "blockwise", description="how scales are found; mxfp8 needs Blackwell"
     )
     first_last_layers_bf16: bool = Field(False, description="keep layers at both ends in bf16; not with delayed")
-    layers_at_start_bf16: int = Field(1, ge=0)
-    layers_at_end_bf16: int = Field(1, ge=0)
+    layers_at_start_bf16: int = Field(1, ge=0, description="how many, of first_last_layers_bf16")
+    layers_at_end_bf16: int = Field(1, ge=0, description="how many, of first_last_layers_bf16")
     weights: bool = Field(False, description="hold the weights in FP8 too")
 
     @model_validator(mode="after")
@@ -40,9 +43,11 @@ class Model(Section):
     model: PathText = Field(description="Hugging Face directory: config.json and safetensors")
     layout: Layout = Layout()
     dtype: Dtype = "bfloat16"
-    fp8: Fp8 | None = None
+    fp8: Fp8 | None = Field(None, description="GEMMs in FP8, on GPUs that have them; null: in dtype")
     offload: Lever = Field(
-        "auto", description="between uses, keep in host memory: a frozen model's weights, the student's optimizer"
+        "auto",
+        description="between uses, keep in host memory: a frozen model's weights, the student's optimizer; auto: on a "
+        "GPU",
     )
 
 
@@ -66,7 +71,7 @@ class Servers(Section):
         "all", description="of the job, on which the run starts servers: all, or how many"
     )
     count: int = Field(1, ge=1, description="servers the run starts on each of those nodes")
-    gpus: list[list[int]] | None = Field(None, description="on a node, the GPUs of each; default: some of its own")
+    gpus: list[list[int]] | None = Field(None, description="on a node, the GPUs of each; null: some of its own")
     options: dict[str, bool | int | float | str] = Field(
         default_factory=dict, description="of sglang.launch_server, such as {tp-size: 2, quantization: fp8}"
     )
@@ -171,19 +176,27 @@ def refusal_of_ranks(sync: str, flag: str, size: object) -> str:
 
 
 class Student(Model):
+    """The model that learns."""
+
     recompute: Literal["auto", "none", "selective", "full"] = Field(
-        "auto", description="activations computed again in the backward pass: none, attention, or every layer (a GPU's)"
+        "auto",
+        description="activations computed again in the backward pass: none, attention's, or every layer's; auto: full "
+        "on a GPU, else none",
     )
     overlap_communication: Lever = Field(
-        "auto", description="reduce gradients over data-parallel ranks while the backward pass goes on"
+        "auto", description="reduce gradients over data-parallel ranks while the backward pass goes on; auto: on a GPU"
     )
 
 
 class Suffix(Section):
+    """The student's messages with a text behind them."""
+
     suffix: str = Field(min_length=1, description="text the teacher alone reads after the last user message")
 
 
 class Column(Section):
+    """Another prompt, from the data."""
+
     column: str = Field(min_length=1, description="data column with the prompt the teacher reads")
 
 
@@ -240,8 +253,10 @@ def path_is_a_model(value):
 class Scorer(Model):
     """A frozen model, in this job or behind servers."""
 
-    engine: Literal["megatron", "sglang", "served"] = Field(
-        "megatron", description="in this job; SGLang servers; or our own scorer, by megatron-gopd serve-scorer"
+    engine: Annotated[str, OneOf(("megatron", "sglang", "served"), "scorer", "CLASS")] = Field(
+        "megatron",
+        description="megatron: in this job; sglang: SGLang's servers; served: our own scorer, by megatron-gopd "
+        "serve-scorer; FILE.py:CLASS: one of your own",
     )
     server: Servers = Field(default_factory=Servers, description="of engine: sglang or served")
 
@@ -256,6 +271,13 @@ Reference = Annotated[Scorer, BeforeValidator(path_is_a_model)]
 
 
 class Teacher(Scorer):
-    reference: Reference | None = Field(None, description="default: algorithm.reference")
-    lambda_: float | None = Field(None, alias="lambda", description="default: algorithm.lambda")
-    prompt: ScorerPrompt = "student_tokens"
+    """A frozen model that the student learns from, under a name of its own, which rows of the data refer to."""
+
+    reference: Reference | None = Field(
+        None, description="the model that this teacher's reward is measured from; null: algorithm.reference"
+    )
+    lambda_: float | None = Field(None, alias="lambda", description="of this teacher; null: algorithm.lambda")
+    prompt: ScorerPrompt = Field(
+        "student_tokens",
+        description="what the teacher reads: the student's token ids, the messages in its own template, or other text",
+    )

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from megatron_gopd.config.models import WHOLE_STATES
+from megatron_gopd.errors import UserError
 
 if TYPE_CHECKING:
     from megatron_gopd.config.models import Model
@@ -91,9 +92,10 @@ def mini_batches_are_equal(config: Config) -> None:
 def somebody_writes_what_is_imitated(config: Config) -> None:
     if config.algorithm.SAMPLES_STUDENT:
         return
-    served = [name for name, teacher in config.teachers.items() if teacher.engine == "served"]
+    served = [name for name, teacher in config.teachers.items() if teacher.engine not in ("megatron", "sglang")]
     if served:
-        raise ValueError(f"teachers.{served[0]}.engine: served only scores, and SFT has teachers write: use sglang")
+        engine = config.teachers[served[0]].engine
+        raise ValueError(f"teachers.{served[0]}.engine: {engine} only scores, and SFT has teachers write: use sglang")
     if not config.teachers and config.rollout.samples_per_prompt > 1:
         raise ValueError("rollout.samples_per_prompt: a row of data has one response; leave it out, or name teachers")
 
@@ -126,6 +128,11 @@ def hidden_states_can_be_had(config: Config) -> None:
     if config.algorithm.READS != "hidden states":
         return
     for who, scorer in config.scorers().items():
+        if scorer.engine not in ("megatron", "served", "sglang"):
+            raise ValueError(
+                f"algorithm.gradient is exact, which reads hidden states, and {who}.engine is {scorer.engine}: set "
+                f"engine: megatron, or served, of a megatron-gopd serve-scorer; or algorithm.gradient: top_k"
+            )
         given = scorer.server.flags if scorer.engine == "sglang" else {}
         for flag, wanted in WHOLE_STATES.items():
             if given.get(flag, wanted) != wanted:
@@ -150,9 +157,9 @@ def top_logprobs_can_be_had(config: Config) -> None:
                 f"algorithm.gradient is top_k, for teachers behind SGLang, and {who}.engine is {scorer.engine}, which "
                 f"gives more: set algorithm.gradient to exact"
             )
-        if who not in teachers and scorer.engine == "sglang":
+        if who not in teachers and scorer.engine not in ("megatron", "served"):
             raise ValueError(
-                f"algorithm.gradient is top_k and {who} has engine: sglang, which gives no log-probs of given tokens "
+                f"algorithm.gradient is top_k and {who} has engine: {scorer.engine}, which gives no log-probs of given tokens "
                 f"that are others in every place: set its engine to megatron, or to served, of a megatron-gopd "
                 f"serve-scorer"
             )
@@ -209,6 +216,13 @@ def warmup_ends_before_the_run(config: Config) -> None:
         )
 
 
+def an_objective_of_ones_own_works(config: Config) -> None:
+    try:
+        config.algorithm.try_out(config)
+    except UserError as error:
+        raise ValueError(f"algorithm.type: {error}") from error
+
+
 def _same_folder(one: Model, other: Model) -> bool:
     """However their paths are written: with a slash at the end, ./ in front, from the root, or through a link."""
     return os.path.realpath(one.model) == os.path.realpath(other.model)
@@ -231,4 +245,5 @@ RULES = (
     teachers_that_are_examined_answer,
     files_of_problems_have_a_grader,
     warmup_ends_before_the_run,
+    an_objective_of_ones_own_works,
 )

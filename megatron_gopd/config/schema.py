@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from megatron_gopd.config.algorithms import Algorithm, Gopd, with_vetted_defaults
 from megatron_gopd.config.models import (
@@ -22,6 +20,8 @@ from megatron_gopd.config.models import (
     Suffix,
     Teacher,
 )
+from megatron_gopd.config.objective import AS_WRITTEN
+from megatron_gopd.config.own_code import OneOf, OwnCode
 from megatron_gopd.config.paths import PathText
 from megatron_gopd.config.rules import RULES
 from megatron_gopd.config.section import Section
@@ -34,50 +34,59 @@ NAMED_REWARDS = ("none", "exact", "math", "math_lenient", "code", "auto")
 LOGPROB_CEILING = 0.25
 
 
-def _known_reward(value: str) -> str:
-    if value not in NAMED_REWARDS and not re.fullmatch(r".+\.py:[A-Za-z_]\w*", value):
-        raise ValueError(f"write {', '.join(NAMED_REWARDS)}, or FILE.py:FUNCTION for a reward of your own")
-    return os.path.expanduser(value)
-
-
-Rewards = Annotated[str, AfterValidator(_known_reward)]
+Rewards = Annotated[str, OneOf(NAMED_REWARDS, "reward", "FUNCTION")]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 
 
 class Run(Section):
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Its name, its length and its place."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of its folder: letters, digits, dots, dashes, underscores"
+    )
     steps: int = Field(ge=1, description="optimizer steps, one per rollout batch")
-    seed: int = Field(42, ge=0)
+    seed: int = Field(42, ge=0, description="of the order of prompts and of what is sampled")
     folder: PathText = Field("runs", description="the run writes to FOLDER/NAME")
 
 
 class Data(Section):
+    """The prompts, and how they are rendered."""
+
     train: PathText | list[PathText] = Field(description="jsonl or parquet file(s) of prompts")
     batch_size: int = Field(ge=1, le=2**20, description="prompts a step")
     max_prompt_tokens: int = Field(2048, ge=1, description="longer prompts are left out and counted")
-    prompt_template: Literal["none", "math", "code"] = "none"
-    chat_template_kwargs: dict = Field(default_factory=lambda: {"enable_thinking": False})
+    prompt_template: Literal["none", "math", "code"] = Field(
+        "none", description="the paper's instructions that are put after the question"
+    )
+    chat_template_kwargs: dict = Field(
+        default_factory=lambda: {"enable_thinking": False}, description="what the student's chat template is given"
+    )
     balance: Literal["none", "equal"] = Field(
         "none", description="equal: as many for each teacher, drawn from run.seed"
     )
 
 
 class Rollout(Section):
-    engine: Literal["transformers", "sglang"] = Field(
-        "transformers", description="transformers: in this process; sglang: servers"
+    """How responses are sampled from the student."""
+
+    engine: Annotated[str, OneOf(("transformers", "sglang"), "rollout engine", "CLASS")] = Field(
+        "transformers",
+        description="transformers: in this process; sglang: servers; FILE.py:CLASS: one of your own",
     )
     sglang: RolloutServers = Field(default_factory=RolloutServers, description="of engine: sglang")
-    max_response_tokens: int = Field(16384, ge=1)
-    temperature: float = Field(1.0, gt=0)
-    samples_per_prompt: int = Field(1, ge=1, le=2**12)
+    max_response_tokens: int = Field(16384, ge=1, description="a response that reaches them is cut off there")
+    temperature: float = Field(1.0, gt=0, description="of the softmax, in sampling and of every log-prob")
+    samples_per_prompt: int = Field(
+        1, ge=1, le=2**12, description="responses to each prompt of a step; of GRPO the default is 8"
+    )
     max_batch_size: int = Field(64, ge=1, description="sequences a rank, or a server, decodes at a time")
     max_staleness: Literal[0, 1] = Field(0, description="1: sample the next batch while this one trains")
     start_logprob_abs_diff: float = Field(
         LOGPROB_CEILING, gt=0, description="stop where engine and trainer differ by more on average, nats a token"
     )
     max_logprob_abs_diff: float | None = Field(
-        None, gt=0, description="stop where engine and trainer differ by more on a token, nats; default: never"
+        None, gt=0, description="stop where engine and trainer differ by more on a token, nats; null: never"
     )
 
     @model_validator(mode="after")
@@ -90,6 +99,8 @@ class Rollout(Section):
 
 
 class Training(Section):
+    """How an update is computed, which changes no result beyond rounding."""
+
     max_tokens_per_micro_batch: int = Field(16384, ge=1, description="packed tokens of one forward pass")
     logprob: Literal["fused", "naive"] = Field(
         "fused", description="the LM head: without logits, or with them in memory as a check"
@@ -105,14 +116,18 @@ class Training(Section):
 
 
 class Optimizer(Section):
-    type: Literal["adam", "sgd"] = "adam"
-    lr: float = Field(1e-5, gt=0)
-    min_lr: float = Field(0.0, ge=0)
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    warmup_steps: int = Field(0, ge=0)
-    weight_decay: float = Field(0.01, ge=0)
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
+    """Of the student; its state and master weights are float32."""
+
+    type: Literal["adam", "sgd"] = Field("adam", description="adam: AdamW; sgd: without momentum")
+    lr: float = Field(1e-5, gt=0, description="learning rate at its highest; of GRPO the default is 1e-6")
+    min_lr: float = Field(0.0, ge=0, description="that cosine and linear end at")
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        "constant", description="of the learning rate after warmup"
+    )
+    warmup_steps: int = Field(0, ge=0, description="steps in which the learning rate rises to lr")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled from the gradient, as in AdamW")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="of adam: decay of the first and the second moment")
+    eps: float = Field(1e-8, gt=0, description="of adam: what is added to the root of the second moment")
     clip_grad: float = Field(1.0, ge=0, description="global gradient norm; 0 turns clipping off")
 
 
@@ -122,7 +137,7 @@ class Evaluation(Section):
     every: int = Field(0, ge=0, description="steps between evaluations; 0: before and after only")
     before: bool = Field(True, description="false: nothing is measured before the first step")
     prompts: PathText | None = Field(
-        None, description="jsonl or parquet file of held-out prompts: how far the teacher is"
+        None, description="jsonl or parquet file of held-out prompts: how far the teacher is; null: not measured"
     )
     limit: int = Field(16, ge=2, description="prompts used; standard errors are over prompts")
     max_response_tokens: int = Field(64, ge=1, description="of a continuation of such a prompt")
@@ -130,8 +145,8 @@ class Evaluation(Section):
         default_factory=list, description="benchmarks to answer, as evaluate --suite names them"
     )
     suite_samples: int = Field(4, ge=1, description="answers to each of their problems")
-    suite_max_response_tokens: int | None = Field(None, ge=1, description="default: rollout.max_response_tokens")
-    suite_limit: int | None = Field(None, ge=2, description="problems of each suite; default: all")
+    suite_max_response_tokens: int | None = Field(None, ge=1, description="null: rollout.max_response_tokens")
+    suite_limit: int | None = Field(None, ge=2, description="problems of each suite; null: all")
     teachers: bool = Field(False, description="have the teachers answer the suites too, before the first step")
     benchmarks: PathText = Field("data/benchmarks", description="folder of the suites' files")
 
@@ -146,7 +161,9 @@ class Sandbox(Section):
     """Where programs are run whose tests are their reward."""
 
     isolation: Literal["namespaces", "limits"] = Field(
-        "namespaces", description="limits: without them; the network and the files of this machine stay open"
+        "namespaces",
+        description="namespaces: no network, and a read-only view of some files; limits: of each process alone, the "
+        "network and the files of this machine stay open",
     )
     seconds_per_test: float = Field(10.0, gt=0, description="processor time of a program and all it starts")
     seconds: float = Field(60.0, gt=0, description="processor time of all tests of one answer")
@@ -154,7 +171,7 @@ class Sandbox(Section):
     memory_mb: int = Field(2048, ge=128, description="of all processes of a program, in MiB")
     processes: int = Field(32, ge=1, description="and threads, of a program")
     scratch_mb: int = Field(64, ge=1, description="that a program may write into its folder and into /dev/shm, in MiB")
-    workers: int | None = Field(None, ge=1, description="programs run at a time on each node; default: one a core")
+    workers: int | None = Field(None, ge=1, description="programs run at a time on each node; null: one a core")
 
     @property
     def wall_seconds(self) -> float:
@@ -171,8 +188,10 @@ class Checkpoint(Section):
 
 
 class Wandb(Section):
-    project: str = "megatron-gopd"
-    mode: Literal["offline", "online"] = "offline"
+    """Metrics to Weights & Biases."""
+
+    project: str = Field("megatron-gopd", description="of wandb")
+    mode: Literal["offline", "online"] = Field("offline", description="offline: into the run's folder, for wandb sync")
 
 
 class Trajectories(Section):
@@ -188,25 +207,35 @@ class Trajectories(Section):
 
 
 class Logging(Section):
-    wandb: Wandb | None = None
-    tensorboard: bool = False
+    """Where metrics go beside metrics.jsonl."""
+
+    wandb: Wandb | None = Field(None, description="null: not there")
+    tensorboard: bool = Field(False, description="event files in the run's folder")
     trajectories: Trajectories | None = Field(
         Trajectories(), description="token by token, for `view`; null: none are kept, and no samples.jsonl"
     )
 
 
 class Config(Section):
+    """One run."""
+
     run: Run
     student: Student
-    teachers: dict[str, Teacher] = Field(default_factory=dict)
-    algorithm: Algorithm = Gopd()
+    teachers: dict[str, Teacher] = Field(
+        default_factory=dict, description="by names of their own: {NAME: {model: DIR}}"
+    )
+    algorithm: Algorithm = Field(Gopd(), description="what the student learns from; its keys depend on its type")
     data: Data
     rollout: Rollout = Rollout()
     training: Training = Training()
     optimizer: Optimizer = Optimizer()
     checkpoint: Checkpoint = Checkpoint()
-    evaluation: Evaluation | None = None
-    rewards: Rewards = Field("none", description="grade responses; auto: code where a row has tests, else math")
+    evaluation: Evaluation | None = Field(
+        None, description="what is measured before the first step, after the last, and in between; null: nothing"
+    )
+    rewards: Rewards = Field(
+        "none", description="how responses are graded: auto: code where a row has tests, else math; FILE.py:FUNCTION"
+    )
     sandbox: Sandbox = Sandbox()
     logging: Logging = Logging()
 
@@ -237,9 +266,11 @@ class Config(Section):
         return {f"teachers.{name}": teacher for name, teacher in self.teachers.items()}
 
     @property
-    def has_own_reward(self) -> bool:
-        """Whether `rewards` is FILE.py:FUNCTION."""
-        return self.rewards not in NAMED_REWARDS
+    def own_code(self) -> dict[str, OwnCode]:
+        """{key: FILE.py:NAME} of every file of the user's own that the run runs."""
+        given = {"algorithm.type": self.algorithm.type, "rewards": self.rewards, "rollout.engine": self.rollout.engine}
+        given |= {f"{who}.engine": scorer.engine for who, scorer in self.scorers().items()}
+        return {key: code for key, text in given.items() if (code := OwnCode.parse(text))}
 
     @property
     def needs_rewards(self) -> bool:
@@ -248,11 +279,11 @@ class Config(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _complete(cls, tree):
-        return with_vetted_defaults(tree)
+    def _complete(cls, tree, info: ValidationInfo):
+        return tree if info.context is AS_WRITTEN else with_vetted_defaults(tree)
 
     @model_validator(mode="after")
-    def _makes_sense(self):
-        for rule in RULES:
+    def _makes_sense(self, info: ValidationInfo):
+        for rule in RULES if info.context is not AS_WRITTEN else ():  # a run that is there made sense
             rule(self)
         return self

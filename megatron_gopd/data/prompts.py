@@ -116,7 +116,7 @@ def _prompt(row: Row, config: Config, tokenizers: Tokenizers, ends: list[int] | 
         golds=row.gold.golds,
         any_of=row.gold.any_of,
         response_tokens=None if ends is None else _response(row, tokenizers, ends),
-        columns=row.columns if config.has_own_reward else {},
+        columns=row.columns if "rewards" in config.own_code else {},
     )
     return prompt, cut
 

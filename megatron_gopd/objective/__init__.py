@@ -5,6 +5,7 @@ from pkgutil import resolve_name
 from megatron_gopd.config.algorithm import AlgorithmSection
 from megatron_gopd.objective.advantage import advantage, advantage_parts
 from megatron_gopd.objective.aggregation import token_weights
+from megatron_gopd.objective.by_autograd import by_autograd
 from megatron_gopd.objective.coarse import coarse_divergence
 from megatron_gopd.objective.correction import rollout_correction
 from megatron_gopd.objective.distribution_loss import DistributionLoss
@@ -21,6 +22,7 @@ __all__ = [
     "TokenRows",
     "advantage",
     "advantage_parts",
+    "by_autograd",
     "coarse_divergence",
     "exact_loss",
     "gopd_loss",

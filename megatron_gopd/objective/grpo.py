@@ -39,7 +39,7 @@ def grpo_loss(
         old = student if rows.old_logprobs is None else rows.old_logprobs
         gain, weights = rows.outcome.to(student.dtype), rows.weights.to(student.dtype)
         loss, slope, clipped = _surrogate(student - old, gain, clip_low, clip_high, dual_clip)
-        metrics = {"advantage": gain, "clipped": clipped.to(student.dtype)}
+        metrics = {"advantage": gain, "clip_fraction": clipped.to(student.dtype)}
         if correction_cap is not None:
             metrics["rollout_correction"] = rollout_correction(old, rows.behaviour_logprobs, correction_cap)
             loss, slope = loss * metrics["rollout_correction"], slope * metrics["rollout_correction"]

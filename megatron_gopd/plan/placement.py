@@ -54,7 +54,7 @@ def on_nodes(config: Config, nodes: list[Node]) -> Placement:
 
 def _samplers(config: Config, world: int, nodes: list[Node]) -> Placement:
     student, servers = config.student, config.rollout.sglang
-    if config.rollout.engine == "transformers":
+    if config.rollout.engine != "sglang":  # one of the user's own is counted as the embedded one
         return Placement("embedded", world, world, _engine(student, eager=True))
     own = "colocated" if servers.colocated else "resident" if servers.shares_gpus else "split"
     return _served("disjoint" if servers.urls else own, world, student, servers, ROLLOUT, nodes)

@@ -152,7 +152,7 @@ def _largest(roles: list[Role], held: dict[int, dict[str, Held | None]]) -> dict
 
 def _not_planned(config: Config) -> list[str]:
     return [
-        f"{who} answers from servers: their GPUs, memory and time are not in this plan"
+        f"{who} answers from elsewhere ({settings.engine}): its GPUs, memory and time are not in this plan"
         for who, settings in config.scorers().items()
         if settings.engine != "megatron"
     ]

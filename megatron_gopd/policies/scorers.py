@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_gopd.config import Config, schema
+from megatron_gopd.config.own_code import OwnCode
 from megatron_gopd.data.packing import Row
 from megatron_gopd.data.trajectory import Trajectory
 from megatron_gopd.errors import UserError
@@ -17,6 +18,7 @@ from megatron_gopd.mcore.levers import settle
 from megatron_gopd.mcore.model import Model
 from megatron_gopd.mcore.offload import Offloader
 from megatron_gopd.policies import scoring
+from megatron_gopd.policies.outside import OutsideScorer, OwnScorer
 from megatron_gopd.policies.payload import LOGPROBS, Payload
 from megatron_gopd.policies.served import ServedScorer
 
@@ -33,7 +35,7 @@ class Scorers:
         self.payload: Payload = LOGPROBS
         self._models: dict[str, Model | None] = {}  # None where this rank holds no part
         self._offloaders: dict[str, Offloader] = {}
-        self._served: dict[str, ServedScorer] = {}
+        self._served: dict[str, OutsideScorer] = {}
         for who, settings in config.scorers().items():
             self._hold(settings, who)
 
@@ -87,7 +89,7 @@ class Scorers:
         with self._offloaders[identity].resident() if identity in self._offloaders else contextlib.nullcontext():
             yield self._models[identity]
 
-    def _servers(self, settings: schema.Scorer) -> ServedScorer | None:
+    def _servers(self, settings: schema.Scorer) -> OutsideScorer | None:
         return self._served.get(_identity(settings))
 
     def _hold(self, settings: schema.Scorer, who: str) -> None:
@@ -102,7 +104,9 @@ class Scorers:
                 self._offloaders[_identity(settings)].release()
             self._models[_identity(settings)] = model
 
-    def _behind_servers(self, settings: schema.Scorer, who: str) -> ServedScorer:
+    def _behind_servers(self, settings: schema.Scorer, who: str) -> OutsideScorer:
+        if code := OwnCode.parse(settings.engine):
+            return OwnScorer(code, settings, who, self.config.rollout.temperature)
         return ServedScorer(settings, who, self.config.rollout.temperature)
 
     def _ask(self, settings: schema.Scorer, who: str, rows: list[Row], taught: list[Trajectory]) -> list[np.ndarray]:

@@ -21,7 +21,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from megatron_gopd.config.schema import Sandbox
 from megatron_gopd.cores import processes_for, run_on, usable_cores
-from megatron_gopd.errors import STOP_SIGNALS
+from megatron_gopd.errors import STOP_SIGNALS, UserError
 from megatron_gopd.rewards.code import code
 from megatron_gopd.rewards.custom import CustomReward
 from megatron_gopd.rewards.grade import Grade
@@ -200,6 +200,7 @@ def _grade(grader: Grader, response: str, label: str | None, row: dict, limit_s:
     except SandboxError:
         raise
     except Exception as error:  # noqa: BLE001  as text: not every exception survives the way back
-        return Grade(0.0, f"{CRASH}{type(error).__name__}: {error}"[:200])
+        said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        return Grade(0.0, f"{CRASH}{said}"[:400])
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

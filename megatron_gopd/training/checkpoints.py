@@ -23,6 +23,7 @@ from megatron_gopd.runs.manifest import write_manifest
 from megatron_gopd.servers.supervisor import LostServersError
 from megatron_gopd.terminal import say
 from megatron_gopd.training.job import Job
+from megatron_gopd.training.own_code import changes_since, digests_of
 
 
 class Checkpoints:
@@ -57,6 +58,8 @@ class Checkpoints:
             job.rollout.sync(job.student, saved["weight_version"])
         if is_first():
             say(f"continuing after step {saved['step']}, from {checkpoint.path}", flush=True)
+            for change in changes_since(saved, job.config):
+                say(f"warning: {change}", flush=True)
         return saved["step"]
 
     def after(self, step: int) -> None:
@@ -126,6 +129,7 @@ class Checkpoints:
             "data": job.batches.position_after(step),
             "weight_version": job.rollout.weight_version if job.rollout else 0,
             "config": job.config.model_dump(mode="json", by_alias=True),
+            "own_code": digests_of(job.config),
         }
 
     @contextlib.contextmanager

@@ -22,7 +22,7 @@ def distill(config: Config) -> None:
                     job.scorers.score(chunk)
                 session.grade(chunk)
                 batch += chunk
-            if asked.reward_weight:
+            if asked.rewards_for:
                 set_outcomes(batch, normalize_std=True)
             with spans("train"):
                 session.trained(batch, update := job.student.update(batch, loss, job.scorers.payload))

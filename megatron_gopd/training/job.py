@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch.distributed as dist
 
 from megatron_gopd.config import Config
+from megatron_gopd.config.own_code import OwnCode
 from megatron_gopd.data import PromptLoader, PromptSet, Tokenizers, build_prompts, load_tokenizers, stop_ids
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.front_door import open_weights
@@ -38,6 +39,7 @@ from megatron_gopd.training.batches import Batches
 from megatron_gopd.training.cautions import cautions
 from megatron_gopd.training.exams import check_suites
 from megatron_gopd.training.memory import take_levers
+from megatron_gopd.training.own_code import refuse_other_code
 
 if TYPE_CHECKING:
     from megatron_gopd.plan.of_run import Taken
@@ -77,6 +79,7 @@ class Job:
 def build_job(config: Config) -> Job:
     """Load data, tokenizers and models. Collective. Raises UserError for what the user can mend, cheapest first."""
     on_first(lambda: RunFolder.check(config))
+    refuse_other_code(config)
     check_models(config, dist.get_world_size())
     nodes, idle = check_nodes(config)
     check_sync(config)
@@ -104,6 +107,9 @@ def build_job(config: Config) -> Job:
 def _rollout(config: Config) -> RolloutEngine | None:
     if not (config.algorithm.SAMPLES_STUDENT or config.evaluation):
         return None
+    if code := OwnCode.parse(config.rollout.engine):
+        with code.errors("rollout.engine: "):
+            return code.load()(config)
     return SGLangEngine(config) if config.rollout.engine == "sglang" else EmbeddedEngine.of(config.student, config)
 
 

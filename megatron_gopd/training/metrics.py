@@ -5,27 +5,39 @@ from __future__ import annotations
 import numpy as np
 
 from megatron_gopd.data.trajectory import Trajectory
+from megatron_gopd.errors import UserError
+from megatron_gopd.policies.distribution_portion import LOOKED_AT
 from megatron_gopd.policies.update import Update
 
-COLUMNS = {
-    "advantage": "advantage_mean",
-    "clipped": "clip_fraction",
-    "reference_kl": "reference_kl",
-    "target_kl": "target_kl",
-    "tail_mass": "tail_mass",
-}
+# columns of an update that scorers told, not the objective: what trajectories hold, and what is of some tokens only
+NOT_MEANS = ("teacher_logprobs", "reference_logprobs", *LOOKED_AT)
+WITH_MORE = {"advantage": "advantage_mean"}  # a column that is told by more than its mean
 
 
-def step_metrics(step: int, batch: list[Trajectory], update: Update, seconds: dict[str, float]) -> dict[str, float]:
+def step_metrics(
+    step: int, batch: list[Trajectory], update: Update, seconds: dict[str, float], *, on_policy: bool = True
+) -> dict[str, float]:
     """Means over the batch's response tokens, nats, of the weights before the update; seconds of each phase.
 
-    A row has what its algorithm has: no reverse_kl without teachers' log-probs, no reward where nothing is graded.
+    A row has what its algorithm has: no reverse_kl without teachers' log-probs, no reward where nothing is graded; and
+    whatever the objective tells of each token, under the objective's names. `on_policy`: the student sampled.
+
+    Raises UserError: an objective of the user's own gives a metric the name of another.
     """
+    told = {
+        WITH_MORE.get(name, name): _mean(column) for name, column in update.metrics.items() if name not in NOT_MEANS
+    }
+    metrics = _of_every_run(step, batch, update, seconds, on_policy)
+    if taken := sorted(told.keys() & metrics.keys()):
+        raise UserError(f"algorithm.type: its metric {taken[0]!r} is the name of another metric: give it another name")
+    return metrics | told
+
+
+def _of_every_run(
+    step: int, batch: list[Trajectory], update: Update, seconds: dict[str, float], on_policy: bool
+) -> dict[str, float]:
     tokens = sum(map(len, batch))
     metrics = {"loss": update.loss} | _distances(batch, update)
-    for column, name in COLUMNS.items():
-        if column in update.metrics:
-            metrics[name] = _mean(update.metrics[column])
     metrics |= _by_teacher(batch, update)
     metrics |= _of_whole_laws(update) | {
         "entropy": _mean(update.entropy),
@@ -34,7 +46,7 @@ def step_metrics(step: int, batch: list[Trajectory], update: Update, seconds: di
         "response_tokens_mean": tokens / len(batch),
         "truncated_fraction": sum(trajectory.finish_reason == "length" for trajectory in batch) / len(batch),
     }
-    metrics |= _off_policy(step, batch, update) | _rewards(batch)
+    metrics |= (_off_policy(step, batch, update) if on_policy else {}) | _rewards(batch)
     if update.router_drift is not None:
         metrics["router_drift"] = update.router_drift
     metrics |= {f"timing/{name}_s": value for name, value in seconds.items()}
@@ -84,9 +96,7 @@ def _of_whole_laws(update: Update) -> dict[str, float]:
 
 
 def _off_policy(step: int, batch: list[Trajectory], update: Update) -> dict[str, float]:
-    """How far the policy that sampled is from the one that learned: nothing where it was another model."""
-    if "advantage" not in update.metrics:
-        return {}
+    """How far the policy that sampled is from the one that learned."""
     drift = np.abs(_flat(update.logprobs) - _flat(trajectory.behaviour_logprobs for trajectory in batch))
     return {
         "train_rollout_logprob_abs_diff": float(drift.mean()),

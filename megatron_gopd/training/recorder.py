@@ -14,6 +14,7 @@ from megatron_gopd.runs import Checkpoint, RunFolder, StepLine, open_sinks
 from megatron_gopd.terminal import say
 from megatron_gopd.training.kept import Keeper
 from megatron_gopd.training.metrics import step_metrics
+from megatron_gopd.training.own_code import keep
 
 
 class Recorder:
@@ -49,7 +50,8 @@ class Recorder:
         """found: what an evaluation after this step measured."""
         if not is_first():
             return
-        metrics = step_metrics(step, batch, update, seconds) | found
+        on_policy = self.config.algorithm.SAMPLES_STUDENT
+        metrics = step_metrics(step, batch, update, seconds, on_policy=on_policy) | found
         self._sinks.log(step, metrics)
         self._keeper.keep(step, batch, update)
 
@@ -79,4 +81,5 @@ class Recorder:
 
     def _open(self) -> tuple[Path, Checkpoint | None]:
         self.folder = RunFolder.open(self.config)
+        keep(self.config, self.folder.logs)
         return self.folder.logs, self.folder.resumed

@@ -61,7 +61,7 @@ def test_value_and_gradient_are_those_of_the_formula(logprobs, rows, asked):
 
 def test_every_clip_holds_somewhere_in_these_rows(logprobs, rows):
     ratio, gain = torch.exp(logprobs - rows.old_logprobs), rows.outcome
-    clipped = grpo_loss(correction_cap=None)(logprobs, None, rows).metrics["clipped"].bool()
+    clipped = grpo_loss(correction_cap=None)(logprobs, None, rows).metrics["clip_fraction"].bool()
     expected = ((gain > 0) & (ratio > 1.2)) | ((gain < 0) & ((ratio < 0.8) | (ratio > 3)))
     assert torch.equal(clipped, expected)
     assert all((case & clipped).any() for case in ((gain > 0) & (ratio > 1.2), (gain < 0) & (ratio > 3)))
@@ -71,7 +71,7 @@ def test_on_policy_the_ratio_is_1_and_the_gradient_minus_weight_advantage(logpro
     fresh = TokenRows(rows.weights, rows.behaviour_logprobs, outcome=rows.outcome)
     result = grpo_loss(correction_cap=None)(logprobs, None, fresh)
     torch.testing.assert_close(result.dloss_dlogprobs, -rows.weights * rows.outcome, rtol=0, atol=1e-15)
-    assert not result.metrics["clipped"].any()
+    assert not result.metrics["clip_fraction"].any()
 
 
 def test_the_k3_estimate_is_the_kl_in_expectation():

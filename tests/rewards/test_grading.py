@@ -94,12 +94,19 @@ def test_a_function_is_told_the_row_and_whether_the_response_ended(own):
 
 @pytest.mark.parametrize(
     ("function", "problem"),
-    [("words", "TypeError: words returned 'x'; a finite number is expected"), ("fails", "KeyError: 'nothing'")],
+    [
+        ("words", ":4: words returned 'x'; a finite number is expected"),
+        ("fails", ":8: KeyError: 'nothing' (in: return row[\"nothing\"])"),
+    ],
 )
-def test_a_function_that_fails_ends_the_run_with_the_row(own, function, problem):
+def test_a_function_that_fails_ends_the_run_with_the_row_and_the_line(own, function, problem):
+    file = own(function).rpartition(":")[0]
     with Graders(own(function), SANDBOX) as graders, pytest.raises(UserError) as caught:
         graders.grade([prompt()], ["x"], ["stop"])
-    assert str(caught.value) == f"train.jsonl:1: rewards: {own(function)} failed on a response to it: crash: {problem}"
+    assert (
+        str(caught.value)
+        == f"train.jsonl:1: rewards: {own(function)} failed on a response to it: crash: {file}{problem}"
+    )
 
 
 def test_a_file_without_the_function_is_named(own):

@@ -16,7 +16,7 @@ FP32 = {"dtype": "float32"}
 METRICS = {
     *"step loss advantage_mean clip_fraction entropy grad_norm lr response_tokens_mean truncated_fraction".split(),
     *"train_rollout_logprob_abs_diff train_rollout_logprob_abs_diff_max staleness zero_advantage_groups".split(),
-    *("reward", "reference_kl", "advantage_variance"),
+    *("reward", "reference_kl", "advantage_variance", "rollout_correction"),
 }
 
 

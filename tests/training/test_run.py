@@ -18,7 +18,7 @@ METRICS = {
     *"step loss reverse_kl advantage_mean entropy grad_norm lr response_tokens_mean truncated_fraction".split(),
     *"train_rollout_logprob_abs_diff train_rollout_logprob_abs_diff_max staleness tokens_per_s".split(),
     "reward",
-    "advantage_variance",
+    *("advantage_variance", "rollout_correction"),
     *(
         f"{name}/{teacher}"
         for name in ("reverse_kl", "reward", "advantage_mean", "teacher_tokens")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from megatron_gopd.config import Config, load_config
+from megatron_gopd.config import Config, read_config
 from megatron_gopd.errors import UserError
 from megatron_gopd.evaluation.answers import parse_answers
 
@@ -123,7 +123,7 @@ def _read(folder: Path) -> Run | Evaluation:
 
 
 def _run(folder: Path) -> Run:
-    config = load_config(folder / "config.yaml")
+    config = read_config(folder / "config.yaml")
     evaluations = {}
     for summary in sorted((folder / "evaluation").glob("*/summary.json")):
         step = _json(summary).get("step")

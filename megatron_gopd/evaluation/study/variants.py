@@ -11,7 +11,7 @@ from megatron_gopd.config.same_run import MAY_CHANGE
 from megatron_gopd.evaluation.study.folders import Run
 from megatron_gopd.evaluation.study.models import Models, Subject, reference_of, teacher_of
 
-ORDER = ("baseline", "sft", "expo", "gopd", "gopd of several lambdas", "grpo")
+ORDER = ("baseline", "sft", "expo", "gopd", "gopd of several lambdas", "own", "grpo")
 GRADIENT = "algorithm.gradient"
 # what a method is, what a run measures and where it lies: the rest of a configuration is its recipe
 NOT_RECIPE = re.compile(
@@ -28,10 +28,10 @@ class Method:
     kind: str  # one of ORDER
     strength: float = 1.0  # lambda, or ExPO's alpha
     corrected: bool = False  # the reference is another model than the student was: reward correction
-    name: str = ""  # of a baseline, or of a distillation of several lambdas, which is none of the paper's either
+    name: str = ""  # of what is none of the paper's: a baseline, several lambdas, an objective of one's own
 
     def __str__(self) -> str:
-        if self.kind == "baseline":
+        if self.kind in ("baseline", "own"):
             return self.name
         if self.kind == "expo":
             return f"ExPO α={self.strength:g}"
@@ -104,6 +104,8 @@ def method_of(run: Run) -> Method:
     if len(set(lambdas.values())) > 1:
         each = ", ".join(f"λ={value:g} ({name})" for name, value in lambdas.items())
         return Method("gopd of several lambdas", algorithm.strength, corrected, f"G-OPD {each}")
+    if algorithm.KIND == "own":
+        return Method("own", name=Path(algorithm.type).name)  # FILE.py:FUNCTION, wherever the file lies
     return Method(algorithm.KIND, next(iter(lambdas.values()), algorithm.strength), corrected)
 
 
