@@ -52,7 +52,9 @@ class Run(Section):
 
 
 class Data(Section):
-    train: PathText | list[PathText] = Field(description="jsonl or parquet file(s) of prompts")
+    train: PathText | list[PathText] = Field(
+        description="jsonl or parquet files of prompts: a file, a folder of shards, a glob, or a list"
+    )
     batch_size: int = Field(ge=1, description="prompts a step")
     max_prompt_tokens: int = Field(2048, ge=1, description="longer prompts are left out and counted")
     prompt_template: Literal["none", "math", "code"] = "none"

@@ -100,7 +100,7 @@ def test_a_folder_that_is_no_run_is_left_as_it_is(call, run):
             {"--grader": "kindness"},
             "--grader kindness: choose math, math_lenient, exact, code, auto or FILE.py:FUNCTION",
         ),
-        ("evaluate", {"--model": "none"}, "none is no Hugging Face model directory: it has no config.json"),
+        ("evaluate", {"--model": "none"}, "none is no Hugging Face model directory: there is no such folder"),
         (
             "evaluate",
             {"--data": "none.jsonl"},
