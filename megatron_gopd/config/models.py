@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, field_validator, model_validator
 
 from megatron_gopd.config.layout import Layout
 from megatron_gopd.config.paths import PathText
@@ -44,6 +44,11 @@ class Model(Section):
     offload: Lever = Field(
         "auto", description="between uses, keep in host memory: a frozen model's weights, the student's optimizer"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_path_is_a_model(cls, tree):
+        return {"model": tree} if isinstance(tree, str) else tree
 
 
 # of what is free when they start, for servers on a trainer's GPUs. SGLang wants an eighth of a card for activations and
@@ -230,10 +235,6 @@ ScorerPrompt = Annotated[
 ]
 
 
-def path_is_a_model(value):
-    return {"model": value} if isinstance(value, str) else value
-
-
 class Scorer(Model):
     """A frozen model, in this job or behind servers."""
 
@@ -249,10 +250,7 @@ class Scorer(Model):
         return self
 
 
-Reference = Annotated[Scorer, BeforeValidator(path_is_a_model)]
-
-
 class Teacher(Scorer):
-    reference: Reference | None = Field(None, description="default: algorithm.reference")
+    reference: Scorer | None = Field(None, description="default: algorithm.reference")
     lambda_: float | None = Field(None, alias="lambda", description="default: algorithm.lambda")
     prompt: ScorerPrompt = "student_tokens"

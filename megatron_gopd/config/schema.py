@@ -6,7 +6,7 @@ import os
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from megatron_gopd.config.algorithms import Algorithm, Gopd, with_vetted_defaults
 from megatron_gopd.config.models import (
@@ -62,6 +62,14 @@ class Data(Section):
     balance: Literal["none", "equal"] = Field(
         "none", description="equal: as many for each teacher, drawn from run.seed"
     )
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _one_or_several(cls, given):
+        every = given if isinstance(given, list) else [given]
+        if not all(isinstance(one, str) and one for one in every):
+            raise ValueError("write a file, a folder, a glob, or a list of these")
+        return given
 
 
 class Rollout(Section):

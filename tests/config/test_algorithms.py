@@ -45,7 +45,7 @@ def test_a_server_tells_of_twenty_tokens_unless_asked_for_others(load):
     ("text", "override", "expected"),
     [
         (WITHOUT_TEACHERS, "run.seed=1", "teachers is empty: distillation needs one"),
-        (GRPO, "teachers.math=/teacher", "Input should be a valid dictionary"),
+        (GRPO, "teachers.math=/teacher", "teachers have nothing to say in GRPO"),
         (GRPO, "teachers={math: {model: /t}}", "teachers have nothing to say in GRPO"),
         (GRPO, "rewards=none", "rewards is none, but GRPO learns from them"),
         (GRPO, "rollout.samples_per_prompt=1", "rollout.samples_per_prompt is 1, but GRPO compares"),
