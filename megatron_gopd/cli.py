@@ -27,6 +27,11 @@ conversions = typer.Typer(help="A model from Hugging Face's format to Megatron's
 app.add_typer(conversions, name="convert")
 
 
+def hide_gpus() -> None:
+    """Before torch is imported: it looks once."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def verb(function, of: typer.Typer = app):
     """Register a verb whose user errors end in one message and exit code 2."""
 
@@ -79,6 +84,8 @@ def train(
         check_configurations(settings)
         print(to_yaml(settings), end="")
         return
+    if settings.run.device == "cpu":
+        hide_gpus()
     from megatron_gopd.ranks import ranks
 
     with ranks():
@@ -330,7 +337,7 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
 ) -> None:
     """Prove and price a run of any size on this machine: models are built as ranks of that world, without weights."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # they are tensors without values, which a GPU's kernels cannot take
+    hide_gpus()  # models are tensors without values, which a GPU's kernels cannot take
     from megatron_gopd.config import load_config
     from megatron_gopd.plan.verb import run_plan
     from megatron_gopd.plan.workload import Workload
@@ -366,6 +373,8 @@ def doctor(
     from megatron_gopd.errors import UserError
 
     settings = load_config(config, overrides or []) if config else None
+    if settings and settings.run.device == "cpu":
+        hide_gpus()
     from megatron_gopd.launch import findings
     from megatron_gopd.ranks import is_first
     from megatron_gopd.ranks import ranks as all_nodes

@@ -49,6 +49,9 @@ class Run(Section):
     steps: int = Field(ge=1, description="optimizer steps, one per rollout batch")
     seed: int = Field(42, ge=0)
     folder: PathText = Field("runs", description="the run writes to FOLDER/NAME")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="cuda: refuse to start without a GPU; cpu: leave GPUs alone; auto: a GPU where there is one"
+    )
 
 
 class Data(Section):
