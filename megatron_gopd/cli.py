@@ -17,14 +17,37 @@ app = typer.Typer(
     name="megatron-gopd",
     help="Generalized On-Policy Distillation (G-OPD / ExOPD) on Megatron-Core.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 
+def print_version(asked: bool) -> None:
+    if asked:
+        from megatron_gopd import __version__
+
+        print(f"megatron-gopd {__version__}")
+        raise typer.Exit
+
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value ...")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, too; repeatable")]
 conversions = typer.Typer(help="A model from Hugging Face's format to Megatron's, and back.", no_args_is_help=True)
 app.add_typer(conversions, name="convert")
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="print the version and exit")
+    ] = False,
+) -> None:
+    pass
+
+
+def both(overrides: list[str] | None, more: list[str] | None) -> list[str]:
+    """Those given after the configuration, then those of --set: where both set a key, --set does."""
+    return [*(overrides or []), *(more or [])]
 
 
 def hide_gpus() -> None:
@@ -61,7 +84,8 @@ def verb(function, of: typer.Typer = app):
 @verb
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
+    overrides: Overrides = None,
+    more: Set = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the resolved configuration and exit")] = False,
     gpus: Annotated[int | None, typer.Option(min=1, help="of --dry-run: that the run must fit")] = None,
     nodes: Annotated[int | None, typer.Option(min=1, help="that --gpus are in; default: of eight")] = None,
@@ -69,7 +93,7 @@ def train(
     """Train a student: G-OPD on its own rollouts, GRPO, or SFT."""
     from megatron_gopd.config import load_config, to_yaml
 
-    settings = load_config(config, overrides or [])
+    settings = load_config(config, both(overrides, more))
     if (gpus or nodes) and not (dry_run and gpus):
         raise UserError("--gpus, and --nodes with it, are of --dry-run: a run counts those that it has")
     if gpus:
@@ -257,7 +281,8 @@ def submit(
     config: Annotated[Path, typer.Argument(help="YAML file")],
     nodes: Annotated[int, typer.Option(help="nodes that train")],
     gpus_per_node: Annotated[int, typer.Option(help="GPUs of each node; a rank each")],
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; repeatable")] = None,
+    overrides: Overrides = None,
+    more: Set = None,
     partition: Annotated[str | None, typer.Option()] = None,
     account: Annotated[str | None, typer.Option()] = None,
     time: Annotated[str | None, typer.Option(help="limit of one attempt, as 24:00:00")] = None,
@@ -290,7 +315,7 @@ def submit(
 
     request = Request(
         config=config,
-        overrides=tuple(overrides or ()),
+        overrides=tuple(both(overrides, more)),
         nodes=nodes,
         gpus_per_node=gpus_per_node,
         partition=partition,
@@ -323,7 +348,8 @@ def submit(
 @verb
 def plan(
     config: Annotated[Path, typer.Argument(help="YAML file")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
+    overrides: Overrides = None,
+    more: Set = None,
     gpus: Annotated[int, typer.Option(min=1, help="all of them, of servers too")] = 8,
     gpu: Annotated[str, typer.Option(help="a100, h100, h200 or b200")] = "h100",
     nodes: Annotated[int | None, typer.Option(min=1, help="default: of eight GPUs")] = None,
@@ -341,27 +367,31 @@ def plan(
     from megatron_gopd.config import load_config
     from megatron_gopd.plan.verb import run_plan
     from megatron_gopd.plan.workload import Workload
+    from megatron_gopd.runs import print_markdown
 
-    settings = load_config(config, overrides or [])
-    print(
-        run_plan(
-            settings,
-            gpus=gpus,
-            gpu=gpu,
-            nodes=nodes,
-            models=models,
-            work=Workload.of(settings, response_tokens, prompt_tokens),
-            searched=search,
-            json_wanted=json,
-            output=output,
-        )
+    settings = load_config(config, both(overrides, more))
+    told = run_plan(
+        settings,
+        gpus=gpus,
+        gpu=gpu,
+        nodes=nodes,
+        models=models,
+        work=Workload.of(settings, response_tokens, prompt_tokens),
+        searched=search,
+        json_wanted=json,
+        output=output,
     )
+    if json:
+        print(told)
+    else:
+        print_markdown(told)
 
 
 @verb
 def doctor(
     config: Annotated[Path | None, typer.Argument(help="YAML file of a run; without one: this machine")] = None,
-    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
+    overrides: Overrides = None,
+    more: Set = None,
     gpus_per_node: Annotated[int | None, typer.Option(help="GPUs that each node must have")] = None,
     ranks: Annotated[int | None, typer.Option(help="of the run; default: a GPU each, at least one")] = None,
     port: Annotated[int | None, typer.Option(help="that the run will listen on")] = None,
@@ -372,7 +402,7 @@ def doctor(
     from megatron_gopd.config import load_config
     from megatron_gopd.errors import UserError
 
-    settings = load_config(config, overrides or []) if config else None
+    settings = load_config(config, both(overrides, more)) if config else None
     if settings and settings.run.device == "cpu":
         hide_gpus()
     from megatron_gopd.launch import findings
