@@ -78,9 +78,7 @@ def test_a_gpu_that_is_asked_for_and_not_there_is_refused(monkeypatch):
     machine.check_device("auto")
     machine.check_device("cpu")
     monkeypatch.setattr(torch.version, "cuda", None)
-    with pytest.raises(
-        UserError, match="run.device is cuda, and there is no GPU on .*: this torch, .*, is a build"
-    ):
+    with pytest.raises(UserError, match="run.device is cuda, and there is no GPU on .*: this torch, .*, is a build"):
         machine.check_device("cuda")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
