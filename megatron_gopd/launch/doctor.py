@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from datetime import timedelta
 from itertools import zip_longest
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from megatron_gopd.launch.findings import Finding, Verdict, verdict
 from megatron_gopd.launch.inputs import Inputs
 from megatron_gopd.launch.versions import hardware, versions
 from megatron_gopd.machine import check_device
+from megatron_gopd.ranks import TIMEOUT_S
 from megatron_gopd.srun import this_node
 
 
@@ -28,6 +30,8 @@ def examine(config: Config | None, *, gpus_per_node: int | None, ranks: int | No
     `ranks`: of the run to come, default: one a GPU, at least one a node; `port`: where its first rank will listen.
     """
     visible = _everywhere(torch.cuda.device_count())
+    # a node that reads the data from a cold file system is slow, not lost
+    patient = dist.new_group(backend="gloo", timeout=timedelta(seconds=TIMEOUT_S))
     ranks = ranks or sum(max(1, count) for count in visible)
     here = [
         _compared("versions", versions(), "failed", "use one environment on all nodes"),
@@ -46,13 +50,13 @@ def examine(config: Config | None, *, gpus_per_node: int | None, ranks: int | No
         ]
         if not any(found.verdict == "failed" for found in here if found.check == "models"):
             here.append(verdict("disk", lambda: _disk(config)))
-    return [found for same_check in zip_longest(*_everywhere(here)) for found in same_check if found]
+    return [found for same_check in zip_longest(*_everywhere(here, patient)) for found in same_check if found]
 
 
-def _everywhere(mine) -> list:
+def _everywhere(mine, group: dist.ProcessGroup | None = None) -> list:
     """What each node has. Collective."""
     gathered: list = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, mine)
+    dist.all_gather_object(gathered, mine, group)
     return gathered
 
 
