@@ -19,14 +19,42 @@ app = typer.Typer(
     name="megatron-gopd",
     help="Generalized On-Policy Distillation (G-OPD / ExOPD) on Megatron-Core.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 
+def print_version(asked: bool) -> None:
+    if asked:
+        from megatron_gopd import __version__
+
+        print(f"megatron-gopd {__version__}")
+        raise typer.Exit
+
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value ...")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, too; repeatable")]
 conversions = typer.Typer(help="A model from Hugging Face's format to Megatron's, and back.", no_args_is_help=True)
 app.add_typer(conversions, name="convert")
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="print the version and exit")
+    ] = False,
+) -> None:
+    pass
+
+
+def both(overrides: list[str] | None, more: list[str] | None) -> list[str]:
+    """Those given after the configuration, then those of --set: where both set a key, --set does."""
+    return [*(overrides or []), *(more or [])]
+
+
+def hide_gpus() -> None:
+    """Before torch is imported: it looks once."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def verb(function, of: typer.Typer = app):
@@ -59,7 +87,8 @@ def verb(function, of: typer.Typer = app):
 @verb
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
+    overrides: Overrides = None,
+    more: Set = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the resolved configuration and exit")] = False,
     gpus: Annotated[int | None, typer.Option(min=1, max=MOST, help="of --dry-run: that the run must fit")] = None,
     nodes: Annotated[int | None, typer.Option(min=1, max=MOST, help="that --gpus are in; default: of eight")] = None,
@@ -67,7 +96,7 @@ def train(
     """Train a student: G-OPD on its own rollouts, GRPO, or SFT."""
     from megatron_gopd.config import load_config, to_yaml
 
-    settings = load_config(config, overrides or [])
+    settings = load_config(config, both(overrides, more))
     if (gpus or nodes) and not (dry_run and gpus):
         raise UserError("--gpus, and --nodes with it, are of --dry-run: a run counts those that it has")
     if gpus:
@@ -82,6 +111,8 @@ def train(
         check_configurations(settings)
         say(to_yaml(settings), end="")
         return
+    if settings.run.device == "cpu":
+        hide_gpus()
     from megatron_gopd.ranks import ranks
 
     with ranks():
@@ -210,7 +241,7 @@ def view(
     """One page on what runs did: health, curves, and the kept responses token by token."""
     from megatron_gopd import view as page
 
-    print(page.view(runs, output))
+    say(page.view(runs, output))
 
 
 @functools.partial(verb, of=conversions)
@@ -266,19 +297,23 @@ def submit(
     config: Annotated[Path, typer.Argument(help="YAML file")],
     nodes: Annotated[int, typer.Option(help="nodes that train")],
     gpus_per_node: Annotated[int, typer.Option(help="GPUs of each node; a rank each")],
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; repeatable")] = None,
+    overrides: Overrides = None,
+    more: Set = None,
     partition: Annotated[str | None, typer.Option()] = None,
     account: Annotated[str | None, typer.Option()] = None,
     time: Annotated[str | None, typer.Option(help="limit of one attempt, as 24:00:00")] = None,
     qos: Annotated[str | None, typer.Option()] = None,
     exclude: Annotated[str | None, typer.Option(help="nodes not to use")] = None,
-    cpus_per_task: Annotated[int | None, typer.Option(min=1, help="CPUs of each rank")] = None,
+    cpus_per_task: Annotated[
+        int | None, typer.Option(min=1, help="CPUs of each rank; default: a node's for each GPU")
+    ] = None,
     mem: Annotated[str | None, typer.Option(help="memory of each node, as 500G; 0: all")] = None,
     sbatch: Annotated[list[str] | None, typer.Option(help="another sbatch option, as constraint=h100")] = None,
+    setup: Annotated[Path | None, typer.Option(help="file that bash sources at the head of each task: modules")] = None,
     container_image: Annotated[str | None, typer.Option()] = None,
     container_runtime: Annotated[str, typer.Option(help="pyxis or apptainer")] = "pyxis",
     container_mounts: Annotated[str | None, typer.Option(help="FROM:TO,...; the current folder is mounted")] = None,
-    export: Annotated[list[str] | None, typer.Option(help="name of a variable that the job gets too")] = None,
+    export: Annotated[list[str] | None, typer.Option(help="variable that the job gets too, or 'NCCL_*'")] = None,
     python: Annotated[str | None, typer.Option(help="of the job; default: this one, in a container: python")] = None,
     stop_before: Annotated[int, typer.Option(min=1, help="seconds before the limit to stop and requeue")] = 600,
     max_requeues: Annotated[int, typer.Option(min=0)] = 10,
@@ -299,7 +334,7 @@ def submit(
 
     request = Request(
         config=config,
-        overrides=tuple(overrides or ()),
+        overrides=tuple(both(overrides, more)),
         nodes=nodes,
         gpus_per_node=gpus_per_node,
         partition=partition,
@@ -310,6 +345,7 @@ def submit(
         cpus_per_task=cpus_per_task,
         mem=mem,
         sbatch=tuple(sbatch or ()),
+        setup=setup,
         container_image=container_image,
         container_runtime=container_runtime,
         container_mounts=container_mounts,
@@ -332,7 +368,8 @@ def submit(
 @verb
 def plan(
     config: Annotated[Path, typer.Argument(help="YAML file")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
+    overrides: Overrides = None,
+    more: Set = None,
     gpus: Annotated[int, typer.Option(min=1, max=MOST, help="all of them, of servers too")] = 8,
     gpu: Annotated[str, typer.Option(help="a100, h100, h200 or b200")] = "h100",
     nodes: Annotated[int | None, typer.Option(min=1, max=MOST, help="default: of eight GPUs")] = None,
@@ -346,31 +383,35 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
 ) -> None:
     """Prove and price a run of any size on this machine: models are built as ranks of that world, without weights."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # they are tensors without values, which a GPU's kernels cannot take
+    hide_gpus()  # models are tensors without values, which a GPU's kernels cannot take
     from megatron_gopd.config import load_config
     from megatron_gopd.plan.verb import run_plan
     from megatron_gopd.plan.workload import Workload
+    from megatron_gopd.runs import print_markdown
 
-    settings = load_config(config, overrides or [])
-    say(
-        run_plan(
-            settings,
-            gpus=gpus,
-            gpu=gpu,
-            nodes=nodes,
-            models=models,
-            work=Workload.of(settings, response_tokens, prompt_tokens),
-            searched=search,
-            json_wanted=json,
-            output=output,
-        )
+    settings = load_config(config, both(overrides, more))
+    told = run_plan(
+        settings,
+        gpus=gpus,
+        gpu=gpu,
+        nodes=nodes,
+        models=models,
+        work=Workload.of(settings, response_tokens, prompt_tokens),
+        searched=search,
+        json_wanted=json,
+        output=output,
     )
+    if json:
+        say(told)
+    else:
+        print_markdown(told)
 
 
 @verb
 def doctor(
     config: Annotated[Path | None, typer.Argument(help="YAML file of a run; without one: this machine")] = None,
-    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
+    overrides: Overrides = None,
+    more: Set = None,
     gpus_per_node: Annotated[int | None, typer.Option(help="GPUs that each node must have")] = None,
     ranks: Annotated[int | None, typer.Option(help="of the run; default: a GPU each, at least one")] = None,
     port: Annotated[int | None, typer.Option(help="that the run will listen on")] = None,
@@ -381,7 +422,9 @@ def doctor(
     from megatron_gopd.config import load_config
     from megatron_gopd.errors import UserError
 
-    settings = load_config(config, overrides or []) if config else None
+    settings = load_config(config, both(overrides, more)) if config else None
+    if settings and settings.run.device == "cpu":
+        hide_gpus()
     from megatron_gopd.launch import findings
     from megatron_gopd.ranks import is_first
     from megatron_gopd.ranks import ranks as all_nodes

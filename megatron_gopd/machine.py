@@ -10,6 +10,7 @@ import os
 import torch
 
 from megatron_gopd.errors import UserError
+from megatron_gopd.srun import this_node
 
 OLDEST_FOR_BF16 = 80  # sm_80: bf16 on tensor cores, and what the Triton kernels are compiled for
 
@@ -25,6 +26,23 @@ def capability() -> int | None:
 def device() -> torch.device:
     """Where this rank holds models: its GPU, or the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def check_device(asked: str) -> None:
+    """Raises UserError: run.device asks for what this process does not have."""
+    found = torch.cuda.is_available()
+    if asked == "cuda" and not found:
+        raise UserError(f"run.device is cuda, and there is no GPU on {this_node()}: {_why_no_gpu()}")
+    if asked == "cpu" and found:  # the command line hides them; a program of the user's own has not
+        raise UserError("run.device is cpu, and GPUs are in sight: set CUDA_VISIBLE_DEVICES= before the program starts")
+
+
+def _why_no_gpu() -> str:
+    if torch.version.cuda is None:
+        return f"this torch, {torch.__version__}, is a build for CPUs; install one for CUDA, or set run.device: auto"
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return "CUDA_VISIBLE_DEVICES is empty; unset it, or set run.device: auto"
+    return "look at nvidia-smi there, or set run.device: auto to compute on CPUs"
 
 
 def visible_gpus() -> list[str]:

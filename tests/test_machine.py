@@ -71,3 +71,26 @@ def test_what_it_said_where_it_does_not_import(gpu, transformer_engine):
     transformer_engine(ImportError("undefined symbol: _ZN3c10\nand more"))
     with pytest.raises(UserError, match=r"it does not import: ImportError: undefined symbol: _ZN3c10\. Build it"):
         machine.have_te()
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    machine.check_device("auto")
+    machine.check_device("cpu")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(UserError, match="run.device is cuda, and there is no GPU on .*: this torch, .*, is a build"):
+        machine.check_device("cuda")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES is empty; unset it, or set run.device: auto"):
+        machine.check_device("cuda")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with pytest.raises(UserError, match="look at nvidia-smi there"):
+        machine.check_device("cuda")
+
+
+def test_gpus_in_sight_of_a_run_on_cpus_are_refused(gpu):
+    machine.check_device("auto")
+    machine.check_device("cuda")
+    with pytest.raises(UserError, match="run.device is cpu, and GPUs are in sight: set CUDA_VISIBLE_DEVICES="):
+        machine.check_device("cpu")

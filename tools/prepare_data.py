@@ -29,6 +29,7 @@ from megatron_gopd.data.balance import equal_sample
 from megatron_gopd.data.files import read_file
 from megatron_gopd.data.render import apply_prompt_template, last_user_message, replace_user_message
 from megatron_gopd.data.rows import as_messages, errors_at
+from megatron_gopd.data.shards import files_of
 from megatron_gopd.errors import UserError
 from megatron_gopd.runs import print_table
 from megatron_gopd.runs.atomic import atomic_file
@@ -113,7 +114,7 @@ def _chosen(sources: list[Source], chosen: set[int] | None) -> Iterator[dict]:
 
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
-        return [path]
+        return files_of(path)
     held_out = ("validation", "test")
     files = sorted(each for each in path.iterdir() if each.suffix in SUFFIXES and not each.name.startswith(held_out))
     if not files:

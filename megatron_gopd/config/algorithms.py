@@ -10,13 +10,12 @@ from pydantic import Discriminator, Field, SerializeAsAny, Tag, WrapValidator
 
 from megatron_gopd.config.algorithm import Aggregation, AlgorithmSection
 from megatron_gopd.config.gopd import ExactGopd, Gopd, TokenCorrection, TopKGopd
-from megatron_gopd.config.models import Reference
+from megatron_gopd.config.models import Scorer
 from megatron_gopd.config.objective import Objective, own_section, read_own
 from megatron_gopd.config.own_code import OwnCode
 from megatron_gopd.errors import UserError
 
 if TYPE_CHECKING:
-    from megatron_gopd.config.models import Scorer
     from megatron_gopd.config.schema import Config
 
 
@@ -38,7 +37,7 @@ class Grpo(AlgorithmSection):
         3.0, gt=1, description="bound of the ratio where the advantage is negative; null: none"
     )
     kl_coefficient: float = Field(0.0, ge=0, description="of the KL to the reference; 0: no reference is held")
-    reference: Reference | None = Field(None, description="of the KL; null: the student's initial weights")
+    reference: Scorer | None = Field(None, description="of the KL; null: the student's initial weights")
     mini_batches: int = Field(1, ge=1, description="optimizer steps a rollout batch; 1: on-policy, every ratio is 1")
     loss_aggregation: Aggregation = "sequence_mean"
     rollout_correction: TokenCorrection | None = Field(
@@ -143,9 +142,12 @@ Algorithm = Annotated[
 def with_vetted_defaults(tree):
     """`tree` as a file holds it, completed by what its algorithm is trained with, where it says nothing else."""
     asked = tree.get("algorithm") if isinstance(tree, dict) else None
+    if isinstance(asked, str):  # its type alone
+        asked = {"type": asked}
+        tree = tree | {"algorithm": asked}
     known = None if asked is None else section_of(asked)
     for section, values in (known.USUAL if known else {}).items():
-        given = tree.get(section, {})
+        given = tree.get(section) or {}
         if isinstance(given, dict):
             tree = tree | {section: values | given}
     return tree

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from megatron_gopd.config.algorithm import Aggregation, AlgorithmSection
-from megatron_gopd.config.models import Reference
+from megatron_gopd.config.models import Scorer
 from megatron_gopd.config.section import Section
 
 if TYPE_CHECKING:
-    from megatron_gopd.config.models import Scorer
     from megatron_gopd.config.schema import Config
 
 GRADIENTS = ("sampled", "exact", "top_k")
@@ -66,7 +65,7 @@ class Gopd(AlgorithmSection):
     reward_weight: float = Field(
         0.0, ge=0, description="nats that one standard deviation of the outcome reward adds to the advantage"
     )
-    reference: Reference | None = Field(
+    reference: Scorer | None = Field(
         None, description="pi_ref of every teacher that names none; null: the student's initial weights"
     )
     loss_aggregation: Aggregation = "sequence_mean"

@@ -13,6 +13,7 @@ from megatron_gopd.config.algorithms import ALGORITHMS, section_of, tag
 from megatron_gopd.config.objective import AS_WRITTEN
 from megatron_gopd.config.schema import Config
 from megatron_gopd.config.secret import looks_secret, refusal, refuse_secrets
+from megatron_gopd.config.words import in_words
 from megatron_gopd.config.yaml_text import read_yaml
 from megatron_gopd.errors import UserError
 
@@ -108,27 +109,30 @@ def _explain(problem: dict, places: dict[Key, str], path: Path, tree: dict) -> s
     if problem["type"] == "algorithm":  # none of its types
         location = (*location, "type")
     dotted = ".".join(map(str, location))
-    message = problem["msg"].removeprefix("Value error, ")
+    message = in_words(problem, *(_keys_at((*problem["loc"], *below), tree) for below in ((), ("NAME",))))
     about = location or tuple(message.split()[0].rstrip(":").split("."))  # what concerns the whole tree starts with it
     place = next((places[about[:n]] for n in range(len(about), 0, -1) if about[:n] in places), str(path))
     if problem["type"] == "extra_forbidden":
         return f"{place}: unknown key {dotted!r}{_known_keys(problem['loc'], tree)}"
     if problem["type"] == "missing":
         return f"{place}: {dotted!r} is missing"
-    given = f" (given: {problem['input']!r})" if isinstance(problem["input"], str | int | float) else ""
-    return f"{place}: {dotted + ': ' if dotted else ''}{message}{given}"
+    return f"{place}: {dotted + ': ' if dotted else ''}{message}"
 
 
 # pydantic puts the branch of a union into an error's location; a reader wants the keys of the file only
 _ALGORITHMS = set(map(tag, ALGORITHMS))
 _UNION_BRANCHES = {f"prompt: {kind}" for kind in ("name", "suffix", "column", "context")} | _ALGORITHMS
-_UNION_BRANCHES |= {"str", "list[str]", "function-before[path_is_a_model(), Scorer]"}
+_UNION_BRANCHES |= {"str", "list[str]"}
 
 
 def _known_keys(location: Key, tree: dict) -> str:
-    keys = [key for section in _sections_at(location[:-1], tree) for key in _fields(section)]
+    keys = _keys_at(location[:-1], tree)
     near = difflib.get_close_matches(str(location[-1]), keys, n=1)
     return f"; {f'did you mean {near[0]!r}? ' if near else ''}keys here: {', '.join(keys)}"
+
+
+def _keys_at(location: Key, tree: dict) -> list[str]:
+    return [key for section in _sections_at(location, tree) for key in _fields(section)]
 
 
 def _fields(section: type[BaseModel]) -> dict[str, object]:
@@ -144,7 +148,7 @@ def _sections_at(location: Key, tree: dict) -> list[type[BaseModel]]:
             sections = [section_of(tree["algorithm"])]
         if name in _UNION_BRANCHES:
             continue
-        annotation = mapped or next(fields[name] for fields in map(_fields, sections) if name in fields)
+        annotation = mapped or next((fields[name] for fields in map(_fields, sections) if name in fields), None)
         mapped = get_args(annotation)[1] if get_origin(annotation) is dict else None
         sections = [] if mapped else _sections_in(annotation)
     return sections

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, field_validator, model_validator
 
 from megatron_gopd.config.layout import Layout
 from megatron_gopd.config.own_code import OneOf
@@ -49,6 +49,11 @@ class Model(Section):
         description="between uses, keep in host memory: a frozen model's weights, the student's optimizer; auto: on a "
         "GPU",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_path_is_a_model(cls, tree):
+        return {"model": tree} if isinstance(tree, str) else tree
 
 
 # of what is free when they start, for servers on a trainer's GPUs. SGLang wants an eighth of a card for activations and
@@ -246,10 +251,6 @@ ScorerPrompt = Annotated[
 ]
 
 
-def path_is_a_model(value):
-    return {"model": value} if isinstance(value, str) else value
-
-
 class Scorer(Model):
     """A frozen model, in this job or behind servers."""
 
@@ -267,13 +268,10 @@ class Scorer(Model):
         return self
 
 
-Reference = Annotated[Scorer, BeforeValidator(path_is_a_model)]
-
-
 class Teacher(Scorer):
     """A frozen model that the student learns from, under a name of its own, which rows of the data refer to."""
 
-    reference: Reference | None = Field(
+    reference: Scorer | None = Field(
         None, description="the model that this teacher's reward is measured from; null: algorithm.reference"
     )
     lambda_: float | None = Field(None, alias="lambda", description="of this teacher; null: algorithm.lambda")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 # how a run is placed, watched or how long it is, not what it computes: these may change from attempt to attempt
 MAY_CHANGE = re.compile(
-    r"run\.(folder|steps)|sandbox\.(workers|isolation)"
+    r"run\.(folder|steps|device)|sandbox\.(workers|isolation)"
     r"|(checkpoint|logging)(\..*)?|(.+\.)?layout\..*|(.+\.)?(offload|recompute|overlap_communication)"
     r"|training\.(max_tokens_per_micro_batch|logprob|lm_head_gib|hidden_states_gib)"
     r"|rollout\.(max_batch_size|(max|start)_logprob_abs_diff)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from megatron_gopd.config.algorithms import Algorithm, Gopd, with_vetted_defaults
 from megatron_gopd.config.models import (
@@ -48,12 +48,17 @@ class Run(Section):
     steps: int = Field(ge=1, description="optimizer steps, one per rollout batch")
     seed: int = Field(42, ge=0, description="of the order of prompts and of what is sampled")
     folder: PathText = Field("runs", description="the run writes to FOLDER/NAME")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="cuda: refuse to start without a GPU; cpu: leave GPUs alone; auto: a GPU where there is one"
+    )
 
 
 class Data(Section):
     """The prompts, and how they are rendered."""
 
-    train: PathText | list[PathText] = Field(description="jsonl or parquet file(s) of prompts")
+    train: PathText | list[PathText] = Field(
+        description="jsonl or parquet files of prompts: a file, a folder of shards, a glob, or a list"
+    )
     batch_size: int = Field(ge=1, le=2**20, description="prompts a step")
     max_prompt_tokens: int = Field(2048, ge=1, description="longer prompts are left out and counted")
     prompt_template: Literal["none", "math", "code"] = Field(
@@ -65,6 +70,14 @@ class Data(Section):
     balance: Literal["none", "equal"] = Field(
         "none", description="equal: as many for each teacher, drawn from run.seed"
     )
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _one_or_several(cls, given):
+        every = given if isinstance(given, list) else [given]
+        if not all(isinstance(one, str) and one for one in every):
+            raise ValueError("write a file, a folder, a glob, or a list of these")
+        return given
 
 
 class Rollout(Section):

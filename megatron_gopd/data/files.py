@@ -23,10 +23,10 @@ def read_file(path: Path, only: tuple[str, ...] = ()) -> Iterator[tuple[str, int
     Raises UserError naming the file, or the row, that cannot be read or lacks one of `only`.
     """
     readers = {".jsonl": _read_jsonl, ".gz": _read_jsonl, ".parquet": _read_parquet}
-    if path.suffix not in readers or (path.suffix == ".gz" and not path.name.endswith(".jsonl.gz")):
-        raise UserError(f"{path}: prompts are read from .jsonl and .parquet files; convert it to one of them")
     if not path.is_file():
         raise UserError(f"{path}: no such file of prompts; a relative path counts from the working folder")
+    if path.suffix not in readers or (path.suffix == ".gz" and not path.name.endswith(".jsonl.gz")):
+        raise UserError(f"{path}: prompts are read from .jsonl and .parquet files; convert it to one of them")
     return readers[path.suffix](path, only)
 
 

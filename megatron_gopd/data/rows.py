@@ -10,6 +10,7 @@ from pathlib import Path
 
 from megatron_gopd.data.files import read_file
 from megatron_gopd.data.labels import ANY_OF, LABEL_COLUMNS, Label, as_text, is_missing, label_of
+from megatron_gopd.data.shards import files_of
 from megatron_gopd.errors import UserError
 
 
@@ -32,7 +33,7 @@ class Row:
 
 
 def load_rows(path: str | Path | list[str]) -> list[Row]:
-    """Read a .jsonl or .parquet file, or several one after another.
+    """Read a .jsonl or .parquet file, a folder of such shards or a glob, or several one after another.
 
     Columns: `prompt` (text or messages) or `messages`; optional `label` | `answer` | `ground_truth` |
     `golden_answers` | `reward_model.ground_truth`; `tests`, which is the ground truth where `ability` is code; `id` |
@@ -41,7 +42,7 @@ def load_rows(path: str | Path | list[str]) -> list[Row]:
     place added.
     Raises UserError naming FILE:LINE of whatever cannot be read.
     """
-    paths = [Path(one) for one in (path if isinstance(path, list) else [path])]
+    paths = [file for one in (path if isinstance(path, list) else [path]) for file in files_of(one)]
     if not paths or len(set(paths)) < len(paths):
         raise UserError(f"the files of prompts are {', '.join(map(str, paths)) or 'none'}; name each once")
     rows = []

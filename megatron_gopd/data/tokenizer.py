@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_gopd.config import Config
+from megatron_gopd.config.hub import how_to_download
 from megatron_gopd.data.side_files import read_json
 from megatron_gopd.errors import UserError
 
@@ -56,7 +57,8 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     folder = Path(folder)
     files = [name for name in ("tokenizer.json", "tokenizer.model", "vocab.json") if (folder / name).is_file()]
     if not files:
-        missing = "no tokenizer.json, tokenizer.model or vocab.json in it" if folder.is_dir() else "no such directory"
+        none = f"no such directory{how_to_download(folder, 'model')}"
+        missing = "no tokenizer.json, tokenizer.model or vocab.json in it" if folder.is_dir() else none
         raise UserError(f"{folder}: cannot load a tokenizer: {missing}; name a local Hugging Face directory with one")
     named = "tokenizer_class" in read_json(folder / "tokenizer_config.json")
     bare_sentencepiece = files[0] == "tokenizer.model" and not named

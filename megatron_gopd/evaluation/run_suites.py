@@ -12,6 +12,7 @@ from pathlib import Path
 from megatron_gopd.config.rules import FILES_OF_PROBLEMS
 from megatron_gopd.config.schema import Sandbox
 from megatron_gopd.data import Prompt, Trajectory, load_tokenizer
+from megatron_gopd.data.shards import files_of
 from megatron_gopd.errors import UserError
 from megatron_gopd.evaluation.answers import Answer, Answers
 from megatron_gopd.evaluation.engine import engine_of
@@ -117,6 +118,8 @@ def _problems(name: str, settings: Settings, tokenizer) -> Problems:
         return Problems(name, prompts, suite.domain, settings.samples or suite.samples, suite.size)
     own = settings.grader, settings.prompt_template, settings.limit, settings.sandbox, settings.chat_template_kwargs
     path, samples = Path(name), settings.samples or SAMPLES_OF_A_FILE
+    if files_of(name) != [path]:
+        raise UserError(f"{name}: a suite is one file, which names it: name each")
     prompts = Labelled(path, *own).prompts(tokenizer)
     read = hashlib.sha256(path.read_bytes() + json.dumps([settings.grader, settings.prompt_template]).encode())
     return Problems(path.name.partition(".")[0], prompts, settings.grader, samples, None, read.hexdigest()[:16])

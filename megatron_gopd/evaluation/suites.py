@@ -12,11 +12,10 @@ from typing import Literal
 from megatron_gopd.data import Prompt, apply_prompt_template, render
 from megatron_gopd.data.files import read_file
 from megatron_gopd.data.rows import errors_at
+from megatron_gopd.data.shards import SUFFIXES
 from megatron_gopd.errors import UserError
 from megatron_gopd.evaluation import suite_rows
 from megatron_gopd.evaluation.suite_rows import Problem
-
-SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 
 
 @dataclass(frozen=True)

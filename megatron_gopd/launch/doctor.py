@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from datetime import timedelta
 from itertools import zip_longest
 from pathlib import Path
 
@@ -13,12 +13,14 @@ import torch.distributed as dist
 
 from megatron_gopd.config import Config
 from megatron_gopd.config.placement import Node, check_placement, idle, own_servers
-from megatron_gopd.errors import UserError
 from megatron_gopd.gpu_of_rank import check_sharing
 from megatron_gopd.launch import probes
 from megatron_gopd.launch.estimate import bytes_there, checkpoint_bytes
-from megatron_gopd.launch.findings import Finding
+from megatron_gopd.launch.findings import Finding, Verdict, verdict
+from megatron_gopd.launch.inputs import Inputs
 from megatron_gopd.launch.versions import hardware, versions
+from megatron_gopd.machine import check_device
+from megatron_gopd.ranks import TIMEOUT_S
 from megatron_gopd.srun import this_node
 
 
@@ -28,40 +30,34 @@ def examine(config: Config | None, *, gpus_per_node: int | None, ranks: int | No
     `ranks`: of the run to come, default: one a GPU, at least one a node; `port`: where its first rank will listen.
     """
     visible = _everywhere(torch.cuda.device_count())
+    # a node that reads the data from a cold file system is slow, not lost
+    patient = dist.new_group(backend="gloo", timeout=timedelta(seconds=TIMEOUT_S))
     ranks = ranks or sum(max(1, count) for count in visible)
     here = [
         _compared("versions", versions(), "failed", "use one environment on all nodes"),
         _compared("hardware", hardware(), "warning", "the slowest node sets the pace; --exclude the odd ones"),
-        _verdict("gpus", lambda: probes.gpus(gpus_per_node)),
-        _verdict("ranks", lambda: _ranks(ranks, sum(visible))),
-        _verdict("all-reduce", probes.all_reduce),
-        _verdict("clock", probes.clock),
-        *([_verdict("port", lambda: probes.port(port))] if port else []),
+        verdict("gpus", lambda: _gpus(config, gpus_per_node)),
+        verdict("ranks", lambda: _ranks(ranks, sum(visible))),
+        verdict("all-reduce", probes.all_reduce),
+        verdict("clock", probes.clock),
+        *([verdict("port", lambda: probes.port(port))] if port else []),
     ]
     if config:
         here += [
-            _verdict("folder", lambda: probes.canary(Path(config.run.folder))),
-            _verdict("placement", lambda: _placement(config, len(visible), ranks)),
-            _verdict("models", lambda: _models(config, ranks)),
+            verdict("folder", lambda: probes.canary(Path(config.run.folder))),
+            verdict("placement", lambda: _placement(config, len(visible), ranks)),
+            *Inputs(config, ranks).findings(),
         ]
-        if here[-1].verdict == "ok":
-            here.append(_verdict("disk", lambda: _disk(config)))
-    return [found for same_check in zip_longest(*_everywhere(here)) for found in same_check if found]
+        if not any(found.verdict == "failed" for found in here if found.check == "models"):
+            here.append(verdict("disk", lambda: _disk(config)))
+    return [found for same_check in zip_longest(*_everywhere(here, patient)) for found in same_check if found]
 
 
-def _everywhere(mine) -> list:
+def _everywhere(mine, group: dist.ProcessGroup | None = None) -> list:
     """What each node has. Collective."""
     gathered: list = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, mine)
+    dist.all_gather_object(gathered, mine, group)
     return gathered
-
-
-def _verdict(check: str, look: Callable[[], probes.Verdict]) -> Finding:
-    try:
-        verdict, text, mend = look()
-    except (UserError, OSError) as error:  # the other nodes wait for what this one finds
-        verdict, text, mend = "failed", str(error), ""
-    return Finding(this_node(), check, verdict, text, mend)
 
 
 def _compared(check: str, here: dict[str, str], otherwise: str, mend: str) -> Finding:
@@ -78,14 +74,22 @@ def _compared(check: str, here: dict[str, str], otherwise: str, mend: str) -> Fi
     return Finding(this_node(), check, "ok", ", ".join(f"{name} {value}" for name, value in mine.items()))
 
 
-def _ranks(ranks: int, gpus: int) -> probes.Verdict:
+def _gpus(config: Config | None, promised: int | None) -> Verdict:
+    """Raises UserError: run.device asks for what is not there."""
+    if config:
+        check_device(config.run.device)
+        promised = None if config.run.device == "cpu" else promised
+    return probes.gpus(promised)
+
+
+def _ranks(ranks: int, gpus: int) -> Verdict:
     """Raises UserError: they would share GPUs, which NCCL allows only where it is asked to."""
     if gpus and ranks > gpus:
         check_sharing(f"{ranks} ranks have {gpus} GPU(s)")
     return "ok", f"{ranks} rank(s), on {gpus} GPU(s)" if gpus else f"{ranks} rank(s), on CPUs", ""
 
 
-def _placement(config: Config, nodes: int, ranks: int) -> probes.Verdict:
+def _placement(config: Config, nodes: int, ranks: int) -> Verdict:
     """Raises UserError: this node has no room for the servers."""
     from megatron_gopd.rollout.nodes import gpus_here
 
@@ -97,20 +101,7 @@ def _placement(config: Config, nodes: int, ranks: int) -> probes.Verdict:
     return "ok", f"room for {', '.join(started) or 'no servers of the run'}", ""
 
 
-def _models(config: Config, ranks: int) -> probes.Verdict:
-    """Raises UserError: a model, its tokenizer, a layout, or a precision that this node's GPU lacks."""
-    from megatron_gopd.training.job import check_models, check_tokenizers
-
-    check_models(config, ranks)
-    check_tokenizers(config)
-    files = [config.data.train] if isinstance(config.data.train, str) else config.data.train
-    for file in files:
-        if not os.access(file, os.R_OK):
-            return "failed", f"data.train {file} cannot be read", "a path that all nodes see"
-    return "ok", f"{1 + len(config.scorers())} models fit their layouts on {ranks} ranks", ""
-
-
-def _disk(config: Config) -> probes.Verdict:
+def _disk(config: Config) -> Verdict:
     needed = max(0, checkpoint_bytes(config) - bytes_there(Path(config.run.folder, config.run.name)))
     status = os.statvfs(config.run.folder)
     free = status.f_bavail * status.f_frsize

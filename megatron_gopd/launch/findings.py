@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+from megatron_gopd.errors import UserError
+from megatron_gopd.srun import this_node
+
+Verdict = tuple[str, str, str]  # verdict, text, mend: see Finding
 MARKS = {"ok": "ok  ", "warning": "WARN", "failed": "FAIL"}
 
 
@@ -17,6 +22,15 @@ class Finding:
     verdict: str
     text: str
     mend: str = ""
+
+
+def verdict(check: str, look: Callable[[], Verdict]) -> Finding:
+    """What `look` finds on this node; an error that the user can mend is a check that failed."""
+    try:
+        found, text, mend = look()
+    except (UserError, OSError) as error:  # the other nodes wait for what this one finds
+        found, text, mend = "failed", str(error), ""
+    return Finding(this_node(), check, found, text, mend)
 
 
 def report(findings: list[Finding]) -> str:

@@ -15,9 +15,8 @@ import torch
 import torch.distributed as dist
 
 from megatron_gopd import machine
+from megatron_gopd.launch.findings import Verdict
 from megatron_gopd.ranks import device_backend
-
-Verdict = tuple[str, str, str]
 
 MESSAGE_BYTES = {"gloo": 8 << 20, "nccl": 256 << 20}
 SLOW_GB_PER_S = {"gloo": 0.05, "nccl": 5.0}  # below this a run is bound by the network, whatever else is right

@@ -27,6 +27,7 @@ def check_request(request: Request, configs: list[Config]) -> list[str]:
     _check_counts(request)
     _check_times(request)
     _check_container(request)
+    _check_setup(request)
     _check_names(configs)
     ranks = request.ranks_per_node
     for config in configs:
@@ -154,6 +155,16 @@ def _check_container(request: Request) -> None:
         raise UserError(f"--container-runtime {request.container_runtime}: choose {' or '.join(known)}")
     if request.container_mounts and not request.container_image:
         raise UserError("--container-mounts without a container: name its --container-image")
+
+
+def _check_setup(request: Request) -> None:
+    if request.setup is None:
+        return
+    if not request.setup.is_file():
+        raise UserError(f"--setup {request.setup}: no such file; it is sourced by bash on every node")
+    done = subprocess.run(["bash", "-n", request.setup.absolute()], text=True, capture_output=True)
+    if done.returncode:
+        raise UserError(f"--setup {request.setup} is not bash: {done.stderr.strip().splitlines()[0]}")
 
 
 def _check_names(configs: list[Config]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from megatron_gopd.errors import UserError
-from megatron_gopd.launch.request import EXPORTED, Request
+from megatron_gopd.launch.request import Request
 
 # options of sbatch that this package sets, and what of its own sets them
 WRITTEN_HERE = dict.fromkeys("output error open-mode signal ntasks ntasks-per-node wrap test-only".split(), "") | {
@@ -43,6 +43,7 @@ def render(request: Request) -> str:
         "run_folders": folders,
         "threads": request.cpus_per_task or 1,
         "step": _container_step(request, folders),
+        "setup": request.setup and str(request.setup.absolute()),
         "container": request.container_image and request.container_runtime,
         "image": request.container_image,
         "mounts": shlex.quote(f",{_one_line(request.container_mounts)}") if request.container_mounts else "",
@@ -108,7 +109,7 @@ def _components(request: Request, log_folder: str, points: int) -> list[list[str
     trainer += ["requeue" if request.max_requeues and request.chain == 1 else "no-requeue"]
     trainer += ["dependency=singleton"] if request.chain > 1 else []
     trainer += [f"array=0-{points - 1}"] if request.sweep else []
-    trainer += [f"export={','.join(dict.fromkeys([*EXPORTED, *request.export]))}"]
+    trainer += [f"export={','.join(request.exported)}"]
     if request.placement != "heterogeneous":
         return [trainer]
     partition = request.serve_partition or request.partition
@@ -168,7 +169,11 @@ def _steps(request: Request) -> dict[str, list[str]]:
 def _container_step(request: Request, folders: list[str]) -> list[str]:
     if not request.container_image or request.container_runtime != "pyxis":
         return []
-    mounts = ["", *(f"{folder}:{folder}" for folder in folders if folder.startswith("/"))]
+    seen = [
+        *(folder for folder in folders if folder.startswith("/")),
+        *([request.setup.absolute()] if request.setup else []),
+    ]
+    mounts = ["", *(f"{path}:{path}" for path in seen)]
     mounts += [request.container_mounts] if request.container_mounts else []
     return [
         f"--container-image={shlex.quote(_one_line(request.container_image))}",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from megatron_gopd.errors import UserError
 
 # names, never values: SLURM carries the values itself, so no secret stands in a script
 EXPORTED = ("HOME", "USER", "PATH", "LANG", "LD_LIBRARY_PATH", "PYTHONPATH", "SLURM_CONF", "HF_HOME", "WANDB_API_KEY")
+OF_PATHS = ("model", "train", "reference")  # keys whose values are paths
 URL = "http://node:30000"  # stands for a server's address until there is one
 
 
@@ -34,6 +37,7 @@ class Request:
     cpus_per_task: int | None = None
     mem: str | None = None
     sbatch: tuple[str, ...] = ()  # further sbatch options, as constraint=h100
+    setup: Path | None = None  # sourced by bash at the head of each task
     container_image: str | None = None
     container_runtime: Literal["pyxis", "apptainer"] = "pyxis"
     container_mounts: str | None = None
@@ -89,6 +93,17 @@ class Request:
         return ranks.pop()
 
     @property
+    def exported(self) -> tuple[str, ...]:
+        """Names of the variables that the job gets. Raises UserError: a pattern of --export that none here matches."""
+        names = list(EXPORTED)
+        for asked in self.export:
+            found = sorted(fnmatch.filter(os.environ, asked)) if re.search(r"[*?[]", asked) else [asked]
+            if not found:
+                raise UserError(f"--export {asked!r} matches no variable of this shell: export one, or leave it out")
+            names += found
+        return tuple(dict.fromkeys(names))
+
+    @property
     def servers(self) -> int:
         """One a serving node."""
         return 0 if self.serve is None else self.serve_nodes or self.nodes
@@ -112,5 +127,18 @@ def _points(sweep: tuple[str, ...]) -> list[tuple[str, ...]]:
 
 
 def _in_a_name(override: str) -> str:
+    """lambda1.25 of a number, engine-sglang of a word; a path names itself, as a model's last folder."""
     key, _, value = override.partition("=")
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", f"{key.rpartition('.')[2]}{value}")
+    last = key.rpartition(".")[2]
+    if last in OF_PATHS or "/" in value:
+        said = _last_folder(value)
+    else:
+        said = f"{last}{'' if re.match(r'[+-]?[0-9.]', value) else '-'}{value}"
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", said).strip("_")
+
+
+def _last_folder(path: str) -> str:
+    """Of runs/NAME/model and NAME/checkpoints/step-20, the NAME with what follows; else the last name."""
+    parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+    at = next((number for number, part in enumerate(parts) if part in ("model", "checkpoints")), None)
+    return "-".join(parts[at - 1 :]).removesuffix("-model") if at else parts[-1] if parts else path

@@ -49,6 +49,19 @@ def partitions(names: str | None) -> list[dict[str, str]]:
     raise UserError(f"{what}: name one of {', '.join(known)} with --partition")
 
 
+def cpus_per_gpu(names: str | None, gpus: int) -> int | None:
+    """The fewest CPUs for each GPU that a node of these partitions (None: of the default one) has, of those with as
+    many as `gpus`. None: no node tells of GPUs."""
+    listed = ",".join(one["PartitionName"] for one in partitions(names))
+    out = ask("sinfo", "-h", "-N", "-p", listed, "-o", "%c %G")[1]
+    shares = []
+    for cpus, resources in (line.split(maxsplit=1) for line in out.splitlines() if " " in line):
+        there = sum(int(count) for count in re.findall(r"\bgpu(?::[^:,(]+)?:(\d+)", resources))
+        if there >= gpus:
+            shares.append(max(1, int(cpus) // there))
+    return min(shares, default=None)
+
+
 def test_only(script: Path) -> str | None:
     """What sbatch would refuse in a script, in its words; None if it would take it."""
     code, _, error = ask("sbatch", "--test-only", str(script))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from megatron_gopd.errors import UserError
 from megatron_gopd.launch import slurm
+from megatron_gopd.launch.ahead import check_inputs
 from megatron_gopd.launch.refuse import check_bash, check_cluster, check_request
 from megatron_gopd.launch.render import render
 from megatron_gopd.launch.request import Request
@@ -25,10 +27,13 @@ def submit(request: Request, *, dry_run: bool, shared: bool) -> str:
     configs = [config for _, config in request.settings()]
     for told in check_request(request, configs):
         say(f"warning: {told}", file=sys.stderr)
+    here = slurm.available()
+    if here:
+        request = with_cpus(request)
     script = render(request)
     check_bash(script)
     folder = Path(configs[0].run.folder)
-    if slurm.available():
+    if here:
         with tempfile.NamedTemporaryFile("w", suffix=".sbatch") as file:
             file.write(script)
             file.flush()
@@ -37,6 +42,8 @@ def submit(request: Request, *, dry_run: bool, shared: bool) -> str:
         raise UserError("no SLURM answers here: submit from a login node, or look at the script with --dry-run")
     if dry_run:
         return script
+    for told in check_inputs(configs, request.nodes * request.ranks_per_node):
+        say(f"warning: {told}", file=sys.stderr)
     file = _log_folder(script) / "job.sbatch"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -49,6 +56,19 @@ def submit(request: Request, *, dry_run: bool, shared: bool) -> str:
         ) from None
     ids = _submitted(file, request.chain)
     return _told(ids, file, [folder / config.run.name for config in configs], sweep=bool(request.sweep))
+
+
+def with_cpus(request: Request) -> Request:
+    """With what a node has for each GPU as the CPUs of each rank, where the user does not say."""
+    said = request.cpus_per_task or any(option.startswith("cpus-per-") for option in request.sbatch)
+    if said:
+        return request
+    asked = [(request.partition, request.gpus_per_node)]
+    if request.placement == "heterogeneous":
+        gpus = request.serve_gpus_per_node or request.gpus_per_node
+        asked.append((request.serve_partition or request.partition, gpus))
+    found = [slurm.cpus_per_gpu(partition, gpus) for partition, gpus in asked]
+    return replace(request, cpus_per_task=min(found)) if all(found) else request
 
 
 def _submitted(script: Path, chain: int) -> list[str]:

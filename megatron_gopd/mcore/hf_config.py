@@ -7,6 +7,7 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
+from megatron_gopd.config.hub import how_to_download
 from megatron_gopd.errors import UserError
 
 MOST = 1e30  # of a number that is no count; theta goes to 1e10
@@ -33,7 +34,9 @@ def read_config(folder: str | Path) -> dict:
     try:
         config = json.loads(path.read_text())
     except FileNotFoundError:
-        raise UserError(f"{folder} is no Hugging Face model directory: it has no config.json") from None
+        missing = "it has no config.json" if path.parent.is_dir() else "there is no such folder"
+        told = f"{folder} is no Hugging Face model directory: {missing}"
+        raise UserError(told + ("" if path.parent.is_dir() else how_to_download(folder, "model"))) from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(config, dict):

@@ -89,8 +89,18 @@ def build_model(
 
 def check_model(architecture: Architecture, layout: Layout, dtype: str, fp8: schema.Fp8 | None, where: str) -> None:
     """Raises UserError: a model that cannot be cut or held as asked, on any machine or on this one."""
+    check_cut(architecture, layout, dtype, fp8, where)
+    check_precision_here(dtype, fp8, where)
+
+
+def check_cut(architecture: Architecture, layout: Layout, dtype: str, fp8: schema.Fp8 | None, where: str) -> None:
+    """Raises UserError: a model that no machine can cut or hold as asked."""
     architecture.check_layout(layout, where)
     fp8_rules.check_fp8(fp8, dtype, architecture, layout, where)
+
+
+def check_precision_here(dtype: str, fp8: schema.Fp8 | None, where: str) -> None:
+    """Raises UserError: a precision that this machine cannot compute in."""
     fp8_rules.check_fp8_here(fp8, where)
     check_dtype(dtype, where)
     have_te()

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from megatron_gopd.config import Config, schema
+from megatron_gopd.config.hub import hub_name
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
 
@@ -61,9 +62,11 @@ def _stand_in(path: str, models: Path) -> Path:
     for folder in known:
         if name == folder.name or name.startswith(f"{folder.name}-"):
             return folder
+    hub = hub_name(path)
+    download = f" (from the hub: hf download {hub} config.json --local-dir {models}/{name})" if hub else ""
     raise UserError(
         f"{path} is not here, and nothing in {models} stands for it ({', '.join(f.name for f in known) or 'empty'}): "
-        f"a folder {models}/{name} with the model's config.json is enough; --models names another place"
+        f"a folder {models}/{name} with the model's config.json is enough{download}; --models names another place"
     )
 
 

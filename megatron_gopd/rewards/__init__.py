@@ -3,7 +3,7 @@
 from megatron_gopd.rewards.code import code
 from megatron_gopd.rewards.grade import Grade
 from megatron_gopd.rewards.graders import exact, math
-from megatron_gopd.rewards.grading import Graders, check_gold, check_gradable, check_machine, grader_of
+from megatron_gopd.rewards.grading import Graders, check_gold, check_machine, check_rows, grader_of
 from megatron_gopd.rewards.pool import GraderPool
 from megatron_gopd.rewards.tests import parse_tests
 
@@ -12,8 +12,8 @@ __all__ = [
     "GraderPool",
     "Graders",
     "check_gold",
-    "check_gradable",
     "check_machine",
+    "check_rows",
     "code",
     "exact",
     "grader_of",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Self
 
@@ -34,9 +35,10 @@ def grader_of(rewards: str, prompt: Prompt) -> str | None:
     return "math" if rewards == "auto" else rewards
 
 
-def check_gradable(rewards: str, prompts: Sequence[Prompt], sandbox: Sandbox, *, every: bool) -> None:
-    """Raises UserError, before any work is done: a row that cannot be graded (any such, with `every`), tests that
-    cannot be read, and what check_machine refuses.
+def check_rows(rewards: str, prompts: Sequence[Prompt], sandbox: Sandbox, *, every: bool) -> Counter[str | None]:
+    """How many prompts each grader gets, of grader_of.
+
+    Raises UserError: a row that cannot be graded (any such, with `every`), or what check_gold refuses.
     """
     kinds = [grader_of(rewards, prompt) for prompt in prompts]
     for prompt, kind in zip(prompts, kinds, strict=True):
@@ -46,7 +48,7 @@ def check_gradable(rewards: str, prompts: Sequence[Prompt], sandbox: Sandbox, *,
                     WAY_OUT.get(rewards, f"no label, and rewards: {rewards}; add `label`, `answer` or `ground_truth`")
                 )
             check_gold(kind, prompt, sandbox)
-    check_machine({rewards, *kinds}, sandbox)
+    return Counter(kinds)
 
 
 def check_gold(kind: str | None, prompt: Prompt, sandbox: Sandbox) -> None:

@@ -56,8 +56,8 @@ class GraderPool:
     ):
         """`kind`: exact, math, code, or FILE.py:FUNCTION.
 
-        Code is run in `sandbox`, which sets its time and by default takes every core; the others take 2 workers and
-        5 s, a function 30 s. `cores`: what workers may run on; default: what this process may.
+        Code is run in `sandbox`, which sets its time and by default takes every core; the others take half the cores,
+        2 to 16 workers, and 5 s, a function 30 s. `cores`: what workers may run on; default: what this process may.
         """
         self._cores = cores or usable_cores()
         custom = CustomReward.parse(kind)
@@ -70,7 +70,7 @@ class GraderPool:
             self._grader = custom or GRADERS[kind]
             timeout_s = timeout_s or (CUSTOM_S if custom else None)
         self._missing = None if custom else Grade(0.0, "no tests" if kind == "code" else "no label")
-        self.workers = workers or 2
+        self.workers = workers or min(16, max(2, len(self._cores) // 2))
         self._timeout_s = timeout_s or 5.0
         self._pool: ProcessPool | None = None
         self._closed = False

@@ -3,7 +3,7 @@
 from megatron_gopd.runs.atomic import atomic_folder, sync_behind, write_link, write_text
 from megatron_gopd.runs.attempts import FinishedError
 from megatron_gopd.runs.checkpoints import Checkpoint
-from megatron_gopd.runs.console import StepLine, print_table
+from megatron_gopd.runs.console import StepLine, print_markdown, print_table
 from megatron_gopd.runs.folder import RunFolder
 from megatron_gopd.runs.logs import log_to, record_exception
 from megatron_gopd.runs.manifest import DamagedError, check_manifest, read_manifest, write_manifest
@@ -25,6 +25,7 @@ __all__ = [
     "check_manifest",
     "log_to",
     "open_sinks",
+    "print_markdown",
     "print_table",
     "read_manifest",
     "record_exception",

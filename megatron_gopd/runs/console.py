@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Sequence
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.markdown import Markdown, TableElement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -73,6 +75,30 @@ def step_line(step: int, steps: int, metrics: dict[str, float]) -> str:
 
 def _part(form: str, metrics: dict[str, float], name: str) -> list[str]:
     return [form.format(metrics[name])] if name in metrics else []
+
+
+def print_markdown(text: str) -> None:
+    """Print Markdown on stdout as it is, on a terminal as what it describes: tables that fit it."""
+    if sys.stdout.isatty():
+        Console().print(_Markdown(shown(text)))
+    else:
+        say(text)
+
+
+class _Table(TableElement):
+    """Numbers to the right; where a column is too narrow its words go on below, and none is cut."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for table in super().__rich_console__(console, options):
+            for column in table.columns:
+                _, *cells = column.cells  # the first is its name
+                numbers = all(re.fullmatch(r"-?[\d.,]+", str(cell)) for cell in cells)
+                column.overflow, column.justify = "fold", "right" if numbers else "left"
+            yield table
+
+
+class _Markdown(Markdown):
+    elements = Markdown.elements | {"table_open": _Table}
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:

@@ -9,7 +9,7 @@ from megatron_gopd.config import Config
 from megatron_gopd.data.tokenizer import Tokenizers
 from megatron_gopd.evaluation.node_graders import check_machines
 from megatron_gopd.evaluation.probe import Probe
-from megatron_gopd.evaluation.run_suites import Settings, problems_of, run_suite
+from megatron_gopd.evaluation.run_suites import Problems, Settings, problems_of, run_suite
 from megatron_gopd.evaluation.standings import print_standings
 from megatron_gopd.evaluation.statistics import Estimate
 from megatron_gopd.evaluation.suite_report import SuiteResult, write_summary
@@ -23,10 +23,16 @@ if TYPE_CHECKING:
 
 
 def check_suites(config: Config, tokenizers: Tokenizers) -> None:
-    """Raises UserError, before any weight is loaded: an unknown suite, a missing file, no safe place for programs."""
+    """Raises UserError, before any weight is loaded: what suites_of refuses; no safe place for programs. Collective."""
     if config.evaluation:
-        asked = problems_of(config.evaluation.suites, _settings(config), tokenizers.student)
-        check_machines(set().union(*(problems.graders for problems in asked)), config.sandbox)
+        graders = (problems.graders for problems in suites_of(config, tokenizers))
+        check_machines(set().union(*graders), config.sandbox)
+
+
+def suites_of(config: Config, tokenizers: Tokenizers) -> list[Problems]:
+    """The benchmarks of the evaluation. Raises UserError: an unknown suite, a missing file, rows that are not fit."""
+    asked = config.evaluation
+    return problems_of(asked.suites, _settings(config), tokenizers.student) if asked else []
 
 
 class Exams:
@@ -39,7 +45,7 @@ class Exams:
             Probe(config, job.tokenizers, job.student, job.scorers) if asked and asked.prompts is not None else None
         )
         self._settings = _settings(config) if asked else None
-        self._problems = problems_of(asked.suites, self._settings, job.tokenizers.student) if asked else []
+        self._problems = suites_of(config, job.tokenizers)
         self._held: set[str] = set()
 
     def after(self, step: int, recorder: Recorder, spans: Spans) -> dict[str, float]:

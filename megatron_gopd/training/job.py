@@ -13,16 +13,12 @@ import torch.distributed as dist
 
 from megatron_gopd.config import Config
 from megatron_gopd.config.own_code import OwnCode
-from megatron_gopd.data import PromptLoader, PromptSet, Tokenizers, build_prompts, load_tokenizers, stop_ids
-from megatron_gopd.mcore.architecture import Architecture
-from megatron_gopd.mcore.front_door import open_weights
-from megatron_gopd.mcore.model import check_model
-from megatron_gopd.mcore.row_length import check_context
+from megatron_gopd.data import PromptLoader, PromptSet, Tokenizers
+from megatron_gopd.machine import check_device
 from megatron_gopd.nodes import Nodes
 from megatron_gopd.policies.scorers import Scorers
 from megatron_gopd.policies.student import Student
 from megatron_gopd.ranks import give_back_memory, is_first, on_first
-from megatron_gopd.rewards import check_gradable
 from megatron_gopd.rollout import (
     EmbeddedEngine,
     RolloutEngine,
@@ -37,6 +33,15 @@ from megatron_gopd.runs import RunFolder
 from megatron_gopd.terminal import say
 from megatron_gopd.training.batches import Batches
 from megatron_gopd.training.cautions import cautions
+from megatron_gopd.training.checks import (
+    check_models,
+    check_models_here,
+    check_rewards,
+    check_rewards_here,
+    check_tokenizers,
+    read_held_out,
+    read_prompts,
+)
 from megatron_gopd.training.exams import check_suites
 from megatron_gopd.training.memory import take_levers
 from megatron_gopd.training.own_code import refuse_other_code
@@ -80,22 +85,22 @@ def build_job(config: Config) -> Job:
     """Load data, tokenizers and models. Collective. Raises UserError for what the user can mend, cheapest first."""
     on_first(lambda: RunFolder.check(config))
     refuse_other_code(config)
+    check_device(config.run.device)
     check_models(config, dist.get_world_size())
+    check_models_here(config)
     nodes, idle = check_nodes(config)
     check_sync(config)
     tokenizers = check_tokenizers(config)
-    prompts = build_prompts(config, tokenizers)
-    if config.algorithm.SAMPLES_STUDENT:  # nothing else is graded
-        every = config.needs_rewards
-        Nodes.of_job().each(lambda: check_gradable(config.rewards, prompts.prompts, config.sandbox, every=every))
+    prompts, loader = read_prompts(config, tokenizers)
+    Nodes.of_job().each(lambda: check_rewards_here(config, check_rewards(config, prompts)))
+    read_held_out(config, tokenizers)
     check_suites(config, tokenizers)
     warnings = on_first(lambda: cautions(config, tokenizers, prompts.prompts))
     if is_first():
         _announce(prompts, [*prompts.warnings, *warnings, *idle])
-    loader = PromptLoader(prompts.prompts, config.data.batch_size, config.run.seed)
     taken = take_levers(config, nodes)
     if taken and is_first():
-        print(taken.line, flush=True)
+        say(taken.line, flush=True)
     held = taken.config if taken else config
     student = Student(held)
     scorers = resolve_name(config.algorithm.SCORERS)(held)
@@ -115,29 +120,6 @@ def _rollout(config: Config) -> RolloutEngine | None:
 
 def _writers(config: Config) -> Source:
     return TeacherResponses(config) if config.teachers else WrittenResponses()
-
-
-def check_models(config: Config, world: int) -> None:
-    """Architectures, layouts on `world` ranks, precisions and files of every model, before the first weight is read.
-
-    Raises:
-        UserError: names the first that cannot be.
-    """
-    for role, settings in {"student": config.student, **config.scorers()}.items():
-        architecture, where = Architecture.read(settings.model), f"{role} ({settings.model})"
-        check_model(architecture, settings.layout, settings.dtype, settings.fp8, where)
-        settings.layout.span(world, role)
-        open_weights(settings.model)
-    check_context(config)
-
-
-def check_tokenizers(config: Config) -> Tokenizers:
-    """Of every model, with the ids that end a response. Raises UserError: the first that is unfit."""
-    tokenizers = load_tokenizers(config)
-    stop_ids(config.student.model, tokenizers.student)
-    for name, tokenizer in tokenizers.teachers.items():
-        stop_ids(config.teachers[name].model, tokenizer)
-    return tokenizers
 
 
 def _announce(prompts: PromptSet, warnings: list[str]) -> None:

@@ -3,6 +3,7 @@
 #
 #   PYTHON=python3.12 make install              another interpreter (3.11 or newer)
 #   TORCH_INDEX_URL=https://... make install    an index that carries PyTorch's builds, such as its own CPU index
+#   DEVICE=gpu make install                     for a machine with GPUs, on one without: an image is built there
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -19,7 +20,10 @@ fi
 
 [[ -x .venv/bin/python ]] || "$python" -m venv .venv
 pip=(.venv/bin/python -m pip install --quiet --disable-pip-version-check)
-if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then
+if [[ ! ${DEVICE:-} ]]; then
+    DEVICE=$(nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+fi
+if [[ $DEVICE == gpu ]]; then
     constraints=constraints-gpu.txt extras=dev,gpu
 else
     constraints=constraints-cpu.txt extras=dev,sglang-cpu

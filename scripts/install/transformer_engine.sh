@@ -58,5 +58,7 @@ headers=$(ask 'import glob, nvidia; print(":".join(d for at in nvidia.__path__ f
 env -u CUDA_HOME -u CUDA_PATH CPATH="$headers" PATH="$PWD/.venv/bin:$PATH" \
     "${pip[@]}" install -v --no-cache-dir --no-build-isolation -c constraints-gpu.txt \
     "transformer-engine[pytorch]==$version" >>"$log" 2>&1 || fail "was not built"
-ask 'import transformer_engine.pytorch' >>"$log" 2>&1 || fail "was built and does not import"
+if nvidia-smi >/dev/null 2>&1; then  # where an image is built there is no driver; doctor asks on the machine with one
+    ask 'import transformer_engine.pytorch' >>"$log" 2>&1 || fail "was built and does not import"
+fi
 echo "$wanted" >"$stamp"

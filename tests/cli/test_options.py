@@ -100,7 +100,7 @@ def test_a_folder_that_is_no_run_is_left_as_it_is(call, run):
             {"--grader": "kindness"},
             "--grader kindness: choose math, math_lenient, exact, code, auto or FILE.py:FUNCTION",
         ),
-        ("evaluate", {"--model": "none"}, "none is no Hugging Face model directory: it has no config.json"),
+        ("evaluate", {"--model": "none"}, "none is no Hugging Face model directory: there is no such folder"),
         (
             "evaluate",
             {"--data": "none.jsonl"},
@@ -127,3 +127,13 @@ def test_a_plan_is_made_without_a_gpu_also_where_there_is_one(call, run, monkeyp
     )
     assert call("plan", run.config).exit_code == 0
     assert seen == [""]
+
+
+@pytest.mark.parametrize(("device", "left"), [("cpu", ""), ("auto", "0,1")])
+def test_a_run_on_cpus_sees_no_gpu(call, run, monkeypatch, device, left):
+    """Hidden before torch is asked, from the run and from servers that it starts."""
+    seen = []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr("megatron_gopd.training.train.train", lambda _: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
+    assert call("train", run.config, f"run.device={device}").exit_code == 0
+    assert seen == [left]

@@ -56,7 +56,7 @@ def test_hidden_states_of_servers_serve_any_temperature(load):
     ("text", "override", "expected"),
     [
         (WITHOUT_TEACHERS, "run.seed=1", "teachers is empty: distillation needs one"),
-        (GRPO, "teachers.math=/teacher", "Input should be a valid dictionary"),
+        (GRPO, "teachers.math=/teacher", "teachers have nothing to say in GRPO"),
         (GRPO, "teachers={math: {model: /t}}", "teachers have nothing to say in GRPO"),
         (GRPO, "rewards=none", "rewards is none, but GRPO learns from them"),
         (GRPO, "rollout.samples_per_prompt=1", "rollout.samples_per_prompt is 1, but GRPO compares"),

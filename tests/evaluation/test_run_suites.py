@@ -205,3 +205,11 @@ def test_a_file_that_is_no_answers_is_named(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"prompt": "?"}\n')
     with pytest.raises(UserError, match="x.jsonl:1: not an answer of an evaluation"):
         Answers(tmp_path / "x.jsonl", 1)
+
+
+def test_a_glob_names_no_suite(tmp_path):
+    from megatron_gopd.evaluation.run_suites import Settings, problems_of
+
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "?", "label": "1"}\n')
+    with pytest.raises(UserError, match=r"/\*.jsonl: a suite is one file, which names it: name each"):
+        problems_of([f"{tmp_path}/*.jsonl"], Settings(), None)

@@ -127,5 +127,15 @@ def test_without_a_gpu_it_is_not_built(machine):
     assert not [call for call in calls(machine) if "transformer" in call]
 
 
+def test_an_image_is_built_for_gpus_where_there_is_none(machine):
+    """And no driver, without which Transformer Engine need not import."""
+    (machine / "bin/nvidia-smi").write_text("#!/bin/sh\nexit 9\n")
+    done = install(machine, DEVICE="gpu", FAILS="import transformer_engine", SAYS="ImportError: libcuda.so.1")
+    assert done.returncode == 0, done.stderr
+    found = calls(machine)
+    order = ["constraints-gpu.txt torch", "transformer-engine[pytorch]==", "-e .[dev,gpu]"]
+    assert [place(found, words) for words in order] == sorted(place(found, words) for words in order)
+
+
 def test_no_extra_asks_for_a_build_in_isolation():
     assert '"transformer-engine' not in (ROOT / "setup.py").read_text()

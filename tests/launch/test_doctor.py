@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from megatron_gopd import machine
-from megatron_gopd.launch import doctor, probes
-from megatron_gopd.launch.findings import Finding, bad_nodes, report
+from megatron_gopd.launch import probes
+from megatron_gopd.launch.findings import Finding, bad_nodes, report, verdict
+from megatron_gopd.launch.inputs import NEEDS
 from tests.chat_models import write_questions
 from tests.cli.run_verb import run_verb, write_config
 from tests.ranks import on_ranks
@@ -82,7 +83,7 @@ def verdicts(found: list[tuple], check: str) -> dict[str, str]:
 
 def test_all_is_well(found):
     checks = {check for _, check, verdict, _ in found["well"] if verdict == "ok"}
-    looked = {"versions", "hardware", "ranks", "all-reduce", "clock", "folder", "placement", "models", "disk"}
+    looked = {"versions", "hardware", "ranks", "all-reduce", "clock", "folder", "placement", "disk", *NEEDS}
     assert checks == looked
     assert not [verdict for _, _, verdict, _ in found["well"] if verdict == "failed"]
 
@@ -157,7 +158,7 @@ def test_a_gpu_without_transformer_engine_is_well(gpu, monkeypatch):
 
 def test_what_a_transformer_engine_that_does_not_import_says(gpu, monkeypatch):
     monkeypatch.setattr(machine, "te_problem", lambda: "it does not import: ImportError: undefined symbol: _ZN3c10")
-    finding = doctor._verdict("gpus", lambda: probes.gpus(1))
+    finding = verdict("gpus", lambda: probes.gpus(1))
     assert finding.verdict == "failed"
     assert "it does not import: ImportError: undefined symbol: _ZN3c10" in finding.text
 

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from megatron_gopd.config import load_config
 from megatron_gopd.errors import UserError
 from megatron_gopd.launch import doctor
+from megatron_gopd.launch.findings import verdict
 from megatron_gopd.rollout import nodes
 from tests.launch.conftest import ROOT
 
@@ -50,7 +51,7 @@ def test_servers_that_do_not_fit_are_refused(invoke, verb):
 
 
 def test_the_pre_flight_refuses_them(eight_gpus):
-    found = doctor._verdict("placement", lambda: doctor._placement(load_config(RUN, NINE), 2, 16))
+    found = verdict("placement", lambda: doctor._placement(load_config(RUN, NINE), 2, 16))
     assert (found.verdict, found.text) == ("failed", REFUSED)
 
 

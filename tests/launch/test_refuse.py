@@ -55,6 +55,9 @@ CASES = {
     "nodes-without-end": (["--nodes", "1000000000"], "--nodes 1000000000: at most"),
     "gpus-without-end": (["--gpus-per-node", "1000000000"], "--gpus-per-node 1000000000: at most"),
     "chain-without-end": (["--chain", "1000000000"], "--chain 1000000000: at most"),
+    "setup": (["--setup", "none.sh"], "--setup none.sh: no such file; it is sourced by bash on every node"),
+    "setup-not-bash": (["--setup", "broken.sh"], "--setup broken.sh is not bash: "),
+    "export": (["--export", "NONE_SUCH_*"], "--export 'NONE_SUCH_*' matches no variable of this shell"),
     "percent": (["--set", "run.folder=a%b"], "SLURM reads % in the name of a log file"),
 }
 
@@ -62,6 +65,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_a_mistake_is_refused(invoke, run_file, case):
     options, said = CASES[case]
+    run_file.with_name("broken.sh").write_text("if\n")
     done = invoke("submit", run_file, "--nodes", 2, "--gpus-per-node", 1, "--dry-run", *options)
     assert (done.code, done.out) == (2, "")
     assert said in done.err
@@ -90,3 +94,20 @@ def test_a_limit_of_the_accounting_is_not_taken_for_a_missing_account(run_file, 
     monkeypatch.setattr(slurm, "test_only", lambda script: said)
     with pytest.raises(UserError, match="Ask for fewer nodes, GPUs or jobs, or less --time"):
         check_cluster(Request(run_file, account="lab"), run_file, tmp_path, shared=True)
+
+
+@pytest.mark.parametrize(
+    ("listed", "share"),
+    [
+        ("96 gpu:a100:8(S:0-1)\n64 gpu:8\n", 8),
+        ("48 gpu:a100:2,gpu:h100:2\n", 12),
+        ("2 gpu:4\n", 1),
+        ("64 gpu:1\n64 (null)\n", None),
+        ("64 (null)\n", None),
+    ],
+)
+def test_the_cpus_that_a_node_has_for_each_gpu(monkeypatch, listed, share):
+    """Of the nodes with as many GPUs as are asked for, those with the fewest."""
+    monkeypatch.setattr(slurm, "partitions", lambda names: [{"PartitionName": "gpu"}])
+    monkeypatch.setattr(slurm, "ask", lambda *command: (0, listed, ""))
+    assert slurm.cpus_per_gpu(None, 4) == share

@@ -138,3 +138,55 @@ def test_a_folder_with_blanks_is_one_word_everywhere(run_file):
     assert "#SBATCH --output='/a b/-c/tiny/slurm/job-%j.log'\n" in script
     done = bash(script[: script.index("attempt=")] + '\nprintf "%s\\n" "$run" "${overrides[@]}"')
     assert done.stdout.splitlines() == ["/a b/-c/tiny", "run.folder='/a b/-c'"]
+
+
+@pytest.mark.parametrize(
+    ("axis", "name"),
+    [
+        ("student.model=models/Qwen3-1.7B", "tiny-Qwen3-1.7B"),
+        ("teachers.math.model=runs/rl-math/model", "tiny-rl-math"),
+        ("teachers.math.model=/all/rl-math/checkpoints/step-20/", "tiny-rl-math-checkpoints-step-20"),
+        ("data.train=data/math.parquet", "tiny-math.parquet"),
+        ("optimizer.lr=1e-5", "tiny-lr1e-5"),
+        ("optimizer.schedule=cosine", "tiny-schedule-cosine"),
+        ("logging.tensorboard=true", "tiny-tensorboard-true"),
+        ("teachers.math.prompt={suffix: Think}", "tiny-prompt-_suffix_Think"),
+    ],
+)
+def test_the_name_of_a_swept_run_can_be_read(run_file, axis, name):
+    [(_, config)] = Request(run_file, sweep=(axis,)).settings()
+    assert config.run.name == name
+
+
+def test_a_pattern_exports_the_variables_that_are_here(run_file, monkeypatch):
+    monkeypatch.setenv("NCCL_DEBUG", "INFO")
+    monkeypatch.setenv("NCCL_IB_HCA", "mlx5")
+    request = Request(run_file, export=("NCCL_*", "MY_TOKEN"))
+    assert request.exported[-3:] == ("NCCL_DEBUG", "NCCL_IB_HCA", "MY_TOKEN")
+    assert re.search(r"#SBATCH --export=.*NCCL_DEBUG,NCCL_IB_HCA,MY_TOKEN\n", render(request))
+    assert "mlx5" not in render(request)
+    with pytest.raises(UserError, match="--export 'NONE_SUCH_[*]' matches no variable of this shell"):
+        render(Request(run_file, export=("NONE_SUCH_*",)))
+
+
+@pytest.mark.parametrize("runtime", ["pyxis", "apptainer"])
+def test_the_set_up_comes_before_every_task_and_is_mounted(run_file, tmp_path, runtime):
+    setup = tmp_path / "set up.sh"
+    container = {"container_image": "image", "container_runtime": runtime}
+    script = render(Request(run_file, setup=setup, serve=SERVER, serve_nodes=1, **container))
+    assert script.count('    "${setup[@]}" "${inside[@]}" ') == 3
+    assert (f"{setup}:{setup}" in script) == (runtime == "pyxis")
+
+
+def test_a_set_up_is_sourced_and_cannot_touch_the_task(run_file, tmp_path):
+    setup = tmp_path / "set up.sh"
+    setup.write_text("export MODULE=cuda; set -- other arguments; echo sourced with $# arguments\n")
+    lines = render(Request(run_file, setup=setup)).splitlines()
+    begin = next(number for number, line in enumerate(lines) if line.startswith("setup=("))
+    setup_line = "\n".join(lines[begin : begin + 3])
+    done = bash(setup_line + '\n"${setup[@]}" bash -c \'echo "$MODULE $1"\' _ "a b"')
+    assert done.stdout == "sourced with 2 arguments\ncuda a b\n"
+    setup.write_text("false\n")
+    done = bash(setup_line + '\n"${setup[@]}" echo begun')
+    assert (done.returncode, done.stdout) == (78, "")
+    assert done.stderr.startswith(f"error: the set-up {setup} failed with exit code 1 on ")

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from megatron_gopd.config import Layout
 from megatron_gopd.errors import UserError
+from megatron_gopd.mcore.architecture import Architecture
 
 
 @pytest.fixture
@@ -54,7 +55,22 @@ def test_no_config(folder, refusal):
 
 def test_no_folder(folder, refusal):
     shutil.rmtree(folder)
-    assert refusal() == "FOLDER is no Hugging Face model directory: it has no config.json"
+    assert refusal() == "FOLDER is no Hugging Face model directory: there is no such folder"
+
+
+def test_a_name_of_the_hub_is_told_how_to_download_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for named in ("Qwen/Qwen3-1.7B", "https://huggingface.co/Qwen/Qwen3-1.7B", "hf://Qwen/Qwen3-1.7B"):
+        with pytest.raises(UserError, match="hf download Qwen/Qwen3-1.7B --local-dir models/Qwen3-1.7B$"):
+            Architecture.read(named)
+
+
+@pytest.mark.parametrize("named", ["none", "./Qwen/Qwen3", "/Qwen/Qwen3", "Qwen/Qwen3/model", "here/Qwen3"])
+def test_a_path_is_not_taken_for_a_name_of_the_hub(tmp_path, monkeypatch, named):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    with pytest.raises(UserError, match="there is no such folder$"):
+        Architecture.read(named)
 
 
 def test_a_config_that_is_no_json(folder, refusal):

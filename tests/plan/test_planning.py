@@ -113,6 +113,8 @@ def test_servers_that_leave_no_gpu(configured):
 def test_a_model_that_is_nowhere(configured):
     with pytest.raises(UserError, match="models/Nowhere is not here, and nothing in examples/models stands for it"):
         planned(configured("student.model=models/Nowhere"), 8)
+    with pytest.raises(UserError, match="hf download Owner/Name config.json --local-dir examples/models/Name"):
+        planned(configured("student.model=Owner/Name"), 8)
 
 
 def test_a_variant_of_a_known_model_has_its_architecture(configured):

@@ -10,7 +10,7 @@ import pytest
 from megatron_gopd.config.schema import Sandbox
 from megatron_gopd.data import Prompt
 from megatron_gopd.errors import UserError
-from megatron_gopd.rewards import Grade, Graders, check_gradable, grader_of
+from megatron_gopd.rewards import Grade, Graders, check_machine, check_rows, grader_of
 
 TESTS = json.dumps({"inputs": ["7"], "outputs": ["49"]})
 SANDBOX = Sandbox(seconds_per_test=60, seconds=120, workers=1)
@@ -28,6 +28,11 @@ def fails(response, label, **row):
 
 def prompt(label: str | None = None, tests: str | None = None, **columns) -> Prompt:
     return Prompt("1", [], label, "", [1], [1], [1], "train.jsonl:1", tests, columns=columns)
+
+
+def check_gradable(rewards: str, prompts: list[Prompt], *, every: bool) -> None:
+    """As a run does before it begins."""
+    check_machine({rewards, *check_rows(rewards, prompts, SANDBOX, every=every)}, SANDBOX)
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +75,12 @@ def test_a_prompt_gets_its_grader(rewards, label, tests, grader):
 )
 def test_what_cannot_be_graded_is_refused_with_its_row(rewards, asked, every, message):
     with pytest.raises(UserError) as caught:
-        check_gradable(rewards, [asked], SANDBOX, every=every)
+        check_gradable(rewards, [asked], every=every)
     assert str(caught.value).startswith(message)
 
 
 def test_rows_without_a_label_may_stay_where_rewards_are_a_metric():
-    check_gradable("math", [prompt()], SANDBOX, every=False)
+    check_gradable("math", [prompt()], every=False)
 
 
 def test_a_batch_of_math_and_code_is_graded_by_both():
@@ -111,7 +116,7 @@ def test_a_function_that_fails_ends_the_run_with_the_row_and_the_line(own, funct
 
 def test_a_file_without_the_function_is_named(own):
     with pytest.raises(UserError, match=r"own\.py defines no function missing"):
-        check_gradable(own("missing"), [], SANDBOX, every=True)
+        check_gradable(own("missing"), [], every=True)
 
 
 def several(*golds: str, any_of: bool) -> Prompt:
@@ -122,8 +127,8 @@ def several(*golds: str, any_of: bool) -> Prompt:
 def test_several_answers_of_which_nothing_says_that_each_is_right_are_refused(rewards):
     told = r'train.jsonl:1: the label is a list of 2 answers: \["5", "7"\]; give the one that is right'
     with pytest.raises(UserError, match=told):
-        check_gradable(rewards, [several("5", "7", any_of=False)], SANDBOX, every=True)
-    check_gradable(rewards, [several("5", "7", any_of=True)], SANDBOX, every=True)
+        check_gradable(rewards, [several("5", "7", any_of=False)], every=True)
+    check_gradable(rewards, [several("5", "7", any_of=True)], every=True)
 
 
 def test_any_of_several_answers_is_right():

@@ -219,3 +219,10 @@ def test_workers_start_while_a_batch_system_signals_the_run(number):
             os.killpg(run.pid, number)
             time.sleep(0.02)
         assert run.stdout.read() == "1.0\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "cores", "workers"), [("math", 2, 2), ("math", 24, 12), ("exact", 96, 16), ("code", 24, 24)]
+)
+def test_the_workers_of_a_pool_are_counted_by_its_cores(kind, cores, workers):
+    assert GraderPool(kind, cores=frozenset(range(cores))).workers == workers

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from megatron_gopd.runs import StepLine, print_table
+from megatron_gopd.runs import StepLine, print_markdown, print_table
 from megatron_gopd.runs.console import step_line
 
 METRICS = {
@@ -116,3 +116,22 @@ def test_a_tables_numbers_stand_to_the_right(capsys):
     assert [line.rstrip().endswith(end) for line, end in zip(lines[-3:-1], ("    1", " 1000"), strict=True)] == [
         True
     ] * 2
+
+
+MARKDOWN = "one on two\n\n| role | s |\n| --- | --- |\n| a role of many words | 1.5 |\n| b | 12.0 |"
+
+
+def test_markdown_for_a_file_is_left_as_it_is(capsys):
+    print_markdown(MARKDOWN)
+    assert capsys.readouterr().out == MARKDOWN + "\n"
+
+
+def test_a_table_of_markdown_is_a_table_on_a_terminal(in_terminal):
+    source = f"from megatron_gopd.runs import print_markdown\nprint_markdown({MARKDOWN!r})"
+    shown, _ = in_terminal(source, stdout_too=True)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    assert "|" not in plain
+    assert [line.split() for line in plain.splitlines()[-3:] if line.strip()] == [
+        ["a", "role", "of", "many", "words", "1.5"],
+        ["b", "12.0"],
+    ]

@@ -15,4 +15,4 @@ def test_there_and_back(run, tmp_path):
 def test_a_mistake_ends_in_one_message(run, tmp_path):
     done = run("convert_hf_to_megatron", tmp_path / "none", tmp_path / "megatron")
     assert done.returncode == 2
-    assert done.stderr == f"error: {tmp_path / 'none'} is no Hugging Face model directory: it has no config.json\n"
+    assert done.stderr == f"error: {tmp_path / 'none'} is no Hugging Face model directory: there is no such folder\n"
