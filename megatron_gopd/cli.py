@@ -12,6 +12,7 @@ import typer
 
 from megatron_gopd.errors import UserError, disk_errors
 from megatron_gopd.srun import adopt_srun
+from megatron_gopd.torchrun import run_behind_torchrun
 
 app = typer.Typer(
     name="megatron-gopd",
@@ -37,14 +38,13 @@ def verb(function, of: typer.Typer = app):
             with disk_errors():
                 function(*args, **kwargs)
         except UserError as error:
-            from megatron_gopd.runs.outcome import leave_the_last_word, write_outcome
+            from megatron_gopd.runs.outcome import leave_the_last_word, tell_outcome
 
             # before the ranks know of each other, each meets the same mistake
             if os.environ.get("RANK", "0") != "0":
                 leave_the_last_word()
             else:
-                print(f"{error.kind}: {error}", file=sys.stderr)
-                write_outcome(error.exit_code, error.kind, str(error))
+                tell_outcome(error)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
@@ -79,6 +79,7 @@ def train(
         check_configurations(settings)
         print(to_yaml(settings), end="")
         return
+    run_behind_torchrun()
     from megatron_gopd.ranks import ranks
 
     with ranks():

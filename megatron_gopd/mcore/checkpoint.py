@@ -18,7 +18,7 @@ from megatron.core.dist_checkpointing.utils import extract_nonpersistent, extrac
 from megatron.core.optimizer import MegatronOptimizer
 
 from megatron_gopd.mcore.model import Model, sharded_state, sharding
-from megatron_gopd.mcore.repairs import among
+from megatron_gopd.mcore.repairs import among, each_rank_reads_for_itself
 from megatron_gopd.runs.manifest import write_digest
 
 
@@ -71,7 +71,8 @@ def load_random_state(loaded: dict) -> None:
 
 def read(state: dict, folder: Path) -> dict:
     """The saved values for a state of sharded tensors and objects, in its shape. Collective over all ranks."""
-    return dist_checkpointing.load(state, str(folder))
+    with each_rank_reads_for_itself():
+        return dist_checkpointing.load(state, str(folder))
 
 
 class BackgroundWriter:

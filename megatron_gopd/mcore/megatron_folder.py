@@ -18,6 +18,7 @@ from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.fp8 import is_quantised, start_master_from
 from megatron_gopd.mcore.hf_folder import refuse_non_finite
 from megatron_gopd.mcore.model import Model, sharded_state
+from megatron_gopd.mcore.repairs import each_rank_reads_for_itself
 from megatron_gopd.mcore.skeleton import build_skeleton
 from megatron_gopd.mcore.torch_dist import StateReader
 from megatron_gopd.ranks import on_first
@@ -74,7 +75,8 @@ class MegatronFolder:
         }
         state = str(self.folder / STATE)
         try:
-            loaded = dist_checkpointing.load({"model": wanted}, state, validate_access_integrity=False)["model"]
+            with each_rank_reads_for_itself():
+                loaded = dist_checkpointing.load({"model": wanted}, state, validate_access_integrity=False)["model"]
         except (CheckpointingException, KeyError) as error:
             raise UserError(f"{state}: does not hold this model: {str(error).splitlines()[0]}") from None
         for name, tensor in loaded.items():

@@ -72,14 +72,14 @@ class Session:
         self.exams.hold("before", 0, self.recorder)
         self.exams.examine_teachers()
         done = self.checkpoints.resume(self.recorder.resumed)
+        self._end_if_told(done)
         for step in range(done + 1, last + 1):
             with self.spans("step"):
                 yield step
             with self.spans("checkpoint"):
                 self.checkpoints.after(step)
             self._record(self.exams.after(step, self.recorder, self.spans))
-            if (why := self.stop.agreed()) and step < last:
-                raise StoppedError(f"{why} after step {step} of {last}; {self.checkpoints.stop_at(step)}")
+            self._end_if_told(step)
         self.checkpoints.finish()
         self.exams.hold("after", last, self.recorder)
         config = self.job.config
@@ -96,6 +96,14 @@ class Session:
     def trained(self, batch: list[Trajectory], update: Update) -> None:
         """What the step under way has learned from: its metrics are recorded when it is over, or broken off."""
         self._trained = self.job.student.steps_done, batch, update
+
+    def _end_if_told(self, done: int) -> None:
+        """Raises StoppedError after `done` steps, where a signal asks for it and there are more to do."""
+        last = self.job.config.run.steps
+        if done == last or not (why := self.stop.agreed()):
+            return
+        found = self.checkpoints.stop_at(done) if done else "there is nothing to save yet"
+        raise StoppedError(f"{why} after step {done} of {last}; {found}")
 
     def _record(self, found: dict[str, float]) -> None:
         """The row of the last step that was trained and not recorded, if there is one.
