@@ -13,14 +13,19 @@ from megatron_gopd.launch.refuse import check_bash, check_cluster, check_request
 from megatron_gopd.launch.render import render
 from megatron_gopd.launch.request import Request
 from megatron_gopd.runs.atomic import write_text
+from megatron_gopd.runs.folder import remove
 
 
-def submit(request: Request, *, dry_run: bool, shared: bool) -> str:
+def submit(request: Request, *, dry_run: bool, shared: bool, new_name: bool = False, overwrite: bool = False) -> str:
     """Submit the job(s) of `request`; returns what to tell the user: ids and logs, or the script in a dry run.
+
+    `new_name`, `overwrite`: what is done here and now, where runs of these names are there, so that a job that is
+    requeued finds its own.
 
     Raises:
         UserError: whatever the cluster would refuse, as far as it can be told from here.
     """
+    request = request.renamed() if new_name else request
     configs = [config for _, config in request.settings()]
     for told in check_request(request, configs):
         print(f"warning: {told}", file=sys.stderr)
@@ -36,8 +41,13 @@ def submit(request: Request, *, dry_run: bool, shared: bool) -> str:
         raise UserError("no SLURM answers here: submit from a login node, or look at the script with --dry-run")
     if dry_run:
         return script
+    if overwrite:
+        for config in configs:
+            remove(config)
     file = _log_folder(script) / "job.sbatch"
     try:
+        for config in configs if new_name else ():
+            (folder / config.run.name).mkdir(parents=True)  # of two that chose the same name one gets it
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, script)
         for config in configs:

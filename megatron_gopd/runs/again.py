@@ -15,9 +15,14 @@ OF_ONE_START = ("--overwrite", "--new-name")  # said again, they would begin ano
 VERB = "train"
 
 
+def typed_command() -> str:
+    """What the user typed to start this process."""
+    return shlex.join(_words())
+
+
 def command_again(config: Config) -> str | None:
     """What to type to go on with the run of `config`; None where this process was not started by the verb."""
-    words = _launch() or _shortened(sys.orig_argv)
+    words = _words()
     if VERB not in words or not any("megatron" in word for word in words[: words.index(VERB)]):
         return None
     kept = [word for word in words if word not in OF_ONE_START]
@@ -26,6 +31,10 @@ def command_again(config: Config) -> str | None:
     if config.checkpoint.resume == "never":
         kept.append("checkpoint.resume=auto")
     return shlex.join(kept)
+
+
+def _words() -> list[str]:
+    return _launch() or _shortened(sys.orig_argv)
 
 
 def _launch() -> list[str] | None:

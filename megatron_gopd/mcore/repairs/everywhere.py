@@ -82,7 +82,7 @@ def among(group: dist.ProcessGroup) -> Iterator[None]:
 # ---------------------------------------------------------------- checkpoints
 @contextlib.contextmanager
 def each_rank_reads_for_itself() -> Iterator[None]:
-    """Megatron has every rank read its shards alone, and asks torch for that in a way that torch warns of at every read:
+    """Megatron has every rank read its shards alone, and asks torch for that in a way that torch warns of at each read:
     as if there were no process group, and with the reader in the place of another argument.
     """
     real = checkpoint.load
