@@ -7,64 +7,66 @@ than a step and its checkpoint may take. So a rank runs behind the process that 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import sys
+import threading
 
 import psutil
 
 HANDED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT)
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_behind = False  # whether this process is such a rank
+ENDS = (signal.SIGINT, signal.SIGTERM)  # by which torchrun says that it will kill
 
 
 def run_behind_torchrun() -> None:
     """Under torchrun, fork: the child returns and is the rank. This process hands its signals on, and ends as it does.
 
-    The rank is killed when this process is, until `outlive` says otherwise. To be called before there are threads.
+    The rank is killed when this process is, unless torchrun has said that the whole job is to end. To be called before
+    there are threads.
     """
-    global _behind
-    if "TORCHELASTIC_RUN_ID" not in os.environ or not sys.platform.startswith("linux"):
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
     sys.stdout.flush()
     sys.stderr.flush()
-    front = os.getpid()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDED_ON)
+    heard, told = os.pipe()
     rank = os.fork()
     if rank == 0:
         os.setpgid(0, 0)
-        _end_with_parent(signal.SIGKILL)
-        _behind = True
+        os.close(told)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if os.getppid() != front:  # which has been killed already
-            os._exit(1)
+        threading.Thread(target=_end_when_abandoned, args=(heard,), daemon=True).start()
         return
+    os.close(heard)
+
+    def hand_on(number: int, _) -> None:
+        if number in ENDS and _is_whole():
+            with contextlib.suppress(OSError):
+                os.write(told, b"go on")
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(rank, number)
+
     for number in HANDED_ON:
-        signal.signal(number, lambda number, _: os.kill(rank, number))
+        signal.signal(number, hand_on)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     _end_as(rank)
 
 
-def outlive() -> None:
-    """This rank goes on when torchrun kills the process before it; to be called in the main thread.
+def _end_when_abandoned(heard: int) -> None:
+    """In a thread: the main one may be waiting for other ranks."""
+    if not os.read(heard, 1):  # the end of the process that holds the other end
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    Unless a sibling is gone: then torchrun ends the others because of it, and what is left would wait for it in vain.
-    """
-    if not _behind:
-        return
+
+def _is_whole() -> bool:
+    """Whether all that this torchrun has started are there: it ends the others when one is not, and a rank that
+    outlived this would wait for that one in vain."""
     try:
-        siblings = psutil.Process().parent().parent().children()
+        siblings = psutil.Process().parent().children()
         alive = [each for each in siblings if each.status() != psutil.STATUS_ZOMBIE]
     except (psutil.Error, AttributeError):  # one has just ended, or torchrun has
-        return
-    if len(alive) >= int(os.environ["LOCAL_WORLD_SIZE"]):
-        _end_with_parent(0)
-
-
-def _end_with_parent(number: int) -> None:
-    """The signal that this thread gets at the end of the process that forked it; 0: none."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+        return False
+    return len(alive) >= int(os.environ["LOCAL_WORLD_SIZE"])
 
 
 def _end_as(rank: int) -> None:

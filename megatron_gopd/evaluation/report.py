@@ -43,8 +43,8 @@ def plot_curve(metrics: Path, target: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = [row for row in map(json.loads, metrics.read_text().splitlines()) if "loss" in row]
-    if not rows:  # an evaluation before the first step
+    rows = [row for row in map(json.loads, metrics.read_text().splitlines()) if row["step"]]
+    if not rows:  # but that of an evaluation before the first step
         return
     learned = [key for key in ("reverse_kl", "reward") if all(key in row for row in rows)] or ["loss"]
     panels = [*learned, "response_tokens_mean", "entropy"]

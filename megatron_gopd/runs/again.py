@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import shutil
@@ -37,8 +38,9 @@ def _words() -> list[str]:
     return _launch() or _shortened(sys.orig_argv)
 
 
+@functools.cache
 def _launch() -> list[str] | None:
-    """The command line of the torchrun that started this process."""
+    """The command line of the torchrun that started this process, and that may be gone when it is asked for again."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return None
     try:

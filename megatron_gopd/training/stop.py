@@ -11,7 +11,6 @@ import time
 import torch
 import torch.distributed as dist
 
-from megatron_gopd import torchrun
 from megatron_gopd.errors import STOP_SIGNALS
 from megatron_gopd.ranks import is_first
 
@@ -46,7 +45,6 @@ class StopRequest:
             self._again(received)
             return
         if self._received is None:
-            torchrun.outlive()
             self._tell(received)
         self._received = self._received or received
         if number in AGAIN:
