@@ -55,11 +55,13 @@ class StepLine:
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Print the line of `step`, counted from 1; nothing of an evaluation before the first."""
+        since, self._stepped = self._stepped, time.monotonic()
         if "loss" not in metrics:
             return
-        now = time.monotonic()
-        self._seconds.append(metrics.get("timing/step_s", now - self._stepped))
-        self._step, self._stepped = step, now
+        # the whole of it, with checkpoints and evaluations; before the first there was the loading
+        first = metrics.get("timing/step_s") if not self._seconds else None
+        self._seconds.append(self._stepped - since if first is None else first)
+        self._step = step
         left = self.eta_s
         self._say(folded(step_line(step, self._steps, metrics, left), width()))
         self._bar.update(self._task, completed=step, left="" if left is None else f"eta {duration(left)}")

@@ -57,7 +57,8 @@ class Exams:
         if unasked or when in self._held:
             return metrics
         self._held.add(when)
-        recorder.phase("evaluating")
+        if self._config.evaluation:
+            recorder.phase("evaluating")
         engine = self._job.rollout
         if engine and engine.weight_version != step:  # SFT does not sample from the student, and leaves it behind
             engine.sync(self._job.student, step)

@@ -91,6 +91,7 @@ class Session:
         self.checkpoints.finish()
         self.exams.hold("after", last, self.recorder)
         config = self.job.config
+        self.recorder.phase("saving the model")
         save(self.job.student.export(), config.student.model, self.recorder.model, config.student.dtype)
         self.exams.compare()
         self.recorder.finish()
