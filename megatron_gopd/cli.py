@@ -13,6 +13,7 @@ import typer
 from megatron_gopd.errors import UserError, disk_errors
 from megatron_gopd.srun import adopt_srun
 from megatron_gopd.terminal import say, show_errors
+from megatron_gopd.torchrun import run_behind_torchrun
 
 MOST = 100_000  # GPUs or nodes: nobody waits for more to be laid out
 app = typer.Typer(
@@ -68,20 +69,24 @@ def verb(function, of: typer.Typer = app):
             with disk_errors():
                 function(*args, **kwargs)
         except UserError as error:
-            from megatron_gopd.runs.outcome import leave_the_last_word, write_outcome
+            from megatron_gopd.runs.outcome import leave_the_last_word, tell_outcome
 
             # before the ranks know of each other, each meets the same mistake
             if os.environ.get("RANK", "0") != "0":
                 leave_the_last_word()
             else:
-                say(f"{error.kind}: {error}", file=sys.stderr)
-                write_outcome(error.exit_code, error.kind, str(error))
+                tell_outcome(error)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             say("interrupted", file=sys.stderr)
             raise typer.Exit(130) from None
 
     return of.command()(command)
+
+
+def _refuse_both(new_name: bool, overwrite: bool) -> None:
+    if new_name and overwrite:
+        raise UserError("--new-name leaves alone what --overwrite removes: give one of them")
 
 
 @verb
@@ -92,11 +97,15 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the resolved configuration and exit")] = False,
     gpus: Annotated[int | None, typer.Option(min=1, max=MOST, help="of --dry-run: that the run must fit")] = None,
     nodes: Annotated[int | None, typer.Option(min=1, max=MOST, help="that --gpus are in; default: of eight")] = None,
+    new_name: Annotated[bool, typer.Option("--new-name", help="NAME-2 and so on, where run.name is taken")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="what is under run.name goes")] = False,
 ) -> None:
     """Train a student: G-OPD on its own rollouts, GRPO, or SFT."""
     from megatron_gopd.config import load_config, to_yaml
+    from megatron_gopd.runs.names import with_new_name
 
-    settings = load_config(config, both(overrides, more))
+    settings = load_config(config, [*both(overrides, more), *(["checkpoint.resume=overwrite"] if overwrite else [])])
+    _refuse_both(new_name, overwrite)
     if (gpus or nodes) and not (dry_run and gpus):
         raise UserError("--gpus, and --nodes with it, are of --dry-run: a run counts those that it has")
     if gpus:
@@ -109,16 +118,17 @@ def train(
         from megatron_gopd.training.dry_run import check_configurations
 
         check_configurations(settings)
-        say(to_yaml(settings), end="")
+        say(to_yaml(with_new_name(settings, claim=False) if new_name else settings), end="")
         return
     if settings.run.device == "cpu":
         hide_gpus()
-    from megatron_gopd.ranks import ranks
+    run_behind_torchrun()
+    from megatron_gopd.ranks import on_first, ranks
 
     with ranks():
         from megatron_gopd.training.train import train
 
-        train(settings)
+        train(on_first(lambda: with_new_name(settings, claim=True)) if new_name else settings)
 
 
 @verb
@@ -327,6 +337,8 @@ def submit(
     serve_deadline: Annotated[int, typer.Option(min=1, help="seconds till all are healthy")] = 1800,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the batch script, submit nothing")] = False,
     shared_folder: Annotated[bool, typer.Option("--shared-folder", help="all nodes do mount run.folder")] = False,
+    new_name: Annotated[bool, typer.Option("--new-name", help="NAME-2 and so on, where run.name is taken")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="what is under run.name goes, now")] = False,
 ) -> None:
     """Submit a training run to SLURM: it stops before the limit, saves, is requeued and goes on."""
     from megatron_gopd.launch.request import Request, this_python
@@ -362,7 +374,9 @@ def submit(
         serve_urls=serve_urls,
         serve_deadline_s=serve_deadline,
     )
-    say(submit(request, dry_run=dry_run, shared=shared_folder), end="" if dry_run else "\n")
+    _refuse_both(new_name, overwrite)
+    told = submit(request, dry_run=dry_run, shared=shared_folder, new_name=new_name, overwrite=overwrite)
+    say(told, end="" if dry_run else "\n")
 
 
 @verb

@@ -7,8 +7,8 @@ import errno
 import signal
 from collections.abc import Iterator
 
-# a batch system's, to the whole process group: the time limit is near; the job is preempted or cancelled
-STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+# to the whole process group: the time limit is near, the job is preempted or cancelled, somebody presses Ctrl-C
+STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 

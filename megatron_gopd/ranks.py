@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 
 from megatron_gopd import machine, objects
-from megatron_gopd.errors import UserError, disk_errors
+from megatron_gopd.errors import StoppedError, UserError, disk_errors
 from megatron_gopd.gpu_of_rank import check_gpus, take_gpu
-from megatron_gopd.runs.outcome import leave_the_last_word, write_outcome
+from megatron_gopd.runs.outcome import leave_the_last_word, tell_outcome, write_outcome
 from megatron_gopd.srun import adopt_srun
 from megatron_gopd.terminal import say
 
@@ -33,9 +33,9 @@ def ranks(timeout_s: float = TIMEOUT_S, *, compare_gpus: bool = True) -> Iterato
     `compare_gpus`: refuse ranks that have no GPU, or share one (gpu_of_rank.check_gpus).
 
     An exception on any rank is reported by the first rank that meets one; the others leave in silence, so that a
-    peer's lost connection does not bury the cause. A UserError ends the process with its exit code, 2. How it all ended
-    is written by one rank, where a job script asks for it (runs/outcome.py). After `timeout_s` a rank gives up waiting
-    for the others.
+    peer's lost connection does not bury the cause. A UserError ends the process with its exit code, 2; a StoppedError,
+    which all ranks raise together, is told by rank 0. How it all ended is written by one rank, where a job script asks
+    for it (runs/outcome.py). After `timeout_s` a rank gives up waiting for the others.
     """
     adopt_srun()
     take_gpu()
@@ -45,10 +45,14 @@ def ranks(timeout_s: float = TIMEOUT_S, *, compare_gpus: bool = True) -> Iterato
             if compare_gpus:
                 check_gpus()
             yield
+    except StoppedError as error:
+        if dist.get_rank() == 0:
+            tell_outcome(error)
+        dist.barrier()  # launchers end all ranks at the first that ends
+        raise SystemExit(error.exit_code) from None
     except UserError as error:
         if _is_first_to_report():
-            say(f"{error.kind}: {error}", file=sys.stderr, flush=True)
-            write_outcome(error.exit_code, error.kind, str(error))
+            tell_outcome(error)
         if dist.get_world_size() == 1:  # elsewhere peers may hang in a collective: they are ended, not waited for
             dist.destroy_process_group()
         raise SystemExit(error.exit_code) from None

@@ -145,7 +145,7 @@ def _sections_at(location: Key, tree: dict) -> list[type[BaseModel]]:
     sections, annotation, mapped = [Config], Config, None
     for name in location:
         if name in _ALGORITHMS:
-            sections = [section_of(tree["algorithm"])]
+            sections = list(filter(None, [section_of(tree["algorithm"])]))
         if name in _UNION_BRANCHES:
             continue
         annotation = mapped or next((fields[name] for fields in map(_fields, sections) if name in fields), None)

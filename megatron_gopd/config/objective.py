@@ -13,12 +13,11 @@ from pydantic import ConfigDict, Field, ValidationError, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 from megatron_gopd.config.algorithm import Aggregation, AlgorithmSection
-from megatron_gopd.config.models import Reference
+from megatron_gopd.config.models import Scorer
 from megatron_gopd.config.own_code import OwnCode
 from megatron_gopd.errors import UserError
 
 if TYPE_CHECKING:
-    from megatron_gopd.config.models import Scorer
     from megatron_gopd.config.schema import Config
 
 COLUMNS = ("teacher_logprobs", "reference_logprobs", "outcome")  # of objective.TokenRows, that somebody is asked for
@@ -40,7 +39,7 @@ class Objective(AlgorithmSection):
     NEEDS: ClassVar[tuple[str, ...]] = ("teacher_logprobs",)
 
     type: str = Field(description="FILE.py:FUNCTION, which builds the loss")
-    reference: Reference | None = Field(None, description="of reference_logprobs; null: the student's start")
+    reference: Scorer | None = Field(None, description="of reference_logprobs; null: the student's start")
     loss_aggregation: Aggregation = "sequence_mean"
 
     @classmethod

@@ -160,8 +160,8 @@ def top_logprobs_can_be_had(config: Config) -> None:
         if who not in teachers and scorer.engine not in ("megatron", "served"):
             raise ValueError(
                 f"algorithm.gradient is top_k and {who} has engine: {scorer.engine}, which gives no log-probs of "
-                f"given tokens that are others in every place: set its engine to megatron, or to served, of a megatron-gopd "
-                f"serve-scorer"
+                f"given tokens that are others in every place: set its engine to megatron, or to served, of a "
+                f"megatron-gopd serve-scorer"
             )
 
 

@@ -197,7 +197,9 @@ class Checkpoint(Section):
 
     every: int = Field(20, ge=0, description="steps between checkpoints; 0: none are written")
     keep: int = Field(2, ge=1, description="the newest ones that stay")
-    resume: Literal["auto", "never"] = Field("auto", description="never: an earlier attempt is set aside")
+    resume: Literal["auto", "never", "overwrite"] = Field(
+        "auto", description="never: an earlier attempt is set aside; overwrite: it goes, whatever its configuration"
+    )
 
 
 class Wandb(Section):
@@ -205,6 +207,14 @@ class Wandb(Section):
 
     project: str = Field("megatron-gopd", description="of wandb")
     mode: Literal["offline", "online"] = Field("offline", description="offline: into the run's folder, for wandb sync")
+    entity: str | None = Field(None, description="user or team; default: the account's own")
+    group: str | None = Field(None, description="runs that are shown together")
+    tags: list[str] = Field(default_factory=list, description="to find the run by")
+    id: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9_-]{1,64}$",
+        description="of the wandb run; default: one that the run's folder keeps",
+    )
 
 
 class Trajectories(Section):

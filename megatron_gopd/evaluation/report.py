@@ -8,6 +8,7 @@ from pathlib import Path
 
 from megatron_gopd.evaluation.probe import Measurement, compare
 from megatron_gopd.runs import print_table, write_text
+from megatron_gopd.runs.atomic import atomic_file
 from megatron_gopd.terminal import say
 
 PANELS = {
@@ -43,7 +44,9 @@ def plot_curve(metrics: Path, target: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    rows = [row for row in map(json.loads, metrics.read_text().splitlines()) if row["step"]]
+    if not rows:  # but that of an evaluation before the first step
+        return
     learned = [key for key in ("reverse_kl", "reward") if all(key in row for row in rows)] or ["loss"]
     panels = [*learned, "response_tokens_mean", "entropy"]
     figure, axes = pyplot.subplots(1, len(panels), figsize=(4 * len(panels), 3.2), layout="constrained")
@@ -53,5 +56,6 @@ def plot_curve(metrics: Path, target: Path) -> None:
         axis.set_ylabel(PANELS[key])
         axis.grid(alpha=0.3)
     target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=120)
+    with atomic_file(target) as file:  # it is looked at while it is drawn anew
+        figure.savefig(file, dpi=120, format="png")
     pyplot.close(figure)

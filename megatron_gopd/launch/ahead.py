@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from megatron_gopd.config import Config
 from megatron_gopd.config.hub import how_to_download
 from megatron_gopd.errors import UserError
+from megatron_gopd.terminal import say
 
 # sections that change nothing of what is read: runs of a sweep that differ in these alone are looked at once
 OF_NO_INPUT = {"run", "optimizer", "checkpoint", "logging", "training"}
@@ -28,14 +29,13 @@ def check_inputs(configs: list[Config], ranks: int) -> list[str]:
             warnings.append(f"not seen from here, and looked at when the job starts: {'; '.join(unseen)}")
         else:
             warnings += _look(config, ranks)
-    _check_folders(configs)
     return list(dict.fromkeys(warnings))
 
 
 def _look(config: Config, ranks: int) -> list[str]:
     from megatron_gopd.launch.inputs import Inputs
 
-    print("looking at models, tokenizers, prompts and rewards ...", file=sys.stderr, flush=True)
+    say("looking at models, tokenizers, prompts and rewards ...", file=sys.stderr, flush=True)
     found = list(Inputs(config, ranks, here=False).findings())
     failed = [one.text for one in found if one.verdict == "failed"]
     if failed:
@@ -43,8 +43,8 @@ def _look(config: Config, ranks: int) -> list[str]:
     return [one.text for one in found if one.verdict == "warning"]
 
 
-def _check_folders(configs: list[Config]) -> None:
-    """Raises UserError: the folder of a run is another's. A run that is finished says so itself, when it starts."""
+def check_folders(configs: list[Config]) -> None:
+    """Raises UserError: a run's folder is another's. A run that is finished says so itself, when it starts."""
     from megatron_gopd.runs import FinishedError, RunFolder
 
     for config in configs:

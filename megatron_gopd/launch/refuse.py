@@ -142,10 +142,10 @@ def _check_goes_on(request: Request, config: Config) -> None:
     alone = "leave --chain out" if request.chain > 1 else "give --max-requeues 0"
     if again and config.checkpoint.every == 0:
         raise UserError(f"checkpoint.every is 0, so {again} would start from the beginning; set it, or {alone}")
-    if again and config.checkpoint.resume == "never":
+    if again and config.checkpoint.resume != "auto":
         raise UserError(
-            f"checkpoint.resume is never, so {again} would start from the beginning; "
-            f"to start anew once, move {config.run.folder}/{config.run.name} away instead, or {alone}"
+            f"checkpoint.resume is {config.checkpoint.resume}, so {again} would start from the beginning; "
+            f"to start anew once, say --overwrite or --new-name instead, or {alone}"
         )
 
 

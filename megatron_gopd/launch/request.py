@@ -6,7 +6,7 @@ import fnmatch
 import os
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Literal
@@ -14,6 +14,7 @@ from typing import Literal
 from megatron_gopd.config import Config, load_config
 from megatron_gopd.config.placement import lay_out
 from megatron_gopd.errors import UserError
+from megatron_gopd.runs.names import new_name
 
 # names, never values: SLURM carries the values itself, so no secret stands in a script
 EXPORTED = ("HOME", "USER", "PATH", "LANG", "LD_LIBRARY_PATH", "PYTHONPATH", "SLURM_CONF", "HF_HOME", "WANDB_API_KEY")
@@ -64,6 +65,14 @@ class Request:
             overrides = (*point, *named)
             runs.append((overrides, load_config(self.config, [*self.overrides, *served, *overrides])))
         return runs
+
+    def renamed(self) -> Request:
+        """Under the first of NAME, NAME-2, ... that is free for all its runs."""
+        first, *_ = runs = [config.run for _, config in self.settings()]
+        name = load_config(self.config, self.overrides).run.name
+        endings = [run.name.removeprefix(name) for run in runs]
+        chosen = new_name(Path(first.folder), name, endings)
+        return replace(self, overrides=(*self.overrides, f"run.name={chosen}"))
 
     @property
     def placement(self) -> Literal["colocated", "split", "disjoint", "heterogeneous"]:

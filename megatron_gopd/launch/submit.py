@@ -10,20 +10,25 @@ from pathlib import Path
 
 from megatron_gopd.errors import UserError
 from megatron_gopd.launch import slurm
-from megatron_gopd.launch.ahead import check_inputs
+from megatron_gopd.launch.ahead import check_folders, check_inputs
 from megatron_gopd.launch.refuse import check_bash, check_cluster, check_request
 from megatron_gopd.launch.render import render
 from megatron_gopd.launch.request import Request
 from megatron_gopd.runs.atomic import write_text
+from megatron_gopd.runs.folder import remove
 from megatron_gopd.terminal import say
 
 
-def submit(request: Request, *, dry_run: bool, shared: bool) -> str:
+def submit(request: Request, *, dry_run: bool, shared: bool, new_name: bool = False, overwrite: bool = False) -> str:
     """Submit the job(s) of `request`; returns what to tell the user: ids and logs, or the script in a dry run.
+
+    `new_name`, `overwrite`: what is done here and now, where runs of these names are there, so that a job that is
+    requeued finds its own.
 
     Raises:
         UserError: whatever the cluster would refuse, as far as it can be told from here.
     """
+    request = request.renamed() if new_name else request
     configs = [config for _, config in request.settings()]
     for told in check_request(request, configs):
         say(f"warning: {told}", file=sys.stderr)
@@ -44,8 +49,15 @@ def submit(request: Request, *, dry_run: bool, shared: bool) -> str:
         return script
     for told in check_inputs(configs, request.nodes * request.ranks_per_node):
         say(f"warning: {told}", file=sys.stderr)
+    if overwrite:
+        for config in configs:
+            remove(config)
+    else:
+        check_folders(configs)
     file = _log_folder(script) / "job.sbatch"
     try:
+        for config in configs if new_name else ():
+            (folder / config.run.name).mkdir(parents=True)  # of two that chose the same name one gets it
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, script)
         for config in configs:

@@ -20,7 +20,7 @@ from megatron.core.optimizer import MegatronOptimizer
 
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.model import Model, sharded_state, sharding
-from megatron_gopd.mcore.repairs import among
+from megatron_gopd.mcore.repairs import among, each_rank_reads_for_itself
 from megatron_gopd.mcore.unpickling import Reader, loading, refuse_extra_states
 from megatron_gopd.runs.manifest import write_digest
 
@@ -80,7 +80,7 @@ def read(state: dict, folder: Path, *, whole: bool = True) -> dict:
     """
     Reader(folder).read_metadata()  # PyTorch would log the refusal, and go on to look for other metadata
     try:
-        with loading(folder):
+        with loading(folder), each_rank_reads_for_itself():
             loaded = dist_checkpointing.load(state, str(folder), validate_access_integrity=whole)
     except (CheckpointingException, KeyError) as error:
         raise UserError(f"{folder}: does not hold this model: {str(error).splitlines()[0]}") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -21,6 +20,8 @@ from megatron_gopd.mcore.skeleton import build_skeleton
 from megatron_gopd.mcore.torch_dist import StateReader
 from megatron_gopd.ranks import on_first
 from megatron_gopd.runs import check_manifest, read_manifest
+from megatron_gopd.runs.machine import versions
+from megatron_gopd.srun import this_node
 
 KIND, STATE = "megatron-gopd checkpoint", "state"
 
@@ -31,8 +32,8 @@ def is_megatron_folder(folder: str | Path) -> bool:
 
 def about(architecture: Architecture, step: int | None = None) -> dict:
     """What the manifest of such a folder says."""
-    versions = {name: version(name) for name in ("megatron-gopd", "megatron-core", "torch")}
-    return {"kind": KIND, "architecture": asdict(architecture), "step": step, "versions": versions}
+    made = {"versions": versions(), "host": this_node()}
+    return {"kind": KIND, "architecture": asdict(architecture), "step": step} | made
 
 
 class MegatronFolder:

@@ -23,6 +23,7 @@ from megatron_gopd.ranks import on_first
 from megatron_gopd.rollout.protocol import Exports
 from megatron_gopd.rollout.sampling import Response, decode, logprobs
 from megatron_gopd.rollout.trajectories import trajectory_of
+from megatron_gopd.runs import progress
 
 
 class EmbeddedEngine:
@@ -72,11 +73,21 @@ class EmbeddedEngine:
         """See RolloutEngine.generate: one chunk for every `max_batch_size` responses of each rank."""
         wanted = [(prompt, sample) for prompt in prompts for sample in range(samples or self.samples_per_prompt)]
         wave = self.max_batch_size * dist.get_world_size()
-        for first in range(0, len(wanted), wave):
-            yield self._generate_together(wanted[first : first + wave], step, max_tokens or self.max_response_tokens)
+        of = " here" if dist.get_world_size() > 1 else ""
+        count = progress.sampling(-(-len(wanted) // dist.get_world_size()), of)
+        try:
+            for first in range(0, len(wanted), wave):
+                part = wanted[first : first + wave]
+                yield self._generate_together(part, step, max_tokens or self.max_response_tokens, count)
+        finally:
+            count.close()
 
     def decode(
-        self, prompts: Sequence[Sequence[int]], max_tokens: int, uniforms: np.ndarray | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        uniforms: np.ndarray | None = None,
+        count: progress.Count | None = None,
     ) -> list[Response]:
         """Responses to token ids, on this rank alone; greedy without uniforms [prompts, max_tokens]."""
         return decode(
@@ -86,6 +97,7 @@ class EmbeddedEngine:
             stop_ids=self.stop_ids,
             temperature=self.temperature,
             uniforms=uniforms,
+            count=count,
         )
 
     def logprobs(self, rows: Sequence[Row]) -> list[np.ndarray]:
@@ -108,13 +120,15 @@ class EmbeddedEngine:
     def close(self) -> None:
         """Nothing outlives this engine."""
 
-    def _generate_together(self, wanted: list[tuple[Prompt, int]], step: int, max_tokens: int) -> list[Trajectory]:
+    def _generate_together(
+        self, wanted: list[tuple[Prompt, int]], step: int, max_tokens: int, count: progress.Count
+    ) -> list[Trajectory]:
         """Each rank decodes every world-th response; all ranks get all of them, in the order they were wanted."""
         mine = wanted[dist.get_rank() :: dist.get_world_size()]
         responses: list[Response] = []
         if mine:
             uniforms = np.stack([self._uniforms(step, prompt, sample, max_tokens) for prompt, sample in mine])
-            responses = self.decode([prompt.student_tokens for prompt, _ in mine], max_tokens, uniforms)
+            responses = self.decode([prompt.student_tokens for prompt, _ in mine], max_tokens, uniforms, count)
         shares = objects.all_gather(responses)
         return [
             self._trajectory(prompt, sample, shares[index % len(shares)][index // len(shares)])

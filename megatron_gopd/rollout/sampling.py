@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from megatron_gopd.data.packing import Row
 from megatron_gopd.rollout.growing_cache import growing_cache
+from megatron_gopd.runs.progress import Count
 
 SHRINK = 0.9  # finished rows leave the batch once this share, or less, is still being decoded
 
@@ -45,14 +46,17 @@ def decode(
     stop_ids: Sequence[int],
     temperature: float = 1.0,
     uniforms: np.ndarray | None = None,
+    count: Count | None = None,
 ) -> list[Response]:
     """Sample one response to each prompt by inverse CDF, or decode greedily.
 
     Args:
         prompts: token ids of each prompt.
         uniforms: [prompts, max_tokens] numbers in [0, 1), one decides one token; None: the most likely token.
+        count: told after every token how many responses it ended, and how many it belongs to.
     """
     responses = [Growing() for _ in prompts]
+    active = range(len(prompts))  # rows of the batch whose responses go on
     rows = np.arange(len(prompts))  # which response each row of the batch belongs to
     tokens, mask = _left_padded(prompts, model.device)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
@@ -64,7 +68,10 @@ def decode(
         logprobs = (model.lm_head(hidden[:, -1]).float() / temperature).log_softmax(dim=-1)
         chosen = _choose(logprobs, None if uniforms is None else uniforms[rows, step])
         _append([responses[row] for row in rows], chosen, logprobs, stop_ids)
+        growing = len(active)
         active = [index for index, row in enumerate(rows) if not responses[row].finished]
+        if count:
+            count.add(growing - len(active), growing)
         if not active:
             break
         if len(active) <= SHRINK * len(rows):
@@ -73,6 +80,8 @@ def decode(
             rows, chosen, mask, positions = rows[active], chosen[kept], mask[kept], positions[kept]
         tokens, positions = chosen[:, None], positions[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+    if count:
+        count.add(len(active), 0)  # cut short
     return [response.response() for response in responses]
 
 

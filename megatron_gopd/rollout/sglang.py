@@ -28,6 +28,7 @@ from megatron_gopd.rollout.protocol import Exports
 from megatron_gopd.rollout.sampling import Growing, Response
 from megatron_gopd.rollout.server_weights import ServerWeights
 from megatron_gopd.rollout.trajectories import trajectory_of
+from megatron_gopd.runs import progress
 from megatron_gopd.servers.client import Answer, SGLangClient
 from megatron_gopd.servers.homes import Homes
 from megatron_gopd.servers.http_client import LostRequestError, RefusedError, naming
@@ -86,8 +87,9 @@ class SGLangEngine:
         if is_first():
             alike = defaultdict(Together)
             shares = max(1, len(self._pool.servers) // max(1, len(prompts)))  # of a prompt's samples: no server idles
+            count = progress.sampling(len(wanted))
             requests = [
-                partial(self._sample, prompt, sample, step, limit, alike[prompt.id, sample % shares])
+                partial(self._sample, prompt, sample, step, limit, alike[prompt.id, sample % shares], count)
                 for prompt, sample in wanted
             ]
             batch = self._batch(requests)
@@ -168,12 +170,14 @@ class SGLangEngine:
         return Batch(self._pool, requests, self.config.rollout.max_batch_size * len(self._pool.servers))
 
     async def _sample(
-        self, prompt: Prompt, sample: int, step: int, limit: int, alike: Together
+        self, prompt: Prompt, sample: int, step: int, limit: int, alike: Together, count: progress.Count
     ) -> tuple[Response, int]:
         key = [self.config.run.seed, step, zlib.crc32(prompt.id.encode()), sample]
         seed = int(np.random.SeedSequence(key).generate_state(1)[0]) >> 1  # 31 bits
         sampling = {"temperature": self.config.rollout.temperature, "sampling_seed": seed}
-        return await self._respond(prompt.student_tokens, limit, sampling, alike, prompt.name)
+        sampled = await self._respond(prompt.student_tokens, limit, sampling, alike, prompt.name)
+        count.add(1, len(sampled[0].tokens))
+        return sampled
 
     async def _respond(
         self, prompt: Sequence[int], limit: int, sampling: dict, alike: Together, name: str

@@ -14,7 +14,7 @@ from megatron_gopd.runs.checkpoints import Checkpoint, newest_whole, remove_unfi
 from megatron_gopd.runs.trajectories import keep_up_to
 
 RESULTS = ("metrics.jsonl", "checkpoints", "model")  # what makes a folder worth keeping from another configuration
-OF_ONE_ATTEMPT = ("samples.jsonl", "trajectories", "evaluation", *RESULTS)
+OF_ONE_ATTEMPT = ("samples.jsonl", "trajectories", "evaluation", "tensorboard", "curve.png", *RESULTS)
 
 
 class FinishedError(UserError):
@@ -26,10 +26,10 @@ class FinishedError(UserError):
 def refuse_finished(path: Path, config: Config) -> None:
     """Raises FinishedError: every step is done, and nothing asks for them again."""
     finished = (path / "model").exists() and _steps(path / "metrics.jsonl") >= config.run.steps
-    if finished and config.checkpoint.resume == "auto":
+    if finished and config.checkpoint.resume != "never":
         raise FinishedError(
             f"{path} is finished: {config.run.steps} steps, the model is in {path / 'model'}. To run it again, "
-            f"set checkpoint.resume=never or another run.name; to go on, raise run.steps"
+            f"set checkpoint.resume=never or another run.name (--overwrite, --new-name); to go on, raise run.steps"
         )
 
 
@@ -37,7 +37,7 @@ def begin(path: Path, config: Config) -> Checkpoint | None:
     """Make the folder what the next attempt starts from: the newest whole checkpoint's step, or nothing."""
     refuse_finished(path, config)
     remove_unfinished(path / "checkpoints")
-    if config.checkpoint.resume == "auto":
+    if config.checkpoint.resume != "never":
         resumed = newest_whole(path / "checkpoints")
         if resumed:
             for name in ("metrics.jsonl", "samples.jsonl"):

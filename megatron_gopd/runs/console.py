@@ -4,77 +4,100 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
+import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markdown import Markdown, TableElement
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from megatron_gopd.runs import progress
+from megatron_gopd.runs.step_line import duration, folded, step_line
 from megatron_gopd.terminal import say, shown
 
 Cell = str | int | float
-PHASES = ("rollout", "score", "grade", "train", "sync")
+RECENT = 20  # steps, of whose seconds the time left is reckoned
+SILENCE_S = 60.0  # after which a log that nobody sees a bar beside gets a line of what goes on
+
+
+class _Now(ProgressColumn):
+    """The phase, when it is looked at."""
+
+    def render(self, task: Task) -> Text:
+        return Text(progress.now())
 
 
 class StepLine:
-    """A sink that prints a line a step on stdout; on a terminal, a bar on stderr shows the steps done and the phase."""
+    """A sink that prints a line a step on stdout. On a terminal, a bar on stderr shows steps, time left and the phase;
+    elsewhere a line on stdout says so where there was none for a minute."""
 
     def __init__(self, steps: int) -> None:
         self._steps = steps
+        self._step, self._seconds = 0, deque(maxlen=RECENT)
+        self._printed = self._stepped = time.monotonic()
+        self._ended = threading.Event()
+        console = Console(file=sys.stderr)
+        columns = (_Now(), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}"))
         self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
+            *columns,
+            console=console,
             transient=True,
             redirect_stdout=sys.stdout.isatty(),  # lines for a file must not be drawn above the bar instead
             disable=not sys.stderr.isatty(),
         )
-        self._task = self._bar.add_task("start", total=steps)
+        self._task = self._bar.add_task("", total=steps, left="")
         self._bar.start()
-
-    def phase(self, name: str) -> None:
-        """Name what the run is doing now, beside the bar."""
-        self._bar.update(self._task, description=name)
+        console.show_cursor()  # which a run that is ended at once could not bring back
+        if not sys.stderr.isatty():
+            threading.Thread(target=self._break_silence, daemon=True).start()
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Print the line of `step`, counted from 1."""
-        say(step_line(step, self._steps, metrics), flush=True)
-        self._bar.update(self._task, completed=step)
+        """Print the line of `step`, counted from 1; nothing of an evaluation before the first."""
+        since, self._stepped = self._stepped, time.monotonic()
+        if "loss" not in metrics:
+            return
+        # the whole of it, with checkpoints and evaluations; before the first there was the loading
+        first = metrics.get("timing/step_s") if not self._seconds else None
+        self._seconds.append(self._stepped - since if first is None else first)
+        self._step = step
+        left = self.eta_s
+        self._say(folded(step_line(step, self._steps, metrics, left), width()))
+        self._bar.update(self._task, completed=step, left="" if left is None else f"eta {duration(left)}")
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds till the last step, by the mean of recent ones; None before the first and after the last."""
+        left = self._steps - self._step
+        return left * sum(self._seconds) / len(self._seconds) if self._seconds and left else None
 
     def close(self) -> None:
-        self._bar.stop()
+        """As a sink: the bar stays for what is after the steps."""
 
     def __enter__(self) -> StepLine:
         return self
 
     def __exit__(self, *_) -> None:
-        self.close()
+        self._ended.set()
+        self._bar.stop()
+
+    def _say(self, line: str) -> None:
+        say(line, flush=True)
+        self._printed = time.monotonic()
+
+    def _break_silence(self) -> None:
+        while not self._ended.wait(1.0):
+            if time.monotonic() - self._printed > SILENCE_S:
+                self._say(f"step {min(self._step + 1, self._steps)}/{self._steps}: {progress.now()}")
 
 
-def step_line(step: int, steps: int, metrics: dict[str, float]) -> str:
-    """`step 3/12 | loss 0.1234 | ...`; a part whose metric is not measured is left out."""
-    parts = [f"step {step}/{steps}"]
-    for name, form in (("loss", "loss {:.4f}"), ("reverse_kl", "reverse_kl {:.3f}"), ("reward", "reward {:.3f}")):
-        parts += _part(form, metrics, name)
-    length = _part("tokens {:.1f}", metrics, "response_tokens_mean")
-    if "truncated_fraction" in metrics:
-        length.append(f"(finished {1 - metrics['truncated_fraction']:.0%})")
-    parts.append(" ".join(length))
-    parts += _part("grad {:.2f}", metrics, "grad_norm")
-    parts += [text.replace("e-0", "e-") for text in _part("lr {:.3g}", metrics, "lr")]
-    seconds = [text for phase in PHASES for text in _part(f"{phase} {{:.1f}}", metrics, f"timing/{phase}_s")]
-    parts.append(" ".join([*seconds, "s"]) if seconds else "")
-    parts += _part("{:.0f} tok/s", metrics, "tokens_per_s")
-    return " | ".join(filter(None, parts))
-
-
-def _part(form: str, metrics: dict[str, float], name: str) -> list[str]:
-    return [form.format(metrics[name])] if name in metrics else []
+def width() -> int | None:
+    """Columns of the terminal that stdout is; None: it is none, and lines may be as long as they are."""
+    return Console().width if sys.stdout.isatty() else None
 
 
 def print_markdown(text: str) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import socket
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -18,61 +17,81 @@ from megatron_gopd.errors import UserError
 from megatron_gopd.runs.atomic import write_text
 from megatron_gopd.runs.attempts import RESULTS, begin, next_attempt, refuse_finished
 from megatron_gopd.runs.checkpoints import Checkpoint
+from megatron_gopd.runs.claims import CONFIG, clear, forget, locked, overwrites, refuse_what_is_not_a_run
 
-CONFIG, LOCK = "config.yaml", ".lock"
-JOBS = "slurm"  # scripts and logs of the batch jobs, which are there before the run is
+CHOICES = "--new-name runs this beside it, --overwrite in its place"
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunFolder:
-    """An attempt at a run: where each thing goes. One process writes to a run at a time; close() lets the next in."""
+    """A run's folder, which one process writes to at a time: where each thing goes. close() lets the next in."""
 
     path: Path
-    logs: Path  # this attempt's: path/logs/attempt-N
-    resumed: Checkpoint | None  # what this attempt continues from
     _lock: TextIO = field(repr=False)
+    logs: Path | None = None  # this attempt's: path/logs/attempt-N, from begin() on
+    resumed: Checkpoint | None = None  # what this attempt continues from
 
     @classmethod
     def open(cls, config: Config) -> RunFolder:
-        """Make the run's folder, or begin the next attempt in it; to be called by one rank.
+        """The folder that an attempt writes to; see claim() and begin()."""
+        folder = cls.claim(config)
+        try:
+            folder.begin(config)
+        except BaseException:
+            folder.close()
+            raise
+        return folder
 
-        The next attempt continues from the newest whole checkpoint: rows of later steps are taken off metrics,
-        samples and trajectories. Without one, or under checkpoint.resume: never, what the last attempt wrote moves to
-        its logs/attempt-N.
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Refuse what claim() refuses of a folder that is there, but whether it is in use; writes nothing."""
+        path = Path(config.run.folder, config.run.name)
+        if path.is_dir():
+            refuse_what_is_not_a_run(path)
+        if path.is_dir() and not overwrites(config):
+            _refuse_another_configuration(path, config)
+            refuse_finished(path, config)
+
+    @classmethod
+    def claim(cls, config: Config) -> RunFolder:
+        """Keep others out, before models are loaded; to be called by one rank. Leaves what is there as it is.
 
         Raises:
             FinishedError: there is nothing left to do.
             UserError: the folder cannot be written, is not a run, is another configuration's, or is in use.
         """
         path = Path(config.run.folder, config.run.name)
-        try:
+        with _writing(path):
             path.mkdir(parents=True, exist_ok=True)
-            _refuse_what_is_not_a_run(path)
-            lock = _locked(path)
-            try:
-                _refuse_another_configuration(path, config)
-                resumed = begin(path, config)
-                write_text(path / CONFIG, to_yaml(config))
-                return cls(path, next_attempt(path), resumed, lock)
-            except BaseException:
-                lock.close()
-                raise
-        except OSError as error:
-            raise UserError(
-                f"cannot write the run to {path} ({error}); set run.folder to a folder that can be written"
-            ) from None
+            refuse_what_is_not_a_run(path)
+            folder = cls(path, locked(path))
+        try:
+            cls.check(config)
+        except BaseException:
+            folder.close()
+            raise
+        return folder
 
-    @classmethod
-    def check(cls, config: Config) -> None:
-        """Raise now what open() would raise of a folder that is there, before models are loaded; writes nothing."""
-        path = Path(config.run.folder, config.run.name)
-        if path.is_dir():
-            _refuse_what_is_not_a_run(path)
-            _refuse_another_configuration(path, config)
-            refuse_finished(path, config)
+    def begin(self, config: Config) -> None:
+        """Make it the next attempt's.
+
+        That continues from the newest whole checkpoint: rows of later steps are taken off metrics and samples. Without
+        one, or under checkpoint.resume: never, what the last attempt wrote moves to its logs/attempt-N; under
+        overwrite, it goes.
+
+        Raises UserError: the folder cannot be written, no checkpoint is whole.
+        """
+        with _writing(self.path):
+            if overwrites(config):
+                clear(self.path)
+            self.resumed = begin(self.path, config)
+            write_text(self.path / CONFIG, to_yaml(_settled(config)))
+            self.logs = next_attempt(self.path)
 
     def close(self) -> None:
-        """Let another process write to this run; the end of the process does so too."""
+        """Let another process write to this run; the end of the process does so too. What was never begun goes."""
+        if self.logs is None:
+            forget(self.path)
         self._lock.close()
 
     def __enter__(self) -> RunFolder:
@@ -80,6 +99,11 @@ class RunFolder:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+    @property
+    def done(self) -> int:
+        """Steps that this attempt does not repeat."""
+        return self.resumed.step if self.resumed else 0
 
     @property
     def metrics(self) -> Path:
@@ -110,32 +134,30 @@ class RunFolder:
         return self.path / "evaluation"
 
 
-def _refuse_what_is_not_a_run(path: Path) -> None:
-    names = {name for name in os.listdir(path) if name not in (LOCK, JOBS) and not name.startswith(f".{CONFIG}-")}
-    if names and CONFIG not in names:
-        raise UserError(
-            f"{path} holds {min(names)!r} but no {CONFIG}: it is not a run's folder. "
-            f"Set another run.name or run.folder, or empty it"
-        )
+def remove(config: Config) -> None:
+    """What a run of this name has left, but for its batch jobs' logs. Raises UserError: see RunFolder.claim."""
+    path = Path(config.run.folder, config.run.name)
+    if path.exists():
+        start_anew = config.checkpoint.model_copy(update={"resume": "overwrite"})
+        with RunFolder.claim(config.model_copy(update={"checkpoint": start_anew})), _writing(path):
+            clear(path)
 
 
-def _locked(path: Path) -> TextIO:
-    """The open lock file, which names its holder; the lock ends when it is closed or the process dies."""
-    lock = (path / LOCK).open("a+")
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        with lock:
-            lock.seek(0)
-            holder = lock.read() or "another process"
+        yield
+    except OSError as error:
         raise UserError(
-            f"{path} is being written by {holder}; wait for its end, or end it, or set another run.name"
+            f"cannot write the run to {path} ({error}); set run.folder to a folder that can be written"
         ) from None
-    lock.truncate(0)
-    lock.write(f"pid {os.getpid()} on {socket.gethostname()}")
-    lock.flush()
-    os.register_at_fork(after_in_child=lock.close)  # a forked worker that outlives the run must not hold its lock
-    return lock
+
+
+def _settled(config: Config) -> Config:
+    """As the run's own file has it: who starts it again from there goes on."""
+    if config.checkpoint.resume != "overwrite":
+        return config
+    return config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"resume": "auto"})})
 
 
 def _refuse_another_configuration(path: Path, config: Config) -> None:
@@ -151,5 +173,5 @@ def _refuse_another_configuration(path: Path, config: Config) -> None:
         more = [f"and {len(found) - 5} more"] if len(found) > 5 else []
         raise UserError(
             "\n  ".join([f"{file} is of another configuration:", *found[:5], *more])
-            + f"\nSet another run.name, or delete {file.parent}"
+            + f"\nSet another run.name, or delete {file.parent}: {CHOICES}"
         )

@@ -5,19 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
-import uuid
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from megatron_gopd.config import Config
-from megatron_gopd.errors import UserError
-from megatron_gopd.runs.atomic import write_text
 from megatron_gopd.runs.folder import RunFolder
-from megatron_gopd.runs.gallery import summary, text_of
-
-WANDB_ID = "wandb-id"
+from megatron_gopd.runs.gallery import text_of
 
 
 class Sink(Protocol):
@@ -55,58 +49,16 @@ class JsonlSink:
         self._file.close()
 
 
-class WandbSink:
-    """A Weights & Biases run; its files are in the run folder's wandb/."""
-
-    def __init__(self, config: Config, folder: RunFolder) -> None:
-        import wandb
-
-        settings = config.logging.wandb
-        try:
-            self._run = wandb.init(
-                project=settings.project,
-                name=config.run.name,
-                id=_wandb_id(folder),
-                resume="allow",
-                mode=settings.mode,
-                dir=folder.path,
-                config=config.model_dump(mode="json", by_alias=True),
-            )
-        except wandb.Error as error:
-            raise UserError(
-                f"logging.wandb: {error}\nMend that, set logging.wandb.mode to offline, or set logging.wandb to null"
-            ) from error
-
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        self._run.log(metrics, step=step)
-
-    def show(self, step: int, rows: list[dict]) -> None:
-        """A table of the step's kept trajectories."""
-        import wandb
-
-        cells = [list(summary(row).values()) for row in rows]
-        self._run.log({"trajectories": wandb.Table(columns=list(summary(rows[0])), data=cells)}, step=step)
-
-    def close(self) -> None:
-        """Send what is left. Closed on the way out of an exception, the run is marked as failed."""
-        self._run.finish(exit_code=1 if sys.exc_info()[0] else 0)
-
-
-def _wandb_id(folder: RunFolder) -> str:
-    """One for all attempts that continue each other, or every requeue would be another run."""
-    path = folder.path / WANDB_ID
-    if folder.resumed is None or not path.exists():
-        write_text(path, uuid.uuid4().hex[:16])
-    return path.read_text()
-
-
 class TensorboardSink:
-    """Event files in `folder`; each step can be read at once."""
+    """Event files in `folder`, after `done` steps of earlier attempts; each step can be read at once.
 
-    def __init__(self, folder: Path) -> None:
+    What those have logged of later steps is struck out: these come again.
+    """
+
+    def __init__(self, folder: Path, done: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder))
+        self._writer = SummaryWriter(str(folder), purge_step=done + 1 if done else None)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
@@ -161,9 +113,11 @@ def open_sinks(config: Config, folder: RunFolder) -> Sinks:
     try:
         sinks.add(JsonlSink(folder.metrics))
         if config.logging.wandb:
+            from megatron_gopd.runs.wandb_sink import WandbSink
+
             sinks.add(WandbSink(config, folder))
-        if config.logging.tensorboard:  # a folder an attempt: tensorboard would draw two attempts as one curve
-            sinks.add(TensorboardSink(folder.path / "tensorboard" / folder.logs.name))
+        if config.logging.tensorboard:
+            sinks.add(TensorboardSink(folder.path / "tensorboard", folder.done))
     except BaseException:
         sinks.close()
         raise

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_gopd.terminal import say
+
 if TYPE_CHECKING:
     import pyarrow
 
@@ -70,7 +72,7 @@ class TrajectoryFolder:
             (self._path / f"{PREFIX}{step:08d}{SUFFIX}").unlink(missing_ok=True)
             if step == newest and not self._told:
                 self._told = True
-                print(
+                say(
                     f"warning: the trajectories of step {step} alone are more than logging.trajectories.max_mb "
                     f"({self._most / MEGABYTE:g}), and are not kept; raise it, or lower per_teacher"
                 )

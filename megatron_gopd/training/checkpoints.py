@@ -17,6 +17,7 @@ from megatron_gopd.mcore.checkpoint import BackgroundWriter, load_random_state, 
 from megatron_gopd.mcore.megatron_folder import STATE, about
 from megatron_gopd.mcore.save import copy_side_files
 from megatron_gopd.ranks import is_first, on_first
+from megatron_gopd.runs.again import command_again
 from megatron_gopd.runs.atomic import publish
 from megatron_gopd.runs.checkpoints import PREFIX, Checkpoint, folder_of, prune
 from megatron_gopd.runs.manifest import write_manifest
@@ -88,10 +89,12 @@ class Checkpoints:
         self.finish()
         if not self.settings.every:
             return "checkpoint.every is 0, so there is nothing to continue from"
-        if self._step != step:
+        if not on_first(folder_of(self.root, step).exists):
             self._begin(step)
             self.finish()
-        return f"the checkpoint of step {step} is in {folder_of(self.root, step)}; the same command goes on from there"
+        again = command_again(self.job.config)
+        how = f". To go on:\n  {again}" if again else "; the same call goes on from there"
+        return f"the checkpoint of step {step} is in {folder_of(self.root, step)}{how}"
 
     def finish(self) -> None:
         """Wait until what was begun is there."""

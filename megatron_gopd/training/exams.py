@@ -50,11 +50,11 @@ class Exams:
 
     def after(self, step: int, recorder: Recorder, spans: Spans) -> dict[str, float]:
         """The metrics `eval/...` of a step at which an evaluation is due; nothing at others. The last's is `after`."""
-        every = self._config.evaluation.every if self._config.evaluation else 0
-        if not every or step % every:
+        asked, last = self._config.evaluation, step == self._config.run.steps
+        if not asked or not (last or (asked.every and step % asked.every == 0)):
             return {}
         with spans("evaluate"):
-            return self.hold("after" if step == self._config.run.steps else f"step-{step}", step, recorder)
+            return self.hold("after" if last else f"step-{step}", step, recorder)
 
     def hold(self, when: str, step: int, recorder: Recorder) -> dict[str, float]:
         """Measure the student after `step`, once each `when`; write what was found to evaluation/WHEN."""
@@ -63,6 +63,8 @@ class Exams:
         if unasked or when in self._held:
             return metrics
         self._held.add(when)
+        if self._config.evaluation:
+            recorder.phase("evaluating")
         engine = self._job.rollout
         if engine and engine.weight_version != step:  # SFT does not sample from the student, and leaves it behind
             engine.sync(self._job.student, step)

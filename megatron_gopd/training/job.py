@@ -29,7 +29,9 @@ from megatron_gopd.rollout import (
 )
 from megatron_gopd.rollout.nodes import check_nodes
 from megatron_gopd.rollout.shared_gpus import check_sync
-from megatron_gopd.runs import RunFolder
+from megatron_gopd.runs import progress
+from megatron_gopd.runs.console import width
+from megatron_gopd.runs.step_line import folded
 from megatron_gopd.terminal import say
 from megatron_gopd.training.batches import Batches
 from megatron_gopd.training.cautions import cautions
@@ -43,6 +45,7 @@ from megatron_gopd.training.checks import (
     read_prompts,
 )
 from megatron_gopd.training.exams import check_suites
+from megatron_gopd.training.headline import headline
 from megatron_gopd.training.memory import take_levers
 from megatron_gopd.training.own_code import refuse_other_code
 
@@ -69,6 +72,7 @@ class Job:
         """Servers that sample or score are up within the block, their logs in the folder `logs`. Collective."""
         engines = [self.rollout, self.source] if self.source is not self.rollout else [self.rollout]
         engines = [engine for engine in engines if engine]
+        progress.enter("starting")
         give_back_memory()  # to servers, which count what is free when they start
         try:
             self.scorers.start(logs)
@@ -83,7 +87,7 @@ class Job:
 
 def build_job(config: Config) -> Job:
     """Load data, tokenizers and models. Collective. Raises UserError for what the user can mend, cheapest first."""
-    on_first(lambda: RunFolder.check(config))
+    progress.enter("reading the data")
     refuse_other_code(config)
     check_device(config.run.device)
     check_models(config, dist.get_world_size())
@@ -97,11 +101,12 @@ def build_job(config: Config) -> Job:
     check_suites(config, tokenizers)
     warnings = on_first(lambda: cautions(config, tokenizers, prompts.prompts))
     if is_first():
-        _announce(prompts, [*prompts.warnings, *warnings, *idle])
+        _announce(config, prompts, [*prompts.warnings, *warnings, *idle])
     taken = take_levers(config, nodes)
     if taken and is_first():
         say(taken.line, flush=True)
     held = taken.config if taken else config
+    progress.enter("loading the models")
     student = Student(held)
     scorers = resolve_name(config.algorithm.SCORERS)(held)
     rollout = _rollout(config)
@@ -122,7 +127,8 @@ def _writers(config: Config) -> Source:
     return TeacherResponses(config) if config.teachers else WrittenResponses()
 
 
-def _announce(prompts: PromptSet, warnings: list[str]) -> None:
+def _announce(config: Config, prompts: PromptSet, warnings: list[str]) -> None:
+    say(folded(headline(config, prompts.prompts), width()), flush=True)
     for setting, count in prompts.left_out.items():
         say(f"left out {count} prompt(s) longer than {setting}")
     for warning in warnings:

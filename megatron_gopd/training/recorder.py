@@ -6,11 +6,13 @@ from pathlib import Path
 
 from megatron_gopd.config import Config
 from megatron_gopd.data.trajectory import Trajectory
+from megatron_gopd.evaluation.curve import CurveSink
 from megatron_gopd.evaluation.probe import Measurement
-from megatron_gopd.evaluation.report import plot_curve, print_comparison, write_measurement
+from megatron_gopd.evaluation.report import print_comparison, write_measurement
 from megatron_gopd.policies.update import Update
 from megatron_gopd.ranks import is_first, on_first
-from megatron_gopd.runs import Checkpoint, RunFolder, StepLine, open_sinks
+from megatron_gopd.runs import Checkpoint, RunFolder, StepLine, open_sinks, progress
+from megatron_gopd.runs.machine import write_machine
 from megatron_gopd.terminal import say
 from megatron_gopd.training.kept import Keeper
 from megatron_gopd.training.metrics import step_metrics
@@ -20,29 +22,29 @@ from megatron_gopd.training.own_code import keep
 class Recorder:
     """The writing side of a run; on ranks other than 0 every method does nothing."""
 
-    def __init__(self, config: Config, tokenizer):
-        """Open the run's folder. Collective; raises on every rank what RunFolder.open raises on rank 0."""
-        self.config, self.tokenizer = config, tokenizer
-        self.logs, self.resumed = on_first(self._open)
+    def __init__(self, config: Config, tokenizer, folder: RunFolder | None, line: StepLine | None):
+        """Begin an attempt in the run's folder, which rank 0 has, as it has the console's line. Collective; raises on
+        every rank what RunFolder.begin raises on rank 0."""
+        self.config, self.tokenizer, self.folder, self._line = config, tokenizer, folder, line
+        self.logs, self.resumed = on_first(self._begin)
         self._measurements: list[Measurement] = []
 
     def __enter__(self):
         if is_first():
-            self._line = StepLine(self.config.run.steps)
             self._sinks = open_sinks(self.config, self.folder)
             self._sinks.add(self._line)
             self._keeper = Keeper(self.config, self.tokenizer, self.folder, self._sinks)
+            self._curve = CurveSink(self.folder.metrics, self.folder.path / "curve.png")
+            self._sinks.add(self._curve)
         return self
 
     def __exit__(self, *_) -> None:
         if is_first():
             self._sinks.close()
-            self.folder.close()
 
     def phase(self, name: str) -> None:
-        """Say what is going on now, on a terminal."""
-        if is_first():
-            self._line.phase(name)
+        """Say what is going on now, to whoever looks."""
+        progress.enter(name)
 
     def step(
         self, step: int, batch: list[Trajectory], update: Update, seconds: dict[str, float], found: dict[str, float]
@@ -54,6 +56,11 @@ class Recorder:
         metrics = step_metrics(step, batch, update, seconds, on_policy=on_policy) | found
         self._sinks.log(step, metrics)
         self._keeper.keep(step, batch, update)
+
+    def evaluated(self, step: int, found: dict[str, float]) -> None:
+        """What was measured before the first step, of an attempt that begins there: a row of step 0."""
+        if is_first() and found and not self.resumed:
+            self._sinks.log(step, found)
 
     def measured(self, when: str, measurement: Measurement) -> None:
         self._measurements.append(measurement)
@@ -74,12 +81,13 @@ class Recorder:
         """The curve, the table, and where everything is."""
         if not is_first():
             return
-        plot_curve(self.folder.metrics, self.folder.path / "curve.png")
+        self._curve.draw()
         if len(self._measurements) > 1:
             print_comparison(self._measurements[0], self._measurements[-1])
         say(f"\ncurve:  {self.folder.path / 'curve.png'}\nmodel:  {self.model} (a Hugging Face directory)")
 
-    def _open(self) -> tuple[Path, Checkpoint | None]:
-        self.folder = RunFolder.open(self.config)
+    def _begin(self) -> tuple[Path, Checkpoint | None]:
+        self.folder.begin(self.config)
+        write_machine(self.folder.logs)
         keep(self.config, self.folder.logs)
         return self.folder.logs, self.folder.resumed

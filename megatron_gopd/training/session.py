@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Self
@@ -16,7 +18,9 @@ from megatron_gopd.errors import StoppedError
 from megatron_gopd.evaluation.node_graders import NodeGraders
 from megatron_gopd.mcore.save import save
 from megatron_gopd.policies.update import Update
-from megatron_gopd.runs import Spans, log_to
+from megatron_gopd.ranks import is_first, on_first
+from megatron_gopd.runs import Log, RunFolder, Spans, StepLine
+from megatron_gopd.runs.machine import about_machine
 from megatron_gopd.servers.supervisor import LostServersError
 from megatron_gopd.training.agreement import compare_at_start
 from megatron_gopd.training.checkpoints import Checkpoints
@@ -26,6 +30,8 @@ from megatron_gopd.training.job import Job, build_job
 from megatron_gopd.training.memory import explained
 from megatron_gopd.training.recorder import Recorder
 from megatron_gopd.training.stop import StopRequest
+
+LOGGER = logging.getLogger(__name__)
 
 
 @dataclass
@@ -50,21 +56,23 @@ class Session:
             UserError: whatever of the configuration, the data or the models the user can mend.
             LostServersError: no server answers any more; there is a checkpoint of the steps done.
         """
-        job = build_job(config)
-        exams = Exams(config, job)
-        recorder = Recorder(config, job.tokenizers.student)
-        checkpoints = Checkpoints(job, recorder.checkpoints)
-        logs = log_to(recorder.logs, dist.get_rank())
-        graders = NodeGraders(config.rewards, config.sandbox)
-        with recorder, logs, StopRequest() as stop, graders, job.serving(recorder.logs):
-            session = cls(job, recorder, checkpoints, exams, graders, stop, Spans(on_enter=recorder.phase))
-            try:
-                yield session
-            except LostServersError as error:
-                session._record({})
-                raise checkpoints.stopped(error) from None
-            except torch.OutOfMemoryError as error:
-                raise explained(error, job.taken, session.spans.latest) from error
+        with _console(config) as line, Log(dist.get_rank()) as log, _claimed(config) as folder:
+            job = build_job(config)
+            exams = Exams(config, job)
+            recorder = Recorder(config, job.tokenizers.student, folder, line)
+            log.to(recorder.logs)
+            LOGGER.info("rank %d: %s", dist.get_rank(), json.dumps(about_machine()))
+            checkpoints = Checkpoints(job, recorder.checkpoints)
+            graders = NodeGraders(config.rewards, config.sandbox)
+            with recorder, StopRequest() as stop, graders, job.serving(recorder.logs):
+                session = cls(job, recorder, checkpoints, exams, graders, stop, Spans(on_enter=recorder.phase))
+                try:
+                    yield session
+                except LostServersError as error:
+                    session._record({})
+                    raise checkpoints.stopped(error) from None
+                except torch.OutOfMemoryError as error:
+                    raise explained(error, job.taken, session.spans.latest) from error
 
     def steps(self) -> Iterator[int]:
         """The numbers of the steps to do, those of an earlier attempt left out; what is due in between is done there.
@@ -73,20 +81,21 @@ class Session:
         """
         compare_at_start(self.job)
         last = self.job.config.run.steps
-        self.exams.hold("before", 0, self.recorder)
+        self.recorder.evaluated(0, self.exams.hold("before", 0, self.recorder))
         self.exams.examine_teachers()
         done = self.checkpoints.resume(self.recorder.resumed)
+        self._end_if_told(done)
         for step in range(done + 1, last + 1):
             with self.spans("step"):
                 yield step
             with self.spans("checkpoint"):
                 self.checkpoints.after(step)
             self._record(self.exams.after(step, self.recorder, self.spans))
-            if (why := self.stop.agreed()) and step < last:
-                raise StoppedError(f"{why} after step {step} of {last}; {self.checkpoints.stop_at(step)}")
+            self._end_if_told(step)
         self.checkpoints.finish()
         self.exams.hold("after", last, self.recorder)
         config = self.job.config
+        self.recorder.phase("saving the model")
         save(self.job.student.export(), config.student.model, self.recorder.model, config.student.dtype)
         self.exams.compare()
         self.recorder.finish()
@@ -101,6 +110,14 @@ class Session:
         """What the step under way has learned from: its metrics are recorded when it is over, or broken off."""
         self._trained = self.job.student.steps_done, batch, update
 
+    def _end_if_told(self, done: int) -> None:
+        """Raises StoppedError after `done` steps, where a signal asks for it and there are more to do."""
+        last = self.job.config.run.steps
+        if done == last or not (why := self.stop.agreed()):
+            return
+        found = self.checkpoints.stop_at(done) if done else "there is nothing to save yet"
+        raise StoppedError(f"{why} after step {done} of {last}; {found}")
+
     def _record(self, found: dict[str, float]) -> None:
         """The row of the last step that was trained and not recorded, if there is one.
 
@@ -110,3 +127,25 @@ class Session:
             step, batch, update = self._trained
             self.recorder.step(step, batch, update, self.spans.take(), found)
         self._trained = None
+
+
+def _console(config: Config) -> contextlib.AbstractContextManager[StepLine | None]:
+    """Of rank 0."""
+    return StepLine(config.run.steps) if is_first() else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _claimed(config: Config) -> Iterator[RunFolder | None]:
+    """The run's folder, on rank 0, for the time of the block. Collective; all ranks raise what claim() does there."""
+    folder = None
+
+    def claim() -> None:
+        nonlocal folder
+        folder = RunFolder.claim(config)
+
+    on_first(claim)
+    try:
+        yield folder
+    finally:
+        if folder:
+            folder.close()

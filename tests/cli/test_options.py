@@ -137,3 +137,39 @@ def test_a_run_on_cpus_sees_no_gpu(call, run, monkeypatch, device, left):
     monkeypatch.setattr("megatron_gopd.training.train.train", lambda _: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
     assert call("train", run.config, f"run.device={device}").exit_code == 0
     assert seen == [left]
+
+
+def test_a_clash_of_names_is_told_before_models_are_looked_at(run, call, capfd):
+    from megatron_gopd.config import load_config
+    from megatron_gopd.runs import RunFolder
+
+    with RunFolder.open(load_config(run.config)) as folder:
+        folder.metrics.write_text('{"step": 1}\n')
+    done = call("train", run.config, "student.model=/no/model")
+    told = capfd.readouterr().err + done.stderr
+    assert done.exit_code == 2
+    assert 'student.model: there "' in told
+    assert "--new-name runs this beside it, --overwrite in its place" in told
+
+
+def test_a_run_with_a_new_name_that_cannot_be_leaves_nothing(run, call, capfd):
+    run.folder.mkdir(parents=True)
+    done = call("train", run.config, "student.model=/no/model", "--new-name")
+    assert (done.exit_code, "/no/model is no Hugging Face" in capfd.readouterr().err + done.stderr) == (2, True)
+    assert [path.name for path in run.folder.parent.iterdir()] == ["tiny"]
+
+
+def test_overwrite_leaves_what_is_there_until_the_new_run_can_begin(run, call, capfd):
+    from megatron_gopd.config import load_config
+    from megatron_gopd.runs import RunFolder
+
+    with RunFolder.open(load_config(run.config)) as folder:
+        folder.metrics.write_text('{"step": 1}\n')
+    assert call("train", run.config, "student.model=/no/model", "--overwrite").exit_code == 2
+    assert folder.metrics.exists()
+
+
+def test_a_dry_run_shows_the_new_name(run, call):
+    run.folder.mkdir(parents=True)
+    assert "name: tiny-2\n" in call("train", run.config, "--new-name", "--dry-run").stdout
+    assert [path.name for path in run.folder.parent.iterdir()] == ["tiny"]

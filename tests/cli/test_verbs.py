@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -14,7 +10,7 @@ import pytest
 import yaml
 
 from tests.chat_models import write_questions
-from tests.cli.run_verb import ROOT, run_verb, write_config
+from tests.cli.run_verb import run_verb, write_config
 from tests.ranks import torchrun
 
 
@@ -53,33 +49,6 @@ def test_score_on_two_ranks_is_score_alone(tmp_path, chat_models):
     for one, other in zip(alone, two, strict=True):
         np.testing.assert_allclose(one["logprobs"], other["logprobs"], atol=1e-5)
         np.testing.assert_allclose(one["entropy"], other["entropy"], atol=1e-5)
-
-
-def test_an_interrupted_run_leaves_its_folder_readable(tmp_path, chat_models, questions):
-    config = write_config(tmp_path, chat_models, questions)
-    command = [sys.executable, "-m", "megatron_gopd", "train", str(config), "run.steps=5000"]
-    metrics = tmp_path / "runs" / "tiny" / "metrics.jsonl"
-    process = subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        # a shell starts what it puts in the background deaf to SIGINT, and the suite may be such a thing
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    try:
-        deadline = time.monotonic() + 200
-        while time.monotonic() < deadline and not (metrics.exists() and len(metrics.read_text().splitlines()) > 3):
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=90)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert "Traceback" not in errors
-    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()][:3] == [1, 2, 3]
 
 
 def test_a_mistake_on_all_ranks_is_told_once(tmp_path, chat_models, questions):

@@ -4,11 +4,11 @@ import os
 import pty
 import re
 import sys
+import time
 
 import pytest
 
-from megatron_gopd.runs import StepLine, print_markdown, print_table
-from megatron_gopd.runs.console import step_line
+from megatron_gopd.runs import StepLine, console, print_markdown, print_table, progress
 
 METRICS = {
     "loss": 0.12341,
@@ -25,18 +25,17 @@ METRICS = {
     "timing/step_s": 10.6,
     "tokens_per_s": 57.3,
 }
-LINE = (
-    "step 3/12 | loss 0.1234 | reverse_kl 0.110 | tokens 45.2 (finished 58%) | grad 1.23 | lr 1e-5 | "
-    "rollout 4.1 score 2.2 train 4.0 sync 0.3 s | 57 tok/s"
-)
+LINE = "step 3/12 | loss 0.1234 | kl 0.110 | len 45.2 (42% cut) | grad 1.23 | 10.6 s, 57.3 tok/s | eta 1m35s"
 
 TWO_STEPS = """
-from megatron_gopd.runs import StepLine
+from megatron_gopd.runs import StepLine, progress
 with StepLine(2) as line:
-    line.phase("rollout")
+    progress.enter("rollout")
+    progress.sampling(60).add(12, 3412)
     line._bar.refresh()
-    line.log(1, {"loss": 0.5})
-    line.log(2, {"loss": 0.25})
+    line.log(1, {"loss": 0.5, "timing/step_s": 90.0})
+    line._bar.refresh()
+    line.log(2, {"loss": 0.25, "timing/step_s": 90.0})
 """
 
 
@@ -64,42 +63,49 @@ def in_terminal(tmp_path):
     return run
 
 
-def test_the_line_of_a_step():
-    assert step_line(3, 12, METRICS) == LINE
-
-
-def test_the_line_has_no_part_for_what_is_not_measured():
-    assert step_line(1, 2, {"loss": 0.5, "timing/train_s": 2.0}) == "step 1/2 | loss 0.5000 | train 2.0 s"
-
-
-def test_a_reward_is_in_the_line():
-    assert "| reward 0.250 |" in step_line(3, 12, METRICS | {"reward": 0.25})
-
-
-@pytest.mark.parametrize(("rate", "shown"), [(1e-5, "1e-5"), (2.5e-6, "2.5e-6"), (0.001, "0.001"), (1e-12, "1e-12")])
-def test_the_learning_rate_is_short(rate, shown):
-    assert step_line(1, 1, {"lr": rate}) == f"step 1/1 | lr {shown}"
-
-
 def test_without_a_terminal_there_is_a_plain_line_and_nothing_else(capfd):
     with StepLine(12) as line:
-        line.phase("rollout")
+        progress.enter("rollout")
         line.log(3, METRICS)
     assert capfd.readouterr() == (LINE + "\n", "")
 
 
-def test_on_a_terminal_a_bar_names_the_phase_and_counts_the_steps(in_terminal):
+def test_on_a_terminal_a_bar_names_phase_responses_steps_and_time_left(in_terminal):
     shown, _ = in_terminal(TWO_STEPS, stdout_too=True)
-    assert re.search(r"rollout.*0/2", shown)
-    assert "step 1/2 | loss 0.5000" in shown
-    assert "step 2/2 | loss 0.2500" in shown
+    assert re.search(r"rollout 12/60 responses, 3,412 tokens.*0/2", shown)
+    assert re.search(r"1/2.*eta 1m30s", shown)
+    assert "step 1/2 | loss 0.5000 | 90.0 s | eta 1m30s" in shown
+    assert "step 2/2 | loss 0.2500 | 90.0 s" in shown
+
+
+def test_the_cursor_stays_on_a_terminal(in_terminal):
+    """A run that is ended at once cannot bring it back."""
+    shown, _ = in_terminal(
+        "from megatron_gopd.runs import StepLine\nimport os\nStepLine(2)\nos._exit(0)", stdout_too=True
+    )
+    assert shown.rfind("\x1b[?25h") > shown.rfind("\x1b[?25l")
 
 
 def test_lines_for_a_file_go_to_the_file_while_the_bar_is_on_the_terminal(in_terminal):
     shown, out = in_terminal(TWO_STEPS, stdout_too=False)
-    assert out == "step 1/2 | loss 0.5000\nstep 2/2 | loss 0.2500\n"
+    assert out == "step 1/2 | loss 0.5000 | 90.0 s | eta 1m30s\nstep 2/2 | loss 0.2500 | 90.0 s\n"
     assert "step 1/2" not in shown
     assert "rollout" in shown
+
+
+def test_an_evaluation_before_the_first_step_has_no_line(capfd):
+    with StepLine(12) as line:
+        line.log(0, {"eval/math": 0.5})
+    assert capfd.readouterr() == ("", "")
+
+
+def test_without_a_terminal_a_long_silence_is_broken(capfd, monkeypatch):
+    monkeypatch.setattr(console, "SILENCE_S", 0.5)
+    with StepLine(12):
+        progress.enter("rollout")
+        progress.sampling(60).add(12, 3412)
+        time.sleep(2.5)
+    assert capfd.readouterr().out.splitlines()[0] == "step 1/12: rollout 12/60 responses, 3,412 tokens"
 
 
 def test_a_table_is_plain_text_as_wide_as_it_needs(capsys):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -152,6 +153,74 @@ def test_a_spoilt_configuration_is_named(make_config):
         (folder.path / "config.yaml").write_text("run: [")
     with pytest.raises(UserError, match=r"config.yaml is not YAML any more"):
         RunFolder.open(make_config())
+
+
+def test_a_run_that_is_claimed_and_not_begun_leaves_nothing(make_config):
+    folder = RunFolder.claim(make_config())
+    assert folder.path.is_dir()
+    folder.close()
+    assert not folder.path.exists()
+
+
+def test_a_run_that_is_claimed_is_left_as_it_was(make_config):
+    begin(make_config())
+    folder = RunFolder.claim(make_config())
+    before = sorted(os.listdir(folder.path))
+    folder.close()
+    assert sorted(os.listdir(folder.path)) == before
+    assert sorted(os.listdir(folder.path / "logs")) == ["attempt-1", "latest"]
+
+
+def overwriting(make_config, **sections):
+    return make_config(checkpoint={"resume": "overwrite"}, **sections)
+
+
+def test_overwrite_removes_what_another_configuration_left(make_config):
+    begin(make_config())
+    with RunFolder.open(overwriting(make_config, student={"model": "small"})) as folder:
+        assert folder.logs.name == "attempt-1"
+        assert sorted(os.listdir(folder.path)) == [".lock", "config.yaml", "logs"]
+        assert load_config(folder.path / "config.yaml").student.model == "small"
+
+
+def test_what_was_overwritten_goes_on_from_its_own_configuration(make_config):
+    begin(overwriting(make_config))
+    config = load_config(Path(make_config().run.folder) / "first" / "config.yaml")
+    assert config.checkpoint.resume == "auto"
+    with RunFolder.open(config) as folder:
+        assert folder.logs.name == "attempt-2"
+
+
+@pytest.mark.parametrize("variable", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
+def test_a_command_that_is_started_again_does_not_overwrite_its_own_run(make_config, monkeypatch, variable):
+    begin(overwriting(make_config))
+    monkeypatch.setenv(variable, "1")
+    with RunFolder.open(overwriting(make_config)) as folder:
+        assert (folder.path / "logs" / "attempt-1" / "metrics.jsonl").exists()
+
+
+def test_overwrite_leaves_batch_jobs_their_logs(make_config):
+    begin(make_config())
+    jobs = Path(make_config().run.folder) / "first" / "slurm"
+    jobs.mkdir()
+    (jobs / "job-1.log").touch()
+    with RunFolder.open(overwriting(make_config)):
+        assert os.listdir(jobs) == ["job-1.log"]
+
+
+def test_overwrite_does_not_take_what_is_no_run(tmp_path, make_config):
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    (tmp_path / "runs" / "first" / "thesis.tex").touch()
+    with pytest.raises(UserError, match="it is not a run's folder"):
+        RunFolder.open(overwriting(make_config))
+    assert os.listdir(tmp_path / "runs" / "first") == ["thesis.tex"]
+
+
+def test_overwrite_does_not_take_a_run_that_goes_on(spawn, config_file, make_config):
+    holder = spawn(HOLD, config_file)
+    assert holder.stdout.readline() == "open\n"
+    with pytest.raises(UserError, match="is being written by"):
+        RunFolder.open(overwriting(make_config))
 
 
 def test_two_processes_cannot_write_to_one_run(spawn, config_file, make_config):

@@ -5,6 +5,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -126,7 +127,7 @@ def test_tensorboard_reads_the_event_file_while_the_run_goes_on(make_config):
     with RunFolder.open(config) as folder, open_sinks(config, folder) as sinks:
         sinks.log(1, {"loss": 0.5, "timing/step_s": 3.0})
         sinks.log(2, {"loss": 0.25})
-        events = EventAccumulator(str(folder.path / "tensorboard" / "attempt-1")).Reload()
+        events = EventAccumulator(str(folder.path / "tensorboard")).Reload()
         assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 0.5), (2, 0.25)]
         assert [event.value for event in events.Scalars("timing/step_s")] == [3.0]
 
@@ -150,13 +151,71 @@ def test_an_offline_wandb_run_holds_metrics_configuration_and_how_it_ended(make_
     assert [record.exit.exit_code for record in records if record.HasField("exit")] == [int(fails)]
 
 
-def test_attempts_that_continue_each_other_are_one_wandb_run(make_config, quiet_wandb):
-    from megatron_gopd.runs.sinks import _wandb_id
+def continued(folder: RunFolder, after: int) -> RunFolder:
+    """The next attempt, which goes on from a checkpoint."""
+    return replace(folder, resumed=SimpleNamespace(step=after))
 
-    with RunFolder.open(make_config()) as folder:
-        first = _wandb_id(folder)
-        assert _wandb_id(replace(folder, resumed=object())) == first
-        assert _wandb_id(folder) != first
+
+def test_what_is_repeated_is_once_in_tensorboard(make_config):
+    """An attempt that took 5 steps, one that went on after the second of them, and one after that."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = make_config(logging={"tensorboard": True})
+    with RunFolder.open(config) as folder:
+        for attempt, (done, last) in enumerate([(0, 5), (2, 4), (4, 6)]):
+            with open_sinks(config, continued(folder, done) if done else folder) as sinks:
+                for step in range(done + 1, last + 1):
+                    sinks.log(step, {"loss": step + attempt / 10})
+        events = EventAccumulator(str(folder.path / "tensorboard")).Reload()
+        found = [(event.step, round(event.value, 1)) for event in events.Scalars("loss")]
+    assert found == [(1, 1.0), (2, 2.0), (3, 3.1), (4, 4.1), (5, 5.2), (6, 6.2)]
+
+
+class WandbRun:
+    def __init__(self):
+        self.steps = []
+
+    def log(self, metrics, step):
+        self.steps.append(step)
+
+    def finish(self, exit_code): ...
+
+
+@pytest.fixture
+def wandb_init(monkeypatch):
+    """The arguments of every wandb.init; each gives the same run."""
+    import wandb
+
+    calls, run = [], WandbRun()
+    monkeypatch.setattr(wandb, "init", lambda **arguments: calls.append(arguments) or run)
+    return SimpleNamespace(calls=calls, run=run)
+
+
+def test_attempts_that_continue_each_other_are_one_wandb_run_without_repeated_steps(make_config, wandb_init):
+    config = make_config(logging={"wandb": {}})
+    with RunFolder.open(config) as folder:
+        for done, last in [(0, 5), (2, 4), (2, 6)]:
+            with open_sinks(config, continued(folder, done) if done else folder) as sinks:
+                for step in range(done + 1, last + 1):
+                    sinks.log(step, {"loss": 0.5})
+    assert wandb_init.run.steps == [1, 2, 3, 4, 5, 6]
+    assert len({call["id"] for call in wandb_init.calls}) == 1
+
+
+def test_an_attempt_from_the_beginning_is_another_wandb_run(make_config, wandb_init):
+    config = make_config(logging={"wandb": {}})
+    for _ in range(2):
+        with RunFolder.open(config) as folder, open_sinks(config, folder) as sinks:
+            sinks.log(1, {"loss": 0.5})
+    assert wandb_init.run.steps == [1, 1]
+    assert len({call["id"] for call in wandb_init.calls}) == 2
+
+
+def test_wandb_takes_what_the_user_names(make_config, wandb_init):
+    asked = {"project": "ours", "entity": "lab", "group": "lambdas", "tags": ["a", "b"], "id": "my-run-7"}
+    config = make_config(logging={"wandb": asked})
+    with RunFolder.open(config) as folder, open_sinks(config, folder):
+        assert wandb_init.calls[0].items() >= asked.items()
 
 
 def test_wandb_online_without_a_key_is_a_users_mistake(make_config, quiet_wandb):
@@ -212,7 +271,7 @@ def test_tensorboard_shows_kept_trajectories_as_text(make_config):
     config = make_config(logging={"tensorboard": True})
     with RunFolder.open(config) as folder, open_sinks(config, folder) as sinks:
         sinks.show(1, [kept_row()])
-    events = EventAccumulator(str(folder.path / "tensorboard" / "attempt-1")).Reload()
+    events = EventAccumulator(str(folder.path / "tensorboard")).Reload()
     (event,) = events.Tensors("trajectories/math/best/text_summary")
     text = event.tensor_proto.string_val[0].decode()
     assert "reverse_kl 2," in text

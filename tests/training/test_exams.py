@@ -33,12 +33,20 @@ def run(make_config, distill, benchmarks, tmp_path_factory):
     return Path(config.run.folder, config.run.name)
 
 
-def test_every_second_step_has_its_evaluation(run):
+def metrics_of_exams(run: Path) -> dict[int, dict[str, float]]:
+    """{step: its metrics eval/...}"""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    found = [{name for name in row if name.startswith("eval/")} for row in rows]
-    assert found[0] == found[2] == set()
-    assert {"eval/aime25", "eval/aime25/standard_error", "eval/reverse_kl_fixed"} <= found[1]
-    assert all(math.isfinite(rows[1][name]) for name in found[1])
+    found = {row["step"]: {name: row[name] for name in row if name.startswith("eval/")} for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+def test_before_every_second_step_and_after_have_their_evaluation(run):
+    found = metrics_of_exams(run)
+    assert [bool(found[step]) for step in (0, 1, 2, 3)] == [True, False, True, True]
+    for step in (0, 2, 3):
+        assert {"eval/aime25", "eval/aime25/standard_error", "eval/reverse_kl_fixed"} <= found[step].keys()
+        assert all(math.isfinite(value) for value in found[step].values())
 
 
 def test_answers_and_summaries_lie_in_the_runs_folder(run):
@@ -74,6 +82,7 @@ def test_a_continued_run_keeps_what_its_student_answered_before(run, distill, tm
 
     assert written(tmp_path / "exams", "before") == written(run, "before")
     assert written(tmp_path / "exams", "after") > written(run, "after")
+    assert metrics_of_exams(tmp_path / "exams") == metrics_of_exams(run)  # that before the first step once
 
 
 @pytest.mark.parametrize(

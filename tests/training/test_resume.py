@@ -108,11 +108,12 @@ def test_a_damaged_newest_checkpoint_is_passed_over(whole, distill, tmp_path, ca
     assert_same(tmp_path / "whole", Path(whole["run"]["folder"], "whole"))
 
 
-def test_samples_are_not_doubled(whole, distill, tmp_path):
+def test_samples_are_not_doubled_and_torch_has_nothing_to_warn_of(whole, distill, tmp_path, recwarn):
     distill(Config.model_validate(interrupted(whole, after=2, folder=tmp_path)))
     samples = [json.loads(row) for row in (tmp_path / "whole" / "samples.jsonl").read_text().splitlines()]
     assert [sample["step"] for sample in samples] == [1, 2, 3, 4, 5]
     assert list(steps_kept(tmp_path / "whole" / "trajectories")) == [1, 2, 3, 4, 5]
+    assert [str(each.message) for each in recwarn if "/torch/distributed/" in each.filename] == []
 
 
 @pytest.fixture(scope="module")

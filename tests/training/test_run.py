@@ -100,6 +100,22 @@ def test_the_final_model_answers(run):
     assert AutoTokenizer.from_pretrained(run.folder / "model").decode(answer[0]).startswith("<|im_start|>user\n?")
 
 
+def test_everything_that_was_printed_is_logged_after_the_machine(run):
+    lines = [line.split(": ", 1) for line in (run.folder / "logs" / "latest" / "rank-0.log").read_text().splitlines()]
+    printed = [text for source, text in lines if source.endswith("megatron_gopd.console")]
+    assert printed[0].startswith(
+        f"{run.folder}: gopd, 5 steps | cpu, 1 rank | student student float32, dp=1 | teacher "
+    )
+    assert [text.split(" |")[0] for text in printed if text.startswith("step ")] == [f"step {n}/5" for n in range(1, 6)]
+    assert any('"host": ' in text and '"torch": ' in text for _, text in lines)
+
+
+def test_the_attempt_has_a_manifest_of_host_versions_and_command(run):
+    about = json.loads((run.folder / "logs" / "latest" / "manifest.json").read_text())
+    assert about.keys() == {"host", "versions", "pid", "ranks", "command", "begun"}
+    assert {"python", "megatron-gopd", "torch", "megatron-core"} <= about["versions"].keys()
+
+
 def test_nothing_half_written_is_left(run):
     assert {path.name for path in run.folder.iterdir()} == {
         *(".lock", "config.yaml", "curve.png", "logs", "metrics.jsonl", "model", "samples.jsonl"),

@@ -31,7 +31,7 @@ def mean_over_seeds(variant: Variant, metric: str) -> dict[int, float]:
 
 def teachers_in(variants: list[Variant], metric: str) -> list[str]:
     """The teachers of whom METRIC/TEACHER was recorded."""
-    names = [name for variant in variants for run in variant.runs for row in run.metrics[:1] for name in row]
+    names = [name for variant in variants for run in variant.runs for row in run.metrics[:2] for name in row]
     return list(dict.fromkeys(name.partition("/")[2] for name in names if name.startswith(f"{metric}/")))
 
 

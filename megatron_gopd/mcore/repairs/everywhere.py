@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 from megatron_gopd.mcore.unpickling import Reader
 from megatron_gopd.runs import DamagedError
@@ -81,6 +83,23 @@ def among(group: dist.ProcessGroup) -> Iterator[None]:
 
 
 # ---------------------------------------------------------------- checkpoints
+@contextlib.contextmanager
+def each_rank_reads_for_itself() -> Iterator[None]:
+    """Megatron has every rank read its shards alone, and asks torch for that in a way that torch warns of at each read:
+    as if there were no process group, and with the reader in the place of another argument.
+    """
+    real = checkpoint.load
+
+    def load(state_dict, storage_reader, *, planner=None, no_dist):
+        _load_state_dict(state_dict, storage_reader, no_dist=no_dist, planner=planner)
+
+    checkpoint.load = load
+    try:
+        yield
+    finally:
+        checkpoint.load = real
+
+
 class _AnswerOfFork:
     """One answer from a forked process, in a nameless file that both hold."""
 
