@@ -207,13 +207,13 @@ class Wandb(Section):
 
     project: str = Field("megatron-gopd", description="of wandb")
     mode: Literal["offline", "online"] = Field("offline", description="offline: into the run's folder, for wandb sync")
-    entity: str | None = Field(None, description="user or team; default: the account's own")
-    group: str | None = Field(None, description="runs that are shown together")
+    entity: str | None = Field(None, description="user or team; null: the account's own")
+    group: str | None = Field(None, description="runs that are shown together; null: none")
     tags: list[str] = Field(default_factory=list, description="to find the run by")
     id: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9_-]{1,64}$",
-        description="of the wandb run; default: one that the run's folder keeps",
+        description="of the wandb run; null: one that the run's folder keeps",
     )
 
 
