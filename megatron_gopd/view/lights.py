@@ -43,9 +43,9 @@ class Ends:
 
     @property
     def moved(self) -> Literal["fell", "rose", "stayed"]:
-        """Beyond two standard errors, and by more than a fiftieth."""
-        change = self.last - self.first
-        if abs(change) <= max(2 * self.error, 0.02 * abs(self.first)):
+        """Beyond what 19 of 20 chance differences are within, and by more than a fiftieth."""
+        change, quantile = self.last - self.first, 2 * (1 + 1.2 / self.steps)  # Student's t, near enough
+        if abs(change) <= max(quantile * self.error, 0.02 * abs(self.first)):
             return "stayed"
         return "fell" if change < 0 else "rose"
 

@@ -97,6 +97,12 @@ def test_exact_on_two_ranks_follows_one(two_ranks, chat_models, questions, disti
     for row, expected in zip(rows, alone, strict=True):
         assert row == pytest.approx(expected, rel=1e-4, abs=1e-4)
         assert row["target_kl"] > 0
+    whole, others = (
+        {row["id"]: row for row in kept(each / "exact") if row["step"] == 1} for each in (two_ranks, tmp_path)
+    )
+    for id, row in whole.items():
+        for name in ("target_kl", "teacher_logprobs", "reference_logprobs", "advantage", "advantage_beyond_teacher"):
+            assert row[name] == pytest.approx(others[id][name], rel=1e-4, abs=1e-4)
 
 
 @pytest.fixture(scope="module")

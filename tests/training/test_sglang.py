@@ -14,7 +14,7 @@ from megatron_gopd.config import Config
 from megatron_gopd.errors import UserError
 from tests.ranks import torchrun
 from tests.servers.real_server import Proxy, load
-from tests.training.runs_on_ranks import two_teachers
+from tests.training.runs_on_ranks import kept, two_teachers
 
 
 @pytest.fixture
@@ -115,6 +115,8 @@ def test_top_k_learns_from_the_tokens_that_servers_hold_most_likely(tree, distil
     first, _, last = rows(given)
     assert last["target_kl"] < 0.9 * first["target_kl"]
     assert 0.1 < first["tail_mass"] < 1
+    for row in kept(Path(given["run"]["folder"], given["run"]["name"])):
+        assert len(row["target_kl"]) == len(row["tail_mass"]) == len(row["teacher_logprobs"]) == len(row["pieces"])
 
 
 def test_sft_learns_what_servers_of_the_teacher_write(tree, distill, chat_models, sglang_server, tmp_path, one_rank):

@@ -34,6 +34,7 @@ def bent(step: int) -> float:
         ("reverse_kl", "reverse KL", line(0.8, 0.2), "good", "fell: 0.7"),
         ("reverse_kl", "reverse KL", line(0.2, 0.8), "bad", "rose"),
         ("reverse_kl", "reverse KL", line(0.5, 0.5), "watch", "does not fall"),
+        ("reverse_kl", "reverse KL", lambda step: 0.5 + 100 * NOISE[step], "watch", "does not fall"),
         ("reverse_kl", "reverse KL", bent, "bad", "rose"),
         ("reverse_kl", "reverse KL", lambda step: 2 - bent(41 - step), "bad", "rose"),
         ("reverse_kl", "reverse KL", lambda step: bent(41 - step), "watch", "has risen since"),

@@ -25,7 +25,7 @@ function number(value, digits = 3) {
   if (value == null || Number.isNaN(value)) return "–";
   if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
   const size = Math.abs(value);
-  if (size >= 1e5 || (size > 0 && size < 1e-4)) return value.toExponential(digits - 1).replace("e+", "e").replace("-", "−");
+  if (size >= 1e5 || (size > 0 && size < 1e-4)) return value.toExponential(digits - 1).replace("e+", "e").replaceAll("-", "−");
   return String(+value.toPrecision(Math.max(digits, Math.ceil(Math.log10(size + 1))))).replace("-", "−");
 }
 
