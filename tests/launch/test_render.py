@@ -180,12 +180,12 @@ def test_the_set_up_comes_before_every_task_and_is_mounted(run_file, tmp_path, r
 
 def test_a_set_up_is_sourced_and_cannot_touch_the_task(run_file, tmp_path):
     setup = tmp_path / "set up.sh"
-    setup.write_text("export MODULE=cuda; set -- other arguments; echo sourced with $# arguments\n")
+    setup.write_text("echo sourced with $# arguments; export MODULE=cuda; set -- others\n")
     lines = render(Request(run_file, setup=setup)).splitlines()
     begin = next(number for number, line in enumerate(lines) if line.startswith("setup=("))
     setup_line = "\n".join(lines[begin : begin + 3])
     done = bash(setup_line + '\n"${setup[@]}" bash -c \'echo "$MODULE $1"\' _ "a b"')
-    assert done.stdout == "sourced with 2 arguments\ncuda a b\n"
+    assert done.stdout == "sourced with 0 arguments\ncuda a b\n"
     setup.write_text("false\n")
     done = bash(setup_line + '\n"${setup[@]}" echo begun')
     assert (done.returncode, done.stdout) == (78, "")
