@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import socket
@@ -12,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
+import uvicorn
 
 from megatron_gopd.errors import UserError
 from megatron_gopd.servers import patience
@@ -143,10 +145,12 @@ def test_a_second_request_of_a_connection_has_no_longer_time(service, monkeypatc
 @pytest.mark.parametrize("said", [HEADERS, BODY], ids=["headers", "body"])
 def test_many_requests_that_are_half_sent_stop_no_other(service, monkeypatch, said):
     monkeypatch.setattr(patience, "MOST_CONNECTIONS", 20)
+    monkeypatch.setattr(patience, "REQUEST_S", 600.0)
     with contextlib.ExitStack() as held:
-        for _ in range(60):
-            held.enter_context(half_sent(service, said))
+        oldest, *_ = [held.enter_context(half_sent(service, said)) for _ in range(60)]
         assert healthy(service)
+        with contextlib.suppress(ConnectionResetError):
+            assert oldest.recv(1) == b""
         body = '{"prompt_tokens": [1], "response_tokens": [2]}'
         with ThreadPoolExecutor(1) as pool:
             reply = pool.submit(post, service, body)
@@ -158,11 +162,17 @@ def test_many_requests_that_are_half_sent_stop_no_other(service, monkeypatch, sa
             assert reply.result(60).json() == {"logprobs": [-1.0]}
 
 
-def test_it_listens_when_it_is_there():
-    for _ in range(5):
-        service = ScorerService("127.0.0.1", 0, about={}, vocab_size=10, token=None)
-        assert healthy(service)
-        service.close()
+def test_it_listens_when_it_is_there(monkeypatch):
+    startup = uvicorn.Server.startup
+
+    async def late(self, sockets=None):
+        await asyncio.sleep(0.5)
+        await startup(self, sockets)
+
+    monkeypatch.setattr(uvicorn.Server, "startup", late)
+    service = ScorerService("127.0.0.1", 0, about={}, vocab_size=10, token=None)
+    half_sent(service, b"").close()  # is refused where nobody listens
+    service.close()
 
 
 def ask_for_states(about: dict, states: torch.Tensor | None) -> httpx.Response:
