@@ -62,11 +62,11 @@ def _is_whole() -> bool:
     """Whether all that this torchrun has started are there: it ends the others when one is not, and a rank that
     outlived this would wait for that one in vain."""
     try:
-        siblings = psutil.Process().parent().children()
-        alive = [each for each in siblings if each.status() != psutil.STATUS_ZOMBIE]
+        alive = [each for each in psutil.Process().parent().children() if each.status() != psutil.STATUS_ZOMBIE]
+        ranks = [each for each in alive if "TORCHELASTIC_RUN_ID" in each.environ()]
     except (psutil.Error, AttributeError):  # one has just ended, or torchrun has
         return False
-    return len(alive) >= int(os.environ["LOCAL_WORLD_SIZE"])
+    return len(ranks) >= int(os.environ["LOCAL_WORLD_SIZE"])
 
 
 def _end_as(rank: int) -> None:

@@ -61,6 +61,6 @@ class StopRequest:
     def _tell(self, received: signal.Signals) -> None:
         """By the file descriptor: the signal may have come in the midst of a print."""
         if is_first() and os.getpid() == self._process:  # a forked writer of checkpoints hears it, too
-            again = "; Ctrl-C again ends it at once, without" if received == signal.SIGINT else ""
+            again = "; Ctrl-C again ends it at once" if received == signal.SIGINT else ""
             with contextlib.suppress(OSError):
-                os.write(2, f"\n{received.name}: the run ends after this step, with a checkpoint{again}\n".encode())
+                os.write(2, f"\n{received.name}: the run ends after this step{again}\n".encode())
