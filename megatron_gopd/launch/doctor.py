@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from megatron_gopd.config import Config
 from megatron_gopd.config.placement import Node, check_placement, idle, own_servers
+from megatron_gopd.config.schema import Sandbox
 from megatron_gopd.errors import UserError
 from megatron_gopd.gpu_of_rank import check_sharing
 from megatron_gopd.launch import probes
@@ -36,6 +37,7 @@ def examine(config: Config | None, *, gpus_per_node: int | None, ranks: int | No
         _verdict("ranks", lambda: _ranks(ranks, sum(visible))),
         _verdict("all-reduce", probes.all_reduce),
         _verdict("clock", probes.clock),
+        _verdict("sandbox", lambda: probes.sandbox(config.sandbox if config else Sandbox())),
         *([_verdict("port", lambda: probes.port(port))] if port else []),
     ]
     if config:
