@@ -22,9 +22,9 @@ def folder(controller: str, proc: Path = Path("/proc/self")) -> tuple[Path, Path
     return None
 
 
-def cores_of_quota() -> float | None:
+def cores_of_quota(proc: Path = Path("/proc/self")) -> float | None:
     """How many cores' time this process and its neighbours may take; None: no group says so."""
-    found = folder("cpu")
+    found = folder("cpu", proc)
     if found is None:
         return None
     group, top = found

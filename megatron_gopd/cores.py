@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection
 
@@ -17,7 +18,7 @@ def usable_cores() -> frozenset[int]:
 def processes_for(cores: Collection[int]) -> int:
     """How many can compute at a time on these: a control group, as of a container, may give less than their time."""
     quota = cores_of_quota()
-    return len(cores) if quota is None else max(1, min(len(cores), round(quota)))
+    return len(cores) if quota is None else min(len(cores), math.ceil(quota))
 
 
 def run_on(cores: frozenset[int]) -> None:

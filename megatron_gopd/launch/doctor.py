@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from megatron_gopd.config import Config
 from megatron_gopd.config.placement import Node, check_placement, idle, own_servers
+from megatron_gopd.config.schema import Sandbox
 from megatron_gopd.gpu_of_rank import check_sharing
 from megatron_gopd.launch import probes
 from megatron_gopd.launch.estimate import bytes_there, checkpoint_bytes
@@ -40,6 +41,7 @@ def examine(config: Config | None, *, gpus_per_node: int | None, ranks: int | No
         verdict("ranks", lambda: _ranks(ranks, sum(visible))),
         verdict("all-reduce", probes.all_reduce),
         verdict("clock", probes.clock),
+        verdict("sandbox", lambda: probes.sandbox(config.sandbox if config else Sandbox())),
         *([verdict("port", lambda: probes.port(port))] if port else []),
     ]
     if config:
@@ -50,6 +52,8 @@ def examine(config: Config | None, *, gpus_per_node: int | None, ranks: int | No
         ]
         if not any(found.verdict == "failed" for found in here if found.check == "models"):
             here.append(verdict("disk", lambda: _disk(config)))
+            if torch.cuda.is_available():
+                here.append(verdict("memory", lambda: _memory(config, _nodes(config, len(visible), ranks))))
     return [found for same_check in zip_longest(*_everywhere(here, patient)) for found in same_check if found]
 
 
@@ -91,14 +95,32 @@ def _ranks(ranks: int, gpus: int) -> Verdict:
 
 def _placement(config: Config, nodes: int, ranks: int) -> Verdict:
     """Raises UserError: this node has no room for the servers."""
-    from megatron_gopd.rollout.nodes import gpus_here
-
-    here = [Node(gpus_here(config), -(-ranks // nodes))] * nodes
+    here = _nodes(config, nodes, ranks)
     check_placement(config, here)
     if told := idle(config, here).told:
         return "warning", "; ".join(told), "count, gpus and nodes of the servers"
     started = [f"{servers.count} server(s) of {key}" for key, servers in own_servers(config).items()]
     return "ok", f"room for {', '.join(started) or 'no servers of the run'}", ""
+
+
+def _nodes(config: Config, nodes: int, ranks: int) -> list[Node]:
+    """As many as this one."""
+    from megatron_gopd.rollout.nodes import gpus_here
+
+    return [Node(gpus_here(config), -(-ranks // nodes))] * nodes
+
+
+def _memory(config: Config, nodes: list[Node]) -> Verdict:
+    """The levers that a run would take on cards like this node's."""
+    from megatron_gopd.training.memory import counted
+
+    free, whole = torch.cuda.mem_get_info()
+    taken = counted(config, nodes, torch.cuda.get_device_name(), whole, free)
+    return (
+        "ok" if taken.fits else "warning",
+        taken.line,
+        "" if taken.fits else "`megatron-gopd plan` says what to change",
+    )
 
 
 def _disk(config: Config) -> Verdict:

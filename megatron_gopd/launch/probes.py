@@ -15,8 +15,12 @@ import torch
 import torch.distributed as dist
 
 from megatron_gopd import machine
+from megatron_gopd.config.schema import Sandbox
+from megatron_gopd.errors import UserError
 from megatron_gopd.launch.findings import Verdict
 from megatron_gopd.ranks import device_backend
+from megatron_gopd.rewards.code import check_sandbox
+from megatron_gopd.rewards.sandbox import memory_cgroup
 
 MESSAGE_BYTES = {"gloo": 8 << 20, "nccl": 256 << 20}
 SLOW_GB_PER_S = {"gloo": 0.05, "nccl": 5.0}  # below this a run is bound by the network, whatever else is right
@@ -85,6 +89,18 @@ def clock() -> Verdict:
     if skew > SKEW_S:
         return "warning", f"{skew:.1f} s from the other clocks", "chronyc tracking on that node"
     return "ok", f"within {SKEW_S} s of the others", ""
+
+
+def sandbox(settings: Sandbox) -> Verdict:
+    """What programs of `rewards: code` would run in, and which of docs/security.md's promises this kernel keeps."""
+    try:
+        check_sandbox(settings)
+    except UserError as error:
+        return "warning", str(error), "of concern with rewards: code alone"
+    whose = "made as root" if os.getuid() == 0 else "of a user"
+    namespaces = f"namespaces {whose}" if settings.isolation == "namespaces" else "no namespaces"
+    group = "a memory cgroup" if memory_cgroup.place() else "no memory cgroup: docs/security.md says what that leaves"
+    return "ok", f"{namespaces}, a filter of system calls, {group}", ""
 
 
 def port(number: int) -> Verdict:

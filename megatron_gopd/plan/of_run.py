@@ -22,6 +22,7 @@ class Taken:
     line: str
     phases: list[Phase]  # each of the rank that is fullest in it
     usable_bytes: float
+    fits: bool
 
 
 def take(config: Config, nodes: list[Node], name: str, memory_bytes: float, free_bytes: float) -> Taken:
@@ -34,4 +35,4 @@ def take(config: Config, nodes: list[Node], name: str, memory_bytes: float, free
     gpus = sum(len(node.gpus) for node in nodes)
     plan = fastest(config, gpus, on, Workload.of(config), on_nodes(config, nodes))
     taken = plan.config.model_copy(update={"training": config.training})  # the LM head looks at what is free by then
-    return Taken(taken, levers_in_words(plan), plan.phases, on.usable_bytes)
+    return Taken(taken, levers_in_words(plan), plan.phases, on.usable_bytes, plan.fits)

@@ -45,7 +45,7 @@ def test_an_algorithms_own_defaults_fill_an_empty_section(load):
         ),
         ("teachers=[/a, /b]", "teachers: names are expected here, each with keys below it: {NAME: {model: ...}}"),
         ("teachers.math=5", "teachers.math: keys are expected here: model, layout, dtype"),
-        ("logging.wandb=name", "logging.wandb: keys are expected here: project, mode, entity, group, tags, id (given: 'name')"),
+        ("logging.wandb=name", "logging.wandb: keys are expected here: project, mode, entity, group, tags, id"),
         ("checkpoint=false", "checkpoint: keys are expected here: every, keep, resume (given: false)"),
         ("student=null", "'student' is missing"),
         ("run.name=5", "run.name: text is expected; put it in quotes (given: 5)"),

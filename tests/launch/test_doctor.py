@@ -83,7 +83,7 @@ def verdicts(found: list[tuple], check: str) -> dict[str, str]:
 
 def test_all_is_well(found):
     checks = {check for _, check, verdict, _ in found["well"] if verdict == "ok"}
-    looked = {"versions", "hardware", "ranks", "all-reduce", "clock", "folder", "placement", "disk", *NEEDS}
+    looked = {"versions", "hardware", "ranks", "all-reduce", "clock", "sandbox", "folder", "placement", "disk", *NEEDS}
     assert checks == looked
     assert not [verdict for _, _, verdict, _ in found["well"] if verdict == "failed"]
 
@@ -187,5 +187,6 @@ def test_one_machine_for_programs(tmp_path):
         "ranks",
         "all-reduce",
         "clock",
+        "sandbox",
     }
     assert not list(Path(tmp_path).iterdir())

@@ -177,6 +177,35 @@ def test_a_user_without_privileges_grades_alike(isolation):
     assert done.stdout == "None\n", done.stderr
 
 
+@pytest.mark.parametrize("isolation", ["namespaces", "limits"])
+def test_an_error_of_the_system_is_the_answers_once_a_program_has_started(isolation):
+    from megatron_gopd.rewards.sandbox import SandboxError
+    from megatron_gopd.rewards.sandbox.keeper import in_jail
+
+    def work(jail, *, started: bool) -> dict:
+        jail.started = started
+        raise OSError(24, "Too many open files")
+
+    settings = CALM.model_copy(update={"isolation": isolation})
+    answer = in_jail(lambda jail: work(jail, started=True), {}, 0, settings)
+    assert answer == {"problem": "crash: OSError: [Errno 24] Too many open files"}
+    with pytest.raises(SandboxError, match="Too many open files"):
+        in_jail(lambda jail: work(jail, started=False), {}, 0, settings)
+
+
+def test_a_row_larger_than_a_programs_folders_is_graded(grade):
+    stdin, setup = 70 << 20, 17 << 20
+    tests = {"inputs": ["x" * stdin], "outputs": [f"{stdin} {setup}"], "setup": f"TEXT = '{'x' * setup}'"}
+    assert grade("print(len(open('/dev/stdin').read()), len(TEXT))", tests) == Grade(1.0)
+
+
+def test_a_row_that_no_sandbox_can_hold_costs_its_own_reward():
+    small = CALM.model_copy(update={"memory_mb": 128})
+    tests = json.dumps({"inputs": ["x" * (129 << 20)], "outputs": [""]})
+    problem = "the setup and largest input hold 129 MiB, more than sandbox.memory_mb"
+    assert code(fenced("print()"), tests, small) == Grade(0.0, problem)
+
+
 def test_a_kernel_that_refuses_is_an_error_and_no_grade(monkeypatch):
     from megatron_gopd.rewards.sandbox import SandboxError, keeper
 

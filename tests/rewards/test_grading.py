@@ -136,3 +136,10 @@ def test_any_of_several_answers_is_right():
     with Graders("exact", SANDBOX) as graders:
         grades = graders.grade(asked, [r"\boxed{seven}", r"\boxed{5}", r"\boxed{6}"], ["stop"] * 3)
     assert [grade.score for grade in grades] == [1.0, 1.0, 0.0]
+
+
+def test_tests_that_no_sandbox_of_this_size_can_hold_are_refused_with_their_row():
+    asked = prompt(tests=json.dumps(json.loads(TESTS) | {"setup": "#" * (129 << 20)}))
+    small = SANDBOX.model_copy(update={"memory_mb": 128})
+    with pytest.raises(UserError, match="train.jsonl:1: tests: the setup and largest input hold 129 MiB, more than"):
+        check_gradable("code", [asked], small, every=False)

@@ -26,7 +26,7 @@ def test_what_cannot_be_counted_is_to_be_set_by_hand(configured):
 
 
 def test_out_of_memory_is_told_with_the_arithmetic():
-    taken = Taken(None, "", [Phase("update", {"activations": 3 * 2**30, "gradients": 2**30})], 2 * 2**30)
+    taken = Taken(None, "", [Phase("update", {"activations": 3 * 2**30, "gradients": 2**30})], 2 * 2**30, False)
     error = memory.explained(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), taken, "train")
     assert "in the phase train: CUDA out of memory. Tried to allocate 2.00 GiB." in str(error)
     assert "counted: 4.0 GiB in the phase update (activations 3.0 + gradients 1.0) of 2.0 usable" in str(error)

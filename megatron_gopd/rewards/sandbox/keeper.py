@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from megatron_gopd.config.schema import Sandbox
-from megatron_gopd.rewards.sandbox import imports, memory_cgroup, view
+from megatron_gopd.rewards.sandbox import imports, memory_cgroup, seccomp, view
 from megatron_gopd.rewards.sandbox.jail import MEBIBYTE, Jail, SandboxError
 from megatron_gopd.rewards.sandbox.processes import kill_descendants, send
 from megatron_gopd.rewards.sandbox.users import OWN_UID, uid_of_programs
@@ -33,6 +33,7 @@ def in_jail(work: Work, files: dict[str, str], held_bytes: int, settings: Sandbo
     files: name -> text, which programs can read in `Jail.folder`; held_bytes: of what else is kept for them there.
     Raises SandboxError, and TimeoutError where nothing came back in time.
     """
+    _know_the_filter()
     if settings.isolation == "limits":
         with TemporaryDirectory(prefix="sandbox-", ignore_cleanup_errors=True) as folder:
             return _in_child(lambda writing: _limited(work, files, settings, folder, writing), settings)
@@ -43,6 +44,15 @@ def in_jail(work: Work, files: dict[str, str], held_bytes: int, settings: Sandbo
     if answer["problem"] and memory_cgroup.kills() > before:
         answer["problem"] = f"{answer['problem'].partition(': ')[0]}: too much memory"
     return answer
+
+
+def _know_the_filter() -> None:
+    """Made once, here, for all processes to come."""
+    try:
+        if sys.platform == "linux":
+            seccomp.program()
+    except OSError as error:
+        raise SandboxError(str(error)) from None
 
 
 def _in_child(keep: Callable[[int], None], settings: Sandbox) -> dict:

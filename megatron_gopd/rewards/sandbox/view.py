@@ -79,9 +79,10 @@ def packages() -> list[Path]:
 
 def _show_python() -> str:
     """Python, its library and PACKAGES, and where those are. An installation such as conda's holds far more."""
-    covers = [_LOCAL, *_package_folders("/usr")]
-    _cover(covers)
+    covers = _cover([_LOCAL, *_package_folders("/usr")])
     prefix = os.path.realpath(sys.base_prefix)
+    if Path(prefix).is_relative_to(SCRATCH):
+        raise OSError(f"Python is installed in {prefix}, and {SCRATCH} is what programs have as their own")
     _show(PYTHON)
     if prefix != "/usr":
         libraries = {f"{prefix}/lib", f"{prefix}/{sys.platlibdir}"}
@@ -90,14 +91,14 @@ def _show_python() -> str:
         others = [str(each) for folder in libraries for each in Path(folder).glob("*/") if not _leads_to_library(each)]
         covers += _cover([*others, *_package_folders(prefix)])
     found = packages()
-    beside = str(found[0].parent) if found else None
-    in_place = beside in covers  # conda's numpy finds its libraries from there
+    # conda's numpy finds its libraries from its own place
+    in_place = any(folder.is_relative_to(cover) for folder in found for cover in covers)
+    place = str(found[0].parent) if in_place else f"{FOLDER}/packages"
     for folder in found:
-        _show(str(folder), at=None if in_place else f"{FOLDER}/packages/{folder.name}")
-    for folder in covers:
-        if os.path.isdir(f"{_ROOT}{folder}"):
-            linux.set_mount_attributes(f"{_ROOT}{folder}", _READ_ONLY, recursive=False)
-    return beside if in_place else f"{FOLDER}/packages"
+        _show(str(folder), at=f"{place}/{folder.name}")
+    for cover in covers:
+        linux.set_mount_attributes(f"{_ROOT}{cover}", _READ_ONLY, recursive=False)
+    return place
 
 
 def _package_folders(prefix: str) -> list[str]:
@@ -110,11 +111,13 @@ def _leads_to_library(folder: Path) -> bool:
 
 
 def _cover(folders: list[str]) -> list[str]:
-    """Mount an empty folder on each that is shown; they stay writable for now."""
+    """Mount an empty folder on each that is shown, and return those; they stay writable for now."""
+    shown = []
     for folder in folders:
-        if os.path.isdir(f"{_ROOT}{folder}"):
+        if os.path.isdir(f"{_ROOT}{folder}"):  # and not below one that is covered
             linux.mount("tmpfs", f"{_ROOT}{folder}", "tmpfs", linux.NOSUID | linux.NODEV, "size=64k,mode=755")
-    return folders
+            shown.append(folder)
+    return shown
 
 
 def _show(source: str, attributes: int = _READ_ONLY, at: str | None = None) -> None:
