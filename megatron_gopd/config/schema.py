@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -36,7 +37,6 @@ LOGPROB_CEILING = 0.25
 
 Rewards = Annotated[str, OneOf(NAMED_REWARDS, "reward", "FUNCTION")]
 Beta = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
 
 
 class Run(Section):
@@ -118,7 +118,7 @@ class Training(Section):
     logprob: Literal["fused", "naive"] = Field(
         "fused", description="the LM head: without logits, or with them in memory as a check"
     )
-    lm_head_gib: Positive | Literal["auto"] = Field(
+    lm_head_gib: float | Literal["auto"] = Field(
         "auto",
         description="of a GPU, for what the LM head keeps of a chunk of tokens; auto: an eighth of what is free, at "
         "most 1.25",
@@ -126,6 +126,13 @@ class Training(Section):
     hidden_states_gib: float = Field(
         4.0, gt=0, description="of host memory a rank, for scorers' hidden states under gradient: exact"
     )
+
+    @field_validator("lm_head_gib", mode="before")
+    @classmethod
+    def _auto_or_gib(cls, value):
+        if value != "auto" and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < inf):
+            raise ValueError("write auto, or GiB above 0")
+        return value
 
 
 class Optimizer(Section):

@@ -27,6 +27,21 @@ UNKNOWN_BATCHSIZE = (
         ("steps: 10", "steps: 10\noptimizer: {betas: [true, 0.9]}", "FILE:4: optimizer.betas: a number is expected"),
         ("steps: 10", "steps: ten", "FILE:3: run.steps: a whole number is expected (given: 'ten')"),
         ("steps: 10", "steps: 0", "FILE:3: run.steps: Input should be greater than or equal to 1 (given: 0)"),
+        (
+            "steps: 10",
+            "steps: 10\ntraining: {lm_head_gib: 0}",
+            "FILE:4: training.lm_head_gib: write auto, or GiB above 0",
+        ),
+        (
+            "steps: 10",
+            "steps: 10\ntraining: {lm_head_gib: plenty}",
+            "FILE:4: training.lm_head_gib: write auto, or GiB above 0",
+        ),
+        (
+            "steps: 10",
+            "steps: 10\ntraining: {lm_head_gib: .inf}",
+            "FILE:4: training.lm_head_gib: write auto, or GiB above 0",
+        ),
         ("name: demo", "name: a b", "FILE:2: run.name: String should match pattern"),
         ("/teacher", "/t\n    promt: x", "FILE:8: unknown key 'teachers.math.promt'; did you mean 'prompt'? keys here"),
         (

@@ -30,6 +30,7 @@ from tests.kernels.distribution_case import TEMPERATURE, Case, relative, rows_of
 TOKENS, HIDDEN, VOCABULARY = 150, 100, 333  # multiples of no tile
 DESCRIBED = (300, 136, 333)  # rows of bf16 that a descriptor takes, over more tiles than there are programs
 PROCESSORS = 2
+CUBLAS = triton_products.by_cublas
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -151,6 +152,20 @@ def own_products() -> dict[str, float]:
     triton_products.PRODUCTS.clear()
     found = errors(fused(*inputs(torch.bfloat16), "one_pass"), naive(*inputs(torch.bfloat16)))
     triton_products.PRODUCTS.update(chosen)
+    return found
+
+
+def asked_of_cublas() -> dict[str, str]:
+    """Every pair of the table, asked as on a GPU, with shapes alone: the dtype that comes, or what is refused."""
+    found = {}
+    for (operands, result), add in itertools.product(triton_products.PRODUCTS, (False, True)):
+        a, b = (torch.empty(8, 8, device="meta", dtype=operands) for _ in range(2))
+        out = torch.empty(8, 8, device="meta", dtype=result)
+        try:
+            CUBLAS(a.T, b, out, add)
+            found[f"{operands} {result} {add}"] = ""
+        except RuntimeError as error:
+            found[f"{operands} {result} {add}"] = str(error)
     return found
 
 
@@ -292,7 +307,7 @@ def distribution_of_nothing() -> float:
 if __name__ == "__main__":
     head.backend_for, triton_products.by_cublas = lambda _: hopper(), on_this_cpu
     cases = (
-        against_oracle, without_entropy, described, far_above_the_sample, own_products,
+        against_oracle, without_entropy, described, far_above_the_sample, own_products, asked_of_cublas,
         far_below_zero, sure_of_its_target, beyond_32_bits, into_given_buffer, refusals,
         same_bits_alone, masked_rows, no_tokens, blackwell, distribution, distribution_of_nothing,
     )  # fmt: skip

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from megatron_gopd.config import Layout, load_config
+from megatron_gopd.config.schema import Training
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.plan.dry_run import stages as stepped_stages
@@ -15,7 +16,7 @@ from megatron_gopd.plan.dry_run import step
 from megatron_gopd.plan.hardware import machine
 from megatron_gopd.plan.levers import most_frugal
 from megatron_gopd.plan.overrides import _written, as_yaml, dotted
-from megatron_gopd.plan.planning import MODELS, plan
+from megatron_gopd.plan.planning import MODELS, plan, with_head_memory
 from megatron_gopd.plan.roles import Role, located, roles_of
 from megatron_gopd.plan.search import search
 from megatron_gopd.plan.verb import run_plan
@@ -187,3 +188,19 @@ def test_an_override_replaces_what_the_file_says_of_a_layout():
         "ep": 2,
         "sequence_parallel": False,
     }
+
+
+def test_what_the_lm_head_keeps_is_decided_by_the_memory_that_is_left(tiny_plan):
+    auto = tiny_plan.config.model_copy(update={"training": Training(max_tokens_per_micro_batch=256)})
+    held = {on.rank: on.held for on in tiny_plan.ranks}
+    chip = tiny_plan.machine.chip.model_copy(update={"memory_gib": 8.0})
+    little = tiny_plan.machine.model_copy(update={"chip": chip})
+    settled_there = with_head_memory(auto, tiny_plan.roles, held, tiny_plan.where, little)
+    assert tiny_plan.config.training.lm_head_gib == 1.25
+    assert 0 < settled_there.training.lm_head_gib <= 8.0 / 8
+
+
+def test_what_the_lm_head_keeps_is_in_the_memory_of_an_update(configured):
+    configs = [most_frugal(configured(f"training.lm_head_gib={gib}")) for gib in (1.25, 1e-6)]
+    ample, scarce = (step(config, roles_of(config)[0], 1, 4096, 0) for config in configs)
+    assert ample.peak_bytes > scarce.peak_bytes
