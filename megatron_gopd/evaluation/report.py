@@ -42,6 +42,8 @@ def plot_curve(metrics: Path, target: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    from megatron_gopd.evaluation.study.drawing import readable
+
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     learned = [key for key in ("reverse_kl", "reward") if all(key in row for row in rows)] or ["loss"]
     panels = [*learned, "response_tokens_mean", "entropy"]
@@ -51,6 +53,7 @@ def plot_curve(metrics: Path, target: Path) -> None:
         axis.set_xlabel("step")
         axis.set_ylabel(PANELS[key])
         axis.grid(alpha=0.3)
+        readable(axis)
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=120)
     pyplot.close(figure)
