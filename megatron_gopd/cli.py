@@ -235,7 +235,7 @@ def report(
     ],
     output: Annotated[Path, typer.Option(help="new folder, or one with an earlier report, which is replaced")],
 ) -> None:
-    """The paper's tables, figures and claims from any runs, with standard errors: HTML and Markdown."""
+    """What any runs did and amount to, with standard errors, and the paper's claims: HTML and Markdown."""
     from megatron_gopd.evaluation import study
 
     study.report(runs, output)

@@ -105,22 +105,20 @@ def read_own(value: Any, _: Callable, info: ValidationInfo) -> AlgorithmSection:
         return value
     if info.context is AS_WRITTEN:
         return AsWritten.model_validate(value)
-    code = OwnCode.parse(value["type"])
     try:
-        section = own_section(code)
-        with code.errors():
-            try:
-                return section.model_validate(value)
-            except ValidationError as error:
-                raise _Told(error) from None
-    except _Told as told:
-        raise told.args[0] from None
+        return _read(OwnCode.parse(value["type"]), value)
     except UserError as error:
         raise PydanticCustomError("algorithm", "{said}", {"said": str(error)}) from error
 
 
-class _Told(UserError):
-    """Mistakes in the keys, which pydantic tells."""
+def _read(code: OwnCode, value: dict) -> AlgorithmSection:
+    section = own_section(code)
+    try:
+        return section.model_validate(value)
+    except ValidationError:  # mistakes in the keys, which pydantic tells
+        raise
+    except Exception as error:  # of a validator of the class
+        raise UserError(code.in_words(error)) from error
 
 
 def _annotated(code: OwnCode, build: Callable) -> type[AlgorithmSection]:

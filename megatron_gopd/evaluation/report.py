@@ -44,6 +44,8 @@ def plot_curve(metrics: Path, target: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    from megatron_gopd.evaluation.study.drawing import readable
+
     rows = [row for row in map(json.loads, metrics.read_text().splitlines()) if row["step"]]
     if not rows:  # but that of an evaluation before the first step
         return
@@ -55,6 +57,7 @@ def plot_curve(metrics: Path, target: Path) -> None:
         axis.set_xlabel("step")
         axis.set_ylabel(PANELS[key])
         axis.grid(alpha=0.3)
+        readable(axis)
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(target) as file:  # it is looked at while it is drawn anew
         figure.savefig(file, dpi=120, format="png")

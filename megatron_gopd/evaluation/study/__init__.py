@@ -1,4 +1,4 @@
-"""The report on a study: runs and evaluations in, the paper's tables, figures and claims out. No torch here."""
+"""The report on runs and evaluations: what they did, and what they say of the paper's claims. No torch here."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_gopd.errors import UserError
-from megatron_gopd.evaluation.study.claims import findings
-from megatron_gopd.evaluation.study.figures import figures
+from megatron_gopd.evaluation.study import glance
 from megatron_gopd.evaluation.study.page import PAGE, TEXT, Report
 from megatron_gopd.evaluation.study.settings import Study
-from megatron_gopd.evaluation.study.tables import tables
 from megatron_gopd.evaluation.study.verdicts import Finding
 from megatron_gopd.runs import atomic_folder, print_table
 from megatron_gopd.terminal import say
@@ -27,11 +25,15 @@ def report(paths: Sequence[Path], output: Path) -> list[Finding]:
     """
     _refuse_other_things(output)
     study = Study(paths)
-    whole = Report(study, findings(study), tables(study), figures(study))
+    whole = Report.on(study)
     with atomic_folder(output) as folder:
         whole.write(folder)
-    print_table("Claims, asked of these runs", ["claim", ""], [(f.claim.text, f.verdict) for f in whole.findings])
-    say(f"{output / PAGE}, {output / TEXT}")
+    if numbers := glance.number_rows(study):
+        print_table("First and last steps of these runs", numbers[0], numbers[1:])
+    if whole.told:
+        told = [(finding.claim.text, finding.verdict) for finding in whole.told]
+        print_table("Claims, asked of these runs", ["claim", ""], told)
+    say(f"{whole.summary}\n{output / PAGE}, {output / TEXT}")
     return whole.findings
 
 

@@ -9,6 +9,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#3b82c4", "#e08214", "#2a9d6f", "#d149
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)
 INK = "#404346"  # of text and axes; the page replaces it by the reader's own colour
 POINTS = {"markersize": 4.5, "linewidth": 1.6, "capsize": 2.5, "elinewidth": 1.0}
+FLAT = 1e-3  # of a value, within which its changes are none to look at
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 9.5,
@@ -39,6 +40,17 @@ def panels(rows: int, columns: int, *, height: float = 2.6, width: float = 9.0):
 
     matplotlib.rcParams.update(STYLE)
     return pyplot.subplots(rows, columns, figsize=(width, height * rows + 0.4), squeeze=False, layout="constrained")
+
+
+def readable(axis) -> None:
+    """Whole steps below; and a line that is all but flat is drawn flat, with its value in digits that tell."""
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.ticklabel_format(axis="y", useOffset=False, scilimits=(-3, 5))
+    low, high = axis.dataLim.y0, axis.dataLim.y1
+    size = max(abs(low), abs(high))
+    if high - low < FLAT * size or high == low:
+        margin = 0.05 * size or 0.5
+        axis.set_ylim(low - margin, high + margin)
 
 
 def legend(figure, *axes) -> None:

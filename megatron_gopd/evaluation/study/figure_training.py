@@ -8,7 +8,7 @@ from megatron_gopd.evaluation.study import drawing
 from megatron_gopd.evaluation.study.compare import corrected, exopd, opd
 from megatron_gopd.evaluation.study.dynamics import mean_over_seeds, series, teachers_in
 from megatron_gopd.evaluation.study.scores import smoothed
-from megatron_gopd.evaluation.study.settings import Setting, Study
+from megatron_gopd.evaluation.study.settings import Setting, Study, told
 from megatron_gopd.evaluation.study.variants import Variant
 
 SMOOTHING = 0.5  # the paper's
@@ -24,8 +24,7 @@ def trained(study: Study) -> Iterator[tuple[str, list[Variant]]]:
     for setting in study.settings:
         for recipe in setting.recipes():
             pair = [each for each in (opd(recipe), exopd(recipe), corrected(recipe)) if each]
-            title = f"{setting.title}, {recipe[0].budget}"
-            yield title, [each for each in pair or recipe if _shown(each)]
+            yield f"{setting.title}, {told(setting, recipe)}", [each for each in pair or recipe if _shown(each)]
     for variant in study.variants:
         if not variant.teachers and _shown(variant):
             yield (
@@ -46,9 +45,9 @@ def draw(variants: list[Variant]) -> drawing.Drawn:
             found = series(variant, metric)
             for steps in found.values() if len(found) > 1 else ():
                 _line(axis, steps, factor, color=colour, linewidth=0.7, alpha=0.35)
-            _line(axis, mean_over_seeds(variant, metric), factor, color=colour, linewidth=1.8, label=variant.label)
+            _line(axis, mean_over_seeds(variant, metric), factor, color=colour, linewidth=1.8, label=variant.named)
         axis.set(xlabel="step", title=label)
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        drawing.readable(axis)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     drawing.legend(figure, *axes.flat)

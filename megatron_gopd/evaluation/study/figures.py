@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from megatron_gopd.evaluation.study import figure_lambda, figure_training
+from megatron_gopd.evaluation.study import curves, figure_lambda, figure_training
 from megatron_gopd.evaluation.study.drawing import Drawn
-from megatron_gopd.evaluation.study.settings import Study
+from megatron_gopd.evaluation.study.settings import Study, told
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,18 @@ class Figure:
     caption: str
     drawn: Drawn = field(repr=False)
     table: list[list[str]] = field(default_factory=list)  # headings, then rows; empty: none
+
+
+def of_runs(study: Study) -> list[Figure]:
+    """The curves of all metrics, by the runs' names."""
+    caption = (
+        "A line a run. Thin: as measured; thick, where there are many steps: an exponential moving average, "
+        f"coefficient {curves.SMOOTHING:g}. Metrics are of the batches trained on, before each update."
+    )
+    return [
+        Figure(f"curves-{number}", f"Curves{whose}", caption, curves.draw(runs))
+        for number, (whose, runs) in enumerate(curves.curves(study), 1)
+    ]
 
 
 def figures(study: Study) -> list[Figure]:
@@ -35,7 +47,7 @@ def _over_lambda(study: Study) -> Iterator[Figure]:
         drawn = figure_lambda.draw(study, setting, recipe)
         yield Figure(
             f"lambda-{number}",
-            f"Accuracy and length over λ: {setting.title}, {recipe[0].budget}",
+            f"Accuracy and length over λ: {setting.title}, {told(setting, recipe)}",
             caption,
             drawn,
             table,

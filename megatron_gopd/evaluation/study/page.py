@@ -10,12 +10,15 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from megatron_gopd.evaluation.study import numbers, overview
+from megatron_gopd.evaluation.study import glance, numbers, overview
+from megatron_gopd.evaluation.study.claims import findings
 from megatron_gopd.evaluation.study.drawing import INK
-from megatron_gopd.evaluation.study.figures import Figure
+from megatron_gopd.evaluation.study.figures import Figure, figures, of_runs
+from megatron_gopd.evaluation.study.results import results
+from megatron_gopd.evaluation.study.samples import samples
 from megatron_gopd.evaluation.study.scores import Measured
 from megatron_gopd.evaluation.study.settings import Study
-from megatron_gopd.evaluation.study.tables import Table
+from megatron_gopd.evaluation.study.tables import Table, tables
 from megatron_gopd.evaluation.study.verdicts import FAILS, HOLDS, OPEN, SURE, Finding
 from megatron_gopd.terminal import shown
 
@@ -27,9 +30,24 @@ class Report:
     """All that is shown."""
 
     study: Study
-    findings: list[Finding]
+    results: list[Table]
+    curves: list[Figure]
+    findings: list[Finding]  # the paper's from here on
     tables: list[Table]
     figures: list[Figure]
+
+    @classmethod
+    def on(cls, study: Study) -> Report:
+        return cls(study, results(study), of_runs(study), findings(study), tables(study), figures(study))
+
+    @property
+    def told(self) -> list[Finding]:
+        """The claims that these runs speak of."""
+        return [finding for finding in self.findings if finding.verdict != OPEN or finding.evidence]
+
+    @property
+    def untold(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding not in self.told]
 
     @property
     def summary(self) -> str:
@@ -38,13 +56,13 @@ class Report:
         said = ", ".join(
             [f"{counts[HOLDS]} hold", f"{counts[FAILS]} do not hold here", f"{counts[OPEN]} cannot be told"]
         )
-        return f"Of {len(self.findings)}: {said} from these runs."
+        return f"Of {len(self.findings)} claims: {said} from these runs."
 
     def write(self, folder: Path) -> None:
         """report.html, report.md, and NAME.svg and NAME.png of each figure."""
         for name in (PAGE, TEXT):
             (folder / name).write_text(self._rendered(f"{name}.jinja"), encoding="utf-8")
-        for figure in self.figures:
+        for figure in (*self.curves, *self.figures):
             (folder / f"{figure.name}.svg").write_text(figure.drawn.svg, encoding="utf-8")
             (folder / f"{figure.name}.png").write_bytes(figure.drawn.png)
 
@@ -58,7 +76,7 @@ class Report:
             undefined=jinja2.StrictUndefined,
         )
         environment.filters |= {"inline": inline, "cell": markdown, "verdict": verdict_class, "sure": surely}
-        environment.globals |= {"numbers": numbers}
+        environment.globals |= {"numbers": numbers, "glance": glance, "samples": samples}
         return environment.get_template(template).render(
             report=self,
             overview=overview,

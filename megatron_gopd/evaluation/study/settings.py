@@ -8,7 +8,7 @@ from pathlib import Path
 
 from megatron_gopd.evaluation.study.folders import Evaluation, Run, read_folders
 from megatron_gopd.evaluation.study.models import Models, Subject
-from megatron_gopd.evaluation.study.variants import Variant, variants_of
+from megatron_gopd.evaluation.study.variants import GRADIENT, Variant, apart, variants_of
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,14 @@ class Setting:
             if variant.method.kind == "gopd":
                 groups.setdefault(repr(sorted(variant.recipe.items())), []).append(variant)
         return [sorted(group, key=lambda variant: variant.method.place) for group in groups.values()]
+
+
+def told(setting: Setting, recipe: list[Variant]) -> str:
+    """How long a recipe was trained, and what tells it from the setting's others."""
+    recipes = setting.recipes()
+    details = apart([each[0] for each in recipes], but=("run.steps", GRADIENT, "algorithm.divergence"))
+    detail = next(detail for each, detail in zip(recipes, details, strict=True) if each[0] is recipe[0])
+    return ", ".join(filter(None, [recipe[0].budget, detail]))
 
 
 class Study:

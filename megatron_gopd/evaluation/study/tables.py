@@ -43,8 +43,12 @@ class Table:
 
 
 def tables(study: Study) -> list[Table]:
-    """Table 2 for every student with teachers of its size, Table 3 for every set of larger ones."""
-    return [*_same_size(study), *_strong_to_weak(study)]
+    """Table 2 for every student with teachers of its size, Table 3 for every set of larger ones; no empty ones."""
+    return [table for table in (*_same_size(study), *_strong_to_weak(study)) if _measured(table)]
+
+
+def _measured(table: Table) -> bool:
+    return any(cell.value for _, rows in table.sections for row in rows for cell in row.cells)
 
 
 def _same_size(study: Study) -> Iterator[Table]:

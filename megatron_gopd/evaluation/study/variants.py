@@ -78,6 +78,11 @@ class Variant:
         return [run for run in self.runs if not run.finished]
 
     @property
+    def named(self) -> str:
+        """The label, and whose it is."""
+        return f"{self.label} ({', '.join(run.config.run.name for run in self.runs[:3])}{', …' * (len(self.runs) > 3)})"
+
+    @property
     def label(self) -> str:
         """The method and how far it has come."""
         far = ", ".join(f"{run.done} of {self.steps} steps" for run in self.unfinished)
@@ -111,7 +116,7 @@ def method_of(run: Run) -> Method:
 
 def recipe_of(run: Run) -> dict[str, object]:
     """{dotted key: value} of what a run's configuration says beyond its method."""
-    whole = dict(_flat(run.config.model_dump(mode="json", by_alias=True)))
+    whole = dict(flat(run.config.model_dump(mode="json", by_alias=True)))
     return {key: value for key, value in whole.items() if not _is_beside(key)}
 
 
@@ -122,9 +127,9 @@ def gradient_of(recipe: dict[str, object]) -> str:
     return "" if asked == "sampled" else f"{asked} gradient{other}"
 
 
-def apart(variants: list[Variant]) -> list[str]:
-    """For each of several, the parts of its recipe in which it differs from another, as `lr 0.001`; "" for none."""
-    keys = dict.fromkeys(key for variant in variants for key in variant.recipe)
+def apart(variants: list[Variant], but: tuple[str, ...] = ()) -> list[str]:
+    """For each of several, the parts of its recipe, `but` these, in which it differs from another, as `lr 0.001`."""
+    keys = dict.fromkeys(key for variant in variants for key in variant.recipe if key not in but)
     differing = [key for key in keys if len({repr(variant.recipe.get(key)) for variant in variants}) > 1]
     return [", ".join(f"{key.rpartition('.')[2]} {each.recipe.get(key)}" for key in differing) for each in variants]
 
@@ -169,9 +174,9 @@ def _references(run: Run) -> dict[str, Path]:
     return {name: reference_of(run, name) for name in run.config.teachers if run.config.extrapolates(name)}
 
 
-def _flat(tree: object, key: str = "") -> Iterator[tuple[str, object]]:
+def flat(tree: object, key: str = "") -> Iterator[tuple[str, object]]:
     if isinstance(tree, dict) and tree:
         for name, value in tree.items():
-            yield from _flat(value, f"{key}.{name}" if key else str(name))
+            yield from flat(value, f"{key}.{name}" if key else str(name))
     else:
         yield key, tree

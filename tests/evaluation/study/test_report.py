@@ -20,7 +20,7 @@ def written(study_folder, tmp_path_factory) -> Path:
 
 def test_the_page_needs_nothing_beside_it(written):
     page = (written / "report.html").read_text()
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3
     assert not re.search(r'(src|href)="(?!#)', page)
     assert not re.search(r"url\((?!#)|@import", page)
 
@@ -34,7 +34,7 @@ def test_ids_in_the_page_are_unique_where_they_are_used(written):
 
 def test_the_markdown_has_its_figures(written):
     named = re.findall(r"!\[.*\]\((.+)\)", (written / "report.md").read_text())
-    assert named == ["lambda-1.png", "training-1.png"]
+    assert named == ["curves-1.png", "lambda-1.png", "training-1.png"]
     for name in named:
         assert (written / name).read_bytes().startswith(b"\x89PNG")
         assert (written / name).with_suffix(".svg").exists()
