@@ -11,7 +11,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 REQUEST_S = 30.0  # until a request is there whole, from when its connection opened or was answered last
 MOST_CONNECTIONS, OTHER_FILES = 8192, 256  # that are open at a time
-MOST_BYTES = 2**22  # of a request: half a million tokens
+MOST_BYTES = 2**25  # of a request: 64 ids beside each of sixty thousand tokens
 
 
 class TooLongError(Exception):
