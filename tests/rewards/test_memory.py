@@ -6,6 +6,9 @@ import json
 
 import pytest
 
+from megatron_gopd.config.schema import Sandbox
+from megatron_gopd.rewards.code import code
+from megatron_gopd.rewards.sandbox import memory_cgroup
 from tests.rewards.somebody import UID, grades_by, needs_root
 
 SETTINGS = {"seconds_per_test": 60, "seconds": 120, "memory_mb": 192, "scratch_mb": 128, "processes": 32, "workers": 2}
@@ -41,3 +44,30 @@ def test_memory_of_every_kind_counts_and_what_is_shared_counts_once(user):
     problems = [problem for _, problem in grades_by(user, answers, [TESTS] * len(answers), **SETTINGS)]
     expected = dict.fromkeys(TOO_MUCH, "test 1: too much memory") | dict.fromkeys(ENOUGH)
     assert dict(zip(expected, problems, strict=True)) == expected
+
+
+@pytest.mark.skipif(memory_cgroup.place() is None, reason="this user may make no memory cgroup")
+def test_where_there_is_a_memory_cgroup_programs_are_in_it():
+    program = "print('done' if 'megatron-gopd-' in open('/proc/self/cgroup').read() else 'outside')"
+    assert code(f"```python\n{program}\n```", TESTS, Sandbox(seconds_per_test=60)).problem is None
+    assert memory_cgroup.kills() == 0
+
+
+@pytest.mark.parametrize(
+    ("files", "shares", "chosen"),
+    [
+        ("memory.max cgroup.controllers", {"job": "memory pids", "job/step": ""}, "job"),
+        ("memory.max cgroup.controllers", {"job": "memory", "job/step": "cpu memory"}, "job/step"),
+        ("memory.max cgroup.controllers", {"job": "cpu", "job/step": ""}, None),
+        ("memory.limit_in_bytes", {"job": None, "job/step": None}, "job/step"),
+    ],
+)
+def test_a_group_is_made_where_its_version_allows_a_limit(tmp_path, monkeypatch, files, shares, chosen):
+    for path, shared in shares.items():
+        (tmp_path / path).mkdir(parents=True)
+        for name in [*files.split(), "cgroup.procs"]:
+            (tmp_path / path / name).touch()
+        if shared is not None:
+            (tmp_path / path / "cgroup.subtree_control").write_text(shared)
+    monkeypatch.setattr(memory_cgroup.cgroups, "folder", lambda _: (tmp_path / "job/step", tmp_path))
+    assert memory_cgroup.place.__wrapped__() == (tmp_path / chosen if chosen else None)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import sysconfig
+from functools import cache
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
-from pathlib import Path
+from types import ModuleType
 
 STANDARD_LIBRARY = os.path.realpath(sysconfig.get_path("stdlib"))
 
@@ -15,8 +16,13 @@ def keep_to(packages: str) -> None:
     """From the standard library and the folder `packages`, wherever this process found its modules before."""
     sys.path[:] = [STANDARD_LIBRARY, f"{STANDARD_LIBRARY}/lib-dynload", packages]
     sys.meta_path[:] = [BuiltinImporter, FrozenImporter, PathFinder]
-    sys.path_importer_cache.clear()
-    for name, module in list(sys.modules.items()):
-        top, *inner = name.split(".")
-        if hasattr(module, "__path__") and not str(module.__file__).startswith(f"{STANDARD_LIBRARY}/"):
-            module.__path__ = [str(Path(packages, top, *inner))]  # where there is none, there is nothing to import
+    sys.path_importer_cache = {}
+    for name, module in foreign_packages(len(sys.modules)):
+        module.__path__ = [f"{packages}/{name.replace('.', '/')}"]  # where there is none, there is nothing to import
+
+
+@cache
+def foreign_packages(_modules: int) -> list[tuple[str, ModuleType]]:
+    """(name, package), of no standard library, of so many modules. Looked up once, for all processes to come."""
+    found = [(name, module) for name, module in list(sys.modules.items()) if hasattr(module, "__path__")]
+    return [each for each in found if not str(each[1].__file__).startswith(f"{STANDARD_LIBRARY}/")]

@@ -33,7 +33,7 @@ def in_jail(work: Work, files: dict[str, str], held_bytes: int, settings: Sandbo
     files: name -> text, which programs can read in `Jail.folder`; held_bytes: of what else is kept for them there.
     Raises SandboxError, and TimeoutError where nothing came back in time.
     """
-    _know_the_filter()
+    _look_around()
     if settings.isolation == "limits":
         with TemporaryDirectory(prefix="sandbox-", ignore_cleanup_errors=True) as folder:
             return _in_child(lambda writing: _limited(work, files, settings, folder, writing), settings)
@@ -46,11 +46,13 @@ def in_jail(work: Work, files: dict[str, str], held_bytes: int, settings: Sandbo
     return answer
 
 
-def _know_the_filter() -> None:
-    """Made once, here, for all processes to come."""
+def _look_around() -> None:
+    """What is the same for all processes to come is found out here, and once."""
+    imports.foreign_packages(len(sys.modules))
     try:
         if sys.platform == "linux":
             seccomp.program()
+            view.layout()
     except OSError as error:
         raise SandboxError(str(error)) from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from megatron_gopd import cgroups
@@ -35,6 +36,7 @@ def kills() -> int:
     return 0
 
 
+@cache
 def place() -> Path | None:
     """The group in which this process can make another one with a limit of its own."""
     found = cgroups.folder("memory")

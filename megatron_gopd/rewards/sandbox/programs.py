@@ -105,7 +105,7 @@ def watch(jail: Jail, pid: int, outputs: tuple[int, int], clock: Clock, output_b
 
 
 def _watch(jail, pid, selector, captured, clock: Clock, output_bytes: int) -> tuple[int | None, str | None]:
-    look_at, heavy = 0.0, False
+    look_at, heavy = time.monotonic() + LOOK_EVERY_S, False
     while True:
         _read(selector, captured)
         if sum(map(len, captured.values())) > output_bytes:

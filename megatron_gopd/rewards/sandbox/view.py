@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from functools import cache
 from pathlib import Path
 
 from megatron_gopd.rewards.sandbox import linux
@@ -77,19 +78,28 @@ def packages() -> list[Path]:
     return [beside / name for name in PACKAGES if (beside / name).is_dir()]
 
 
-def _show_python() -> str:
-    """Python, its library and PACKAGES, and where those are. An installation such as conda's holds far more."""
-    covers = _cover([_LOCAL, *_package_folders("/usr")])
+@cache
+def layout() -> tuple[list[str], list[str]]:
+    """(folders that are shown of Python, folders that are covered). An installation such as conda's holds far more.
+
+    Raises OSError: Python lies where programs have their own.
+    """
     prefix = os.path.realpath(sys.base_prefix)
     if Path(prefix).is_relative_to(SCRATCH):
         raise OSError(f"Python is installed in {prefix}, and {SCRATCH} is what programs have as their own")
-    _show(PYTHON)
-    if prefix != "/usr":
-        libraries = {f"{prefix}/lib", f"{prefix}/{sys.platlibdir}"}
-        for folder in libraries:
-            _show(folder)  # shared libraries lie there, side by side with folders of other programs
-        others = [str(each) for folder in libraries for each in Path(folder).glob("*/") if not _leads_to_library(each)]
-        covers += _cover([*others, *_package_folders(prefix)])
+    # shared libraries lie there, side by side with folders of other programs
+    libraries = [] if prefix == "/usr" else sorted({f"{prefix}/lib", f"{prefix}/{sys.platlibdir}"})
+    others = [str(each) for folder in libraries for each in Path(folder).glob("*/") if not _leads_to_library(each)]
+    return libraries, list(dict.fromkeys([_LOCAL, *_package_folders("/usr"), *others, *_package_folders(prefix)]))
+
+
+def _show_python() -> str:
+    """Python, its library and PACKAGES, and where those are."""
+    libraries, covered = layout()
+    covers = _cover([folder for folder in covered if folder.startswith("/usr/")])
+    for source in (PYTHON, *libraries):
+        _show(source)
+    covers += _cover([folder for folder in covered if folder not in covers])
     found = packages()
     # conda's numpy finds its libraries from its own place
     in_place = any(folder.is_relative_to(cover) for folder in found for cover in covers)
