@@ -21,6 +21,7 @@ from megatron_gopd.plan.roles import Role, located, roles_of
 from megatron_gopd.plan.search import search
 from megatron_gopd.plan.verb import run_plan
 from megatron_gopd.plan.workload import Workload
+from tests.tiny_models import VOCABULARY
 
 
 def planned(config, gpus: int, gpu: str = "h100", **keys) -> str:
@@ -200,7 +201,10 @@ def test_what_the_lm_head_keeps_is_decided_by_the_memory_that_is_left(tiny_plan)
     assert 0 < settled_there.training.lm_head_gib <= 8.0 / 8
 
 
-def test_what_the_lm_head_keeps_is_in_the_memory_of_an_update(configured):
-    configs = [most_frugal(configured(f"training.lm_head_gib={gib}")) for gib in (1.25, 1e-6)]
-    ample, scarce = (step(config, roles_of(config)[0], 1, 4096, 0) for config in configs)
-    assert ample.peak_bytes > scarce.peak_bytes
+def test_an_update_is_counted_in_chunks_of_what_the_lm_head_may_keep(configured):
+    def tokens_of_a_chunk(gib: float) -> int:
+        config = most_frugal(configured(f"training.lm_head_gib={gib}"))
+        gemms = step(config, roles_of(config)[0], 1, 4096, 0).micro_batch.gemms
+        return max(gemm.m for gemm in gemms if gemm.n == VOCABULARY)
+
+    assert (tokens_of_a_chunk(1.25), tokens_of_a_chunk(1e-6)) == (4096, 64)
