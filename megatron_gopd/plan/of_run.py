@@ -10,7 +10,7 @@ from megatron_gopd.plan.hardware import card
 from megatron_gopd.plan.memory import Phase
 from megatron_gopd.plan.placement import on_nodes
 from megatron_gopd.plan.planning import fastest
-from megatron_gopd.plan.report import levers_in_words
+from megatron_gopd.plan.words import levers_in_words
 from megatron_gopd.plan.workload import Workload
 
 

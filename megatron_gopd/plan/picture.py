@@ -6,7 +6,7 @@ import html
 from pathlib import Path
 
 from megatron_gopd.plan.hardware import GIB
-from megatron_gopd.plan.planning import Plan
+from megatron_gopd.plan.planned import Plan
 from megatron_gopd.plan.report import show
 from megatron_gopd.runs.atomic import write_text
 

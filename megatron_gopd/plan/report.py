@@ -1,25 +1,20 @@
-"""A plan in words, and as JSON."""
+"""A plan in words."""
 
 from __future__ import annotations
 
-import json
 import shlex
 
 from megatron_gopd.plan.exact import told
 from megatron_gopd.plan.hardware import GIB
-from megatron_gopd.plan.memory import Phase
 from megatron_gopd.plan.overrides import dotted
-from megatron_gopd.plan.planning import Plan, micro_batches_of
+from megatron_gopd.plan.planned import Plan, micro_batches_of
 from megatron_gopd.plan.search import Found
+from megatron_gopd.plan.words import levers_in_words
 
 
 def show(plan: Plan) -> str:
     """For a person, in Markdown."""
     return "\n\n".join(filter(None, [_head(plan), _roles(plan), _memory(plan), _time(plan), _verdict(plan)]))
-
-
-def as_json(plan: Plan) -> str:
-    return json.dumps(_tree(plan), indent=1)
 
 
 def show_search(found: list[Found], most: int = 10) -> str:
@@ -36,24 +31,6 @@ def show_search(found: list[Found], most: int = 10) -> str:
     table = _table(["step s", "layouts", "placement", "engines", "GiB"], rows)
     written = " ".join(shlex.quote(override) for override in dotted(found[0].overrides))
     return f"{len(found)} combinations fit; the fastest:\n\n{table}\n\noverrides of the first:\n\n    {written}"
-
-
-def levers_in_words(plan: Plan) -> str:
-    """What was taken of the levers at `auto`, its arithmetic, and what the next faster setting would need."""
-    fullest = max(plan.phases, key=lambda phase: phase.bytes)
-    of = f"of {plan.machine.usable_bytes / GIB:.1f} usable, on rank {plan.fullest[fullest.name]}"
-    line = f"memory: {plan.levers}: {phase_in_words(fullest)} {of}{'' if plan.fits else ', which does not fit'}"
-    if plan.faster:
-        needed = max(plan.faster.phases, key=lambda phase: phase.bytes)
-        line += f"; next faster, {plan.faster.levers}: {needed.bytes / GIB:.1f} GiB in the phase {needed.name}"
-    return line
-
-
-def phase_in_words(phase: Phase) -> str:
-    """Its bytes and their parts, the largest first."""
-    parts = sorted(phase.parts.items(), key=lambda part: -part[1])
-    said = " + ".join(f"{what} {size / GIB:.1f}" for what, size in parts if size >= 0.05 * GIB)
-    return f"{phase.bytes / GIB:.1f} GiB in the phase {phase.name}{f' ({said})' if said else ''}"
 
 
 def _head(plan: Plan) -> str:
@@ -185,71 +162,3 @@ def _peak(plan: Plan) -> str:
 def _table(columns: list[str], rows: list[list[str]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _tree(plan: Plan) -> dict:
-    time = plan.time
-    return {
-        "run": plan.config.run.name,
-        "gpus": plan.gpus,
-        "gpu": plan.machine.name,
-        "ranks": plan.where.world,
-        "placement": plan.where.kind,
-        "fits": plan.fits,
-        "roles": {
-            role.name: {
-                "names": list(role.names),
-                "model": role.settings.model,
-                "layout": role.settings.layout.model_dump(mode="json"),
-                "held": {on.rank: vars(on.held[role.name]) if on.held[role.name] else None for on in plan.ranks},
-                "stages": [_stage(stage) for stage in plan.stages[role.name]],
-            }
-            for role in plan.roles
-        },
-        "memory_bytes": {phase.name: phase.parts for phase in plan.phases},
-        "usable_bytes": plan.machine.usable_bytes,
-        "fullest_rank": plan.fullest,
-        "cache_tokens": plan.cache_tokens,
-        "host_bytes": plan.host,
-        "hidden_states": plan.payload and vars(plan.payload),
-        "seconds": {
-            "rollout": time.rollout,
-            "score": time.score,
-            "update": time.update,
-            "sync": time.sync,
-            "overlapped": time.overlapped,
-            "step": time.step,
-        },
-        "longest_response_s": plan.longest_response_s if time.rollout else 0.0,
-        "idle_gpus": {"unused": plan.where.idle.unused, "waiting": plan.where.idle.waiting},
-        "dominant": time.dominant,
-        "tokens_per_s_per_gpu": plan.tokens_per_second_per_gpu,
-        "gpu_hours": plan.gpu_hours,
-        "levers": {"taken": plan.levers, "line": levers_in_words(plan)},
-        "changes": {phase.name: plan.changes(phase) for phase in plan.misfits},
-        "said": plan.said,
-    }
-
-
-def _stage(stage) -> dict:
-    def sent(counts) -> list[dict]:
-        return [
-            {
-                "operation": collective.operation,
-                "ranks": list(collective.ranks),
-                "count": count,
-                "bytes": counts.sent_bytes[collective],
-            }
-            for collective, count in counts.collectives.items()
-            if len(collective.ranks) > 1
-        ]
-
-    counts = stage.micro_batch
-    return {
-        "tokens": stage.tokens,
-        "gemm_flops": counts.gemm_flops,
-        "attention_flops": counts.attention_flops,
-        "peak_bytes": stage.peak_bytes,
-        "collectives": sent(counts),
-        "collectives_of_a_step": sent(stage.gradients) + sent(stage.step),
-    }

@@ -15,7 +15,8 @@ from megatron_gopd.plan.layers import Layers
 from megatron_gopd.plan.levers import most_frugal
 from megatron_gopd.plan.overrides import of_layout
 from megatron_gopd.plan.placement import Placement, place
-from megatron_gopd.plan.planning import Plan, assemble, longest_micro_batch, of_ranks
+from megatron_gopd.plan.planned import Plan, assemble
+from megatron_gopd.plan.planning import longest_micro_batch, of_ranks
 from megatron_gopd.plan.roles import Role, located, roles_of
 from megatron_gopd.plan.servers import placements
 from megatron_gopd.plan.shares import share

@@ -12,9 +12,10 @@ from megatron_gopd.plan.hardware import machine
 from megatron_gopd.plan.overrides import as_yaml
 from megatron_gopd.plan.picture import draw
 from megatron_gopd.plan.planning import plan
-from megatron_gopd.plan.report import as_json, show, show_search
+from megatron_gopd.plan.report import show, show_search
 from megatron_gopd.plan.roles import as_written
 from megatron_gopd.plan.search import search
+from megatron_gopd.plan.tree import as_json
 from megatron_gopd.plan.workload import Workload
 from megatron_gopd.runs.atomic import write_text
 

@@ -60,7 +60,7 @@ def _alone() -> None:
 
 def explained(error: torch.OutOfMemoryError, taken: Taken | None, span: str) -> UserError:
     """`error` in the words of the plan: what was counted for the phase, what was allocated, what to change."""
-    from megatron_gopd.plan.report import phase_in_words
+    from megatron_gopd.plan.words import phase_in_words
 
     told = [str(error).splitlines()[0]]
     if taken:

@@ -27,7 +27,7 @@ from megatron_gopd.plan.dry_run import Stage, stages
 from megatron_gopd.plan.hardware import GIB, Machine, machine
 from megatron_gopd.plan.levers import most_frugal
 from megatron_gopd.plan.placement import Placement
-from megatron_gopd.plan.planning import assemble
+from megatron_gopd.plan.planned import assemble
 from megatron_gopd.plan.roles import Role, roles_of
 from megatron_gopd.plan.shares import share
 from megatron_gopd.plan.workload import Workload

@@ -10,7 +10,7 @@ from megatron_gopd.plan.levers import open_levers, rungs
 from megatron_gopd.plan.of_run import take
 from megatron_gopd.plan.placement import place
 from megatron_gopd.plan.planning import fastest, plan
-from megatron_gopd.plan.report import levers_in_words
+from megatron_gopd.plan.words import levers_in_words
 from megatron_gopd.plan.workload import Workload
 
 # memory is the student's, so that every rung of the ladder asks for less than the one before
