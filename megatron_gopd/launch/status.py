@@ -46,7 +46,7 @@ def status(run: Path) -> Status:
             raise UserError(f"{run} is not a run's folder: it holds no config.yaml; name runs/NAME") from None
         steps = 0  # submitted, and not begun
     rows = _rows(run / "metrics.jsonl")
-    recent = rows[-RECENT:]
+    recent = [row for row in rows if "tokens_per_s" in row][-RECENT:]  # not an evaluation before the first step
     step = rows[-1]["step"] if rows else 0
     names = sorted({name for row in recent for name in row if name.startswith("timing/")})
     seconds = {name[7:-2]: _mean([row[name] for row in recent if name in row]) for name in names}

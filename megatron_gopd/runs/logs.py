@@ -126,6 +126,11 @@ class _Copied:
         for line in lines:
             self.write(line)
 
+    @property
+    def rich_proxied_file(self) -> _Copied:
+        """Where rich writes: not what is below, past the log and onto the bar."""
+        return self
+
     def __getattr__(self, name: str):
         return getattr(self._stream, name)
 

@@ -37,6 +37,15 @@ def test_for_programs(invoke, run):
     assert (said["step"], said["steps"], said["eta_s"], said["finished"]) == (4, 10, 12.0, False)
 
 
+def test_an_evaluation_before_the_first_step_is_no_step(invoke, run):
+    evaluated = json.dumps({"step": 0, "eval/math": 0.3}) + "\n"
+    (run / "metrics.jsonl").write_text(evaluated)
+    assert "step 0 of 10, no step yet" in invoke("status", run).out
+    row = json.dumps({"step": 1, "timing/step_s": 2.0, "tokens_per_s": 100.0})
+    (run / "metrics.jsonl").write_text(evaluated + row)
+    assert "step 1 of 10, 0:00:18 left" in invoke("status", run).out
+
+
 COLUMNS = ("name", "node", "requests", "tokens_per_s", "restarts", "up")
 SERVERS = {
     "rollout": [("rollout-node1-0", "node1", 512, 1834.2, 0, True), ("rollout-node2-0", "node2", 430, 15.0, 2, False)],

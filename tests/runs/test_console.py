@@ -93,6 +93,21 @@ def test_lines_for_a_file_go_to_the_file_while_the_bar_is_on_the_terminal(in_ter
     assert "rollout" in shown
 
 
+def test_a_table_beside_the_bar_stands_above_it_and_in_the_log(in_terminal, tmp_path):
+    source = f"""
+from pathlib import Path
+from megatron_gopd.runs import Log, StepLine, print_table
+with StepLine(2) as line, Log(0) as log:
+    log.to(Path({str(tmp_path)!r}))
+    line._bar.refresh()
+    print_table("Scores", ["model", "kl"], [["a", 0.5]])
+"""
+    shown, _ = in_terminal(source, stdout_too=True)
+    logged = (tmp_path / "rank-0.log").read_text()
+    assert [word for word in ("Scores", "model", "0.5") if word not in logged] == []
+    assert re.search(r"(^|\n|\x1b\[2K)Scores", shown)  # on a line of its own
+
+
 def test_an_evaluation_before_the_first_step_has_no_line(capfd):
     with StepLine(12) as line:
         line.log(0, {"eval/math": 0.5})
