@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
-import megatron_gopd
 from megatron_gopd.gpu_of_rank import nccl_version
+from megatron_gopd.runs.machine import PACKAGES
+from megatron_gopd.runs.machine import versions as installed
 
-PACKAGES = ("torch", "megatron-core", "transformers", "transformer-engine", "triton", "sglang", "numpy")
 DRIVER = Path("/sys/module/nvidia/version")
 
 
 def versions() -> dict[str, str]:
     """Of Python, this package and those it computes with."""
-    found = {"python": platform.python_version(), "megatron_gopd": megatron_gopd.__version__}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "missing"
+    found = dict.fromkeys(PACKAGES, "missing") | installed()
     if torch.cuda.is_available():
         found["cuda"] = torch.version.cuda
         found["nccl"] = ".".join(map(str, nccl_version()))
