@@ -14,7 +14,7 @@ import pytest
 from megatron_gopd.config.schema import Sandbox
 from megatron_gopd.rewards import GraderPool
 from megatron_gopd.rewards.sandbox.keeper import GRACE_S
-from megatron_gopd.rewards.sandbox.users import FEW, FIRST
+from megatron_gopd.rewards.sandbox.users import uid_for
 from tests.rewards.hostile import programs
 from tests.rewards.somebody import UID as SOMEBODY
 from tests.rewards.somebody import grades_by, needs_root, processes_of
@@ -85,7 +85,7 @@ def everything_is_as_it_was(bait, pool) -> None:
         each.setblocking(False)
         with pytest.raises(BlockingIOError):
             each.recv(1) if each.type == socket.SOCK_DGRAM else each.accept()
-    users = {*FEW, *range(FIRST, FIRST + (1 << 22))} if os.getuid() == 0 else {}
+    users = {uid_for(worker) for worker in worker_pids()} if os.getuid() == 0 else set()
     left = [process.info for process in psutil.process_iter(["uids", "cmdline"]) if process.info["uids"].real in users]
     assert left == []
     assert all(not psutil.Process(worker).children() for worker in worker_pids())

@@ -13,13 +13,13 @@ FEW = range(65_520, 65_534)  # where a container has no others; systemd leaves t
 
 
 def uid_of_programs() -> int | None:
-    """As root, a user of this process's own; None: its own user."""
-    return None if os.getuid() else uid_for(os.getpid())
+    """In a child of a worker: as root, a user of the worker's own; None: this process's user."""
+    return None if os.getuid() else uid_for(os.getppid())
 
 
-def uid_for(pid: int) -> int:
+def uid_for(worker: int) -> int:
     """Not only of programs: in namespaces nobody else meets them, and what is ended are descendants, not a user's."""
-    return FIRST + pid if _exists(FIRST + pid) else FEW[pid % len(FEW)]
+    return FIRST + worker if _exists(FIRST + worker) else FEW[worker % len(FEW)]
 
 
 def _exists(uid: int) -> bool:
