@@ -29,7 +29,7 @@ def print_version(asked: bool) -> None:
     if asked:
         from megatron_gopd import __version__
 
-        print(f"megatron-gopd {__version__}")
+        say(f"megatron-gopd {__version__}")
         raise typer.Exit
 
 

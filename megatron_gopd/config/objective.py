@@ -95,8 +95,16 @@ def own_section(code: OwnCode) -> type[AlgorithmSection]:
             read |= {"old_logprobs"} if self.updates > 1 else set()
             resolve_name("megatron_gopd.objective.own:try_out")(code, self, read)
 
+        def __reduce__(self) -> tuple:
+            return _unpickled, (code, self.model_dump(mode="json", by_alias=True))
+
     Own.__name__ = Own.__qualname__ = keys.__name__
     return Own
+
+
+def _unpickled(code: OwnCode, keys: dict[str, Any]) -> AlgorithmSection:
+    """The section in another process or rank, which reads the file itself."""
+    return own_section(code).model_validate(keys)
 
 
 def read_own(value: Any, _: Callable, info: ValidationInfo) -> AlgorithmSection:

@@ -10,7 +10,7 @@ from pathlib import Path
 from megatron_gopd.config import Config
 from megatron_gopd.errors import UserError
 from megatron_gopd.runs.atomic import write_link, write_text
-from megatron_gopd.runs.checkpoints import Checkpoint, newest_whole, remove_unfinished
+from megatron_gopd.runs.checkpoints import Checkpoint, newest_step, newest_whole, remove_unfinished
 from megatron_gopd.runs.trajectories import keep_up_to
 
 RESULTS = ("metrics.jsonl", "checkpoints", "model")  # what makes a folder worth keeping from another configuration
@@ -24,9 +24,17 @@ class FinishedError(UserError):
 
 
 def refuse_finished(path: Path, config: Config) -> None:
-    """Raises FinishedError: every step is done, and nothing asks for them again."""
-    finished = (path / "model").exists() and _steps(path / "metrics.jsonl") >= config.run.steps
-    if finished and config.checkpoint.resume != "never":
+    """Raises FinishedError: every step is done, and nothing asks for them again. UserError: more are done."""
+    if config.checkpoint.resume == "never":
+        return
+    finished = (path / "model").exists()
+    done = max(newest_step(path / "checkpoints"), _steps(path / "metrics.jsonl") if finished else 0)
+    if done > config.run.steps:
+        raise UserError(
+            f"{path} has done {done} steps, more than run.steps ({config.run.steps}); to go on, raise run.steps, "
+            f"or set another run.name: --new-name runs this beside it, --overwrite in its place"
+        )
+    if finished and done == config.run.steps:
         raise FinishedError(
             f"{path} is finished: {config.run.steps} steps, the model is in {path / 'model'}. To run it again, "
             f"set checkpoint.resume=never or another run.name (--overwrite, --new-name); to go on, raise run.steps"

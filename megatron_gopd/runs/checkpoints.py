@@ -56,6 +56,11 @@ def newest_whole(root: Path) -> Checkpoint | None:
     return None
 
 
+def newest_step(root: Path) -> int:
+    """That of the newest checkpoint, whole or not; 0 without one."""
+    return max((int(path.name.removeprefix(PREFIX)) for path in _folders(root)), default=0)
+
+
 def prune(root: Path, keep: int) -> None:
     """Remove all but the `keep` newest; to be called right after one was written."""
     for path in _folders(root)[:-keep]:

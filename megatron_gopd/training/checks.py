@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from megatron_gopd.config import Config
 from megatron_gopd.config.models import Model
 from megatron_gopd.data import PromptLoader, PromptSet, Tokenizers, build_prompts, load_tokenizers, stop_ids
+from megatron_gopd.data.rows import errors_at
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.front_door import open_weights
 from megatron_gopd.mcore.model import check_cut, check_precision_here
@@ -26,9 +27,12 @@ def check_models(config: Config, world: int) -> None:
         UserError: names the first that cannot be.
     """
     for role, settings, where in _models(config):
-        check_cut(Architecture.read(settings.model), settings.layout, settings.dtype, settings.fp8, where)
+        with errors_at(role):
+            architecture = Architecture.read(settings.model)
+        check_cut(architecture, settings.layout, settings.dtype, settings.fp8, where)
         settings.layout.span(world, role)
-        open_weights(settings.model)
+        with errors_at(role):
+            open_weights(settings.model)
     check_context(config)
 
 

@@ -58,7 +58,8 @@ def test_a_misspelt_key(refusal):
 
 
 def test_a_missing_model(refusal, tmp_path):
-    assert f"{tmp_path}/none is no Hugging Face model directory" in refusal(f"student.model={tmp_path}/none")
+    said = refusal(f"student.model={tmp_path}/none")
+    assert f"error: student: {tmp_path}/none is no Hugging Face model directory" in said
 
 
 def test_a_missing_weights_file(refusal, broken):

@@ -54,7 +54,7 @@ def test_score_on_two_ranks_is_score_alone(tmp_path, chat_models):
 def test_a_mistake_on_all_ranks_is_told_once(tmp_path, chat_models, questions):
     config = write_config(tmp_path, chat_models, questions)
     output = torchrun(2, "-m", "megatron_gopd", "train", config, "student.model=/no/model", fails_with=2)
-    assert output.count("error: /no/model is no Hugging Face model directory") == 1
+    assert output.count("error: student: /no/model is no Hugging Face model directory") == 1
 
 
 def test_a_fault_on_one_rank_ends_all_with_one_traceback(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
 from megatron_gopd.config import read_config, to_yaml
@@ -104,6 +106,12 @@ def own(path):
 def test_its_keys_are_the_section_s(load, own):
     algorithm = load(own(bonus=0.5)).algorithm
     assert (algorithm.bonus, algorithm.loss_aggregation, algorithm.KIND) == (0.5, "sequence_mean", "own")
+
+
+def test_it_goes_between_processes(load, own):
+    config = load(own("like_gopd", **{"lambda": 1.5, "more": 7}))
+    again = pickle.loads(pickle.dumps(config))
+    assert (again, again.algorithm.loss_settings["keys"].more) == (config, 7)
 
 
 def test_the_resolved_configuration_is_read_back(load, own):

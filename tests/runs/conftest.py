@@ -17,7 +17,7 @@ def make_config(tmp_path):
 
     def make(**sections) -> Config:
         tree = {
-            "run": {"name": "first", "steps": 3, "folder": str(tmp_path / "runs")},
+            "run": {"name": "first", "steps": 12, "folder": str(tmp_path / "runs")},
             "student": {"model": "student"},
             "teachers": {"math": {"model": "teacher"}},
             "data": {"train": "prompts.jsonl", "batch_size": 2},

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from megatron_gopd.errors import UserError
 from megatron_gopd.runs import FinishedError, RunFolder, write_manifest
 from megatron_gopd.runs.checkpoints import folder_of
 from megatron_gopd.runs.trajectories import steps_kept
@@ -76,6 +77,23 @@ def test_a_finished_run_says_so(make_config):
     leave(config, steps=config.run.steps, checkpoints=[2], model=True)
     with pytest.raises(FinishedError, match=r"is finished.*checkpoint.resume=never.*raise run.steps"):
         RunFolder.open(config)
+
+
+@pytest.mark.parametrize("model", [True, False])
+def test_a_run_that_is_beyond_its_steps_is_no_shorter_run(make_config, model):
+    config = make_config()
+    leave(config, steps=3, checkpoints=[3], model=model)
+    shorter = make_config(run={"name": "first", "steps": 2, "folder": config.run.folder})
+    with pytest.raises(UserError, match=r"done 3 steps, more than run.steps \(2\).*--new-name"):
+        RunFolder.check(shorter)
+    RunFolder.check(make_config(run=shorter.run, checkpoint={"resume": "never"}))
+
+
+def test_steps_that_no_checkpoint_holds_do_not_count(make_config):
+    config = make_config()
+    leave(config, steps=3, checkpoints=[1])
+    with RunFolder.open(make_config(run={"name": "first", "steps": 2, "folder": config.run.folder})) as folder:
+        assert folder.resumed.step == 1
 
 
 def test_a_finished_run_goes_on_when_it_gets_more_steps(make_config):
