@@ -12,6 +12,8 @@ _URL = re.compile(r"(?:https?:/+(?:www\.)?(?:huggingface\.co|hf\.co)/|hf:/+)(?P<
 _ID = re.compile(r"(?:datasets/)?(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*?)(?P<within>/.*)?/?")
 _FILE = re.compile(r".*\.(jsonl?|parquet|csv|tsv|arrow|txt|gz|zst|zip|safetensors|gguf|yaml)")
 
+_HERE = ("models", "data")  # where the message says to put them, and where the examples have them
+
 
 def how_to_download(path: str | Path, kind: Literal["model", "dataset"]) -> str:
     """What to add to a message that there is no `path`: "" where it cannot be a name on the hub."""
@@ -28,11 +30,12 @@ def how_to_download(path: str | Path, kind: Literal["model", "dataset"]) -> str:
 def hub_name(path: str | Path) -> str | None:
     """The OWNER/NAME on the hub that `path` may be; None where it cannot.
 
-    A plain OWNER/NAME is one, unless OWNER is a folder here, or NAME a file.
+    A plain OWNER/NAME is one, unless OWNER is a folder here, models or data, or NAME a file.
     """
     url = _URL.fullmatch(text := str(path))
     found = _ID.fullmatch(url["id"] if url else text)
     if found is None:
         return None
-    is_path = found["within"] or _FILE.fullmatch(text) or os.path.isdir(text.partition("/")[0])
+    owner = text.partition("/")[0]
+    is_path = found["within"] or _FILE.fullmatch(text) or owner in _HERE or os.path.isdir(owner)
     return found["id"] if url or not is_path else None

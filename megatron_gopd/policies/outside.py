@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -15,8 +16,21 @@ from megatron_gopd.ranks import on_first
 
 
 class OutsideScorer(Protocol):
-    """Made with (settings, who, temperature): the section of the teacher or reference, its key for messages, and the
-    temperature of the softmax. Of one of the user's own, rank 0 alone has an instance."""
+    """What a job asks instead of a model of its own. Every method is collective."""
+
+    def start(self, logs: Path) -> None:
+        """Before the first score; what it logs goes to the folder `logs`."""
+
+    def score(self, rows: Sequence[Row], names: Sequence[str]) -> list[np.ndarray]:
+        """Log-prob of every response token of each row: [response] float32, nats. `names`: of the rows, in messages."""
+
+    def close(self) -> None:
+        """End whatever was started."""
+
+
+class TheirScorer(Protocol):
+    """FILE.py:CLASS of the user's own, on rank 0 alone; made with (settings, who, temperature): the section of the
+    teacher or reference, its key for messages, and the temperature of the softmax."""
 
     def start(self, logs: Path) -> None:
         """Before the first score; what it logs goes to the folder `logs`."""
@@ -34,15 +48,15 @@ class OwnScorer:
     def __init__(self, code: OwnCode, settings: schema.Scorer, who: str, temperature: float):
         """Raises UserError, with the line: the file cannot be loaded, or the class not be made."""
         self._code, self._who = code, who
-        self._theirs: OutsideScorer | None = None
+        self._theirs: TheirScorer | None = None
         on_first(lambda: self._make(settings, temperature))
 
     def start(self, logs: Path) -> None:
         on_first(lambda: self._asked(self._theirs.start, logs))
 
-    def score(self, rows: list[Row]) -> list[np.ndarray]:
+    def score(self, rows: Sequence[Row], names: Sequence[str]) -> list[np.ndarray]:
         """Raises UserError: the class fails, or answers with other than one log-prob a response token."""
-        return on_first(lambda: self._score(rows))
+        return on_first(lambda: self._score(list(rows), names))
 
     def close(self) -> None:
         if self._theirs is not None:
@@ -51,12 +65,14 @@ class OwnScorer:
     def _make(self, settings: schema.Scorer, temperature: float) -> None:
         self._theirs = self._asked(self._code.load(), settings, self._who, temperature)
 
-    def _score(self, rows: list[Row]) -> list[np.ndarray]:
+    def _score(self, rows: list[Row], names: Sequence[str]) -> list[np.ndarray]:
         answers = [np.asarray(answer, dtype=np.float32) for answer in self._asked(self._theirs.score, rows)]
-        if [answer.shape for answer in answers] != [(len(row.response_tokens),) for row in rows]:
-            raise UserError(
-                f"{self._who}.engine: {self._code}: score must give each of the {len(rows)} rows [response] log-probs"
-            )
+        asked = f"{self._who}.engine: {self._code}: score must give each of the {len(rows)} rows [response] log-probs"
+        if len(answers) != len(rows):
+            raise UserError(f"{asked}, and gave {len(answers)}")
+        for answer, row, name in zip(answers, rows, names, strict=True):
+            if answer.shape != (len(row.response_tokens),):
+                raise UserError(f"{asked}: {name} has {len(row.response_tokens)} tokens, and got {[*answer.shape]}")
         return answers
 
     def _asked(self, function, *args):

@@ -161,18 +161,19 @@ def _time(run: Run) -> Light:
     step = run.series("timing/step_s")
     if not step:
         return Light("time", "unknown", "the metrics do not tell it")
-    seconds = {name: value for name, value in phases(run).items() if value >= 0.005 * median(step)}
-    told = ", ".join(f"{name} {value / median(step):.0%}" for name, value in seconds.items())
+    seconds = phases(run)
+    whole = sum(seconds.values())
+    told = ", ".join(f"{name} {value / whole:.0%}" for name, value in seconds.items() if value >= 0.005 * whole)
     ends = Ends.of(step[1:])  # the first compiles and warms up
     grown = bool(ends) and ends.last > 1.5 * ends.first and ends.moved == "rose"
     slower = f"; steps grow longer: {ends.told()}" if grown else ""
-    state: State = "watch" if grown or seconds.get("other", 0) > 0.25 * median(step) else "good"
-    return Light("time", state, f"{median(step):.3g} s a step: {told}{slower}", "timing/step_s")
+    state: State = "watch" if grown or seconds.get("other", 0) > 0.25 * whole else "good"
+    return Light("time", state, f"{whole:.3g} s a step: {told}{slower}", "timing/step_s")
 
 
 def phases(run: Run) -> dict[str, float]:
-    """{phase: median seconds of a step}, `other` being what no phase accounts for."""
+    """{phase: median seconds of a step and of the checkpoint after it}, `other` being what no phase accounts for."""
     found = {name: median(run.series(f"timing/{name}_s")) for name in PHASES if run.has(f"timing/{name}_s")}
     step = run.series("timing/step_s")
-    rest = median(step) - sum(found.values()) if step else 0.0
+    rest = median(step) - sum(found[name] for name in found if name != "checkpoint") if step else 0.0
     return found | ({"other": rest} if rest > 0 else {})

@@ -26,7 +26,7 @@ def files() -> dict[str, str]:
     blocks = re.findall(r"(?:^(?: {4}.*)?\n)+", PAGE, re.MULTILINE)
     texts = [re.sub(r"^ {4}", "", block, flags=re.MULTILINE).strip() + "\n" for block in blocks]
     named = [(match[1], text) for text in texts if (match := re.match(r"# (\w+\.py)\n", text))]
-    return {name: re.split(r"\n(?=rewards:|rollout:|teachers:)", text)[0] + "\n" for name, text in named}
+    return dict(named)
 
 
 def tree(folder: Path) -> dict:

@@ -65,7 +65,9 @@ def test_a_name_of_the_hub_is_told_how_to_download_it(tmp_path, monkeypatch):
             Architecture.read(named)
 
 
-@pytest.mark.parametrize("named", ["none", "./Qwen/Qwen3", "/Qwen/Qwen3", "Qwen/Qwen3/model", "here/Qwen3"])
+@pytest.mark.parametrize(
+    "named", ["none", "./Qwen/Qwen3", "/Qwen/Qwen3", "Qwen/Qwen3/model", "here/Qwen3", "models/Qwen3"]
+)
 def test_a_path_is_not_taken_for_a_name_of_the_hub(tmp_path, monkeypatch, named):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()

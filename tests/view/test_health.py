@@ -96,6 +96,11 @@ def test_time_by_phase(tmp_path):
     assert (found.state, found.reason) == ("good", "4 s a step: rollout 50%, train 45%, other 5%")
 
 
+def test_a_checkpoint_is_beside_the_time_of_its_step(tmp_path):
+    found = light(tmp_path, "time", timing__step_s=4.0, timing__rollout_s=4.0, timing__checkpoint_s=4.0)
+    assert "8 s a step: rollout 50%, checkpoint 50%" in found.reason
+
+
 def test_time_that_no_phase_accounts_for(tmp_path):
     assert light(tmp_path, "time", timing__step_s=4.0, timing__rollout_s=2.0).state == "watch"
 
