@@ -15,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import get_context
+from multiprocessing.synchronize import Semaphore
 from pathlib import Path
 from typing import Self
 
@@ -33,6 +34,7 @@ Grader = Callable[..., float | Grade]
 CRASH = "crash: "  # how the problem of an answer begins that broke its grader
 MAX_CHARACTERS = 100_000  # of a response, from its end, where the answer stands
 WORKER_MEMORY = 4 << 30  # bytes that grading may take
+STARTING_S = 10.0  # of a worker: so long its pool waits for it before it ends
 STARTS = 3  # of the workers in one call, before it gives up
 SANDBOX_GRACE_S = 10.0  # after the time of all tests: the sandbox ends itself before
 CUSTOM_S = 30.0  # for a function of the user's own
@@ -134,15 +136,24 @@ class GraderPool:
             if self._pool is None or not self._pool.active:
                 self._end_workers()
                 spawn = get_context("spawn")
-                self._pool = ProcessPool(self.workers, 0, _start_worker, (self._grader, self._cores), spawn)
+                self._begun = spawn.Semaphore(0)
+                start = (self._grader, self._cores, self._begun)
+                self._pool = ProcessPool(self.workers, 0, _start_worker, start, spawn)
             return self._pool
 
     def _end_workers(self) -> None:
         if self._pool is not None:
+            self._let_workers_begin()
             self._pool.stop()
             self._pool.join()
             self._pool = None
             remove_those_of_the_dead()
+
+    def _let_workers_begin(self) -> None:
+        """One that is still starting would look for what the pool takes with it, and say so on stderr."""
+        end = time.monotonic() + STARTING_S
+        for _ in range(self.workers if self._pool.active else 0):
+            self._begun.acquire(timeout=max(0.0, end - time.monotonic()))
 
 
 def _is_graded(future: Future) -> bool:
@@ -178,8 +189,9 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _start_worker(grader: Grader, cores: frozenset[int]) -> None:
+def _start_worker(grader: Grader, cores: frozenset[int], begun: Semaphore) -> None:
     """Runs in a new worker, before any answer's clock."""
+    begun.release()
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     run_on(cores)
     os.setpgid(0, 0)  # a signal meant for the run, from a terminal or a batch system, must not spoil a grade

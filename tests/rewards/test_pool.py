@@ -157,6 +157,30 @@ def test_close_ends_a_grade_that_is_still_running():
             running.result(10)
 
 
+CLOSED_EARLY = """
+import threading, time
+from megatron_gopd.rewards import GraderPool
+
+if __name__ == "__main__":
+    for after in (0.1, 0.2, 0.4):
+        pool = GraderPool("exact", workers=2)
+        grading = threading.Thread(target=lambda: pool.grade(["1"], ["1"]))
+        grading.start()
+        while not getattr(pool._pool, "active", False):
+            time.sleep(0.01)
+        time.sleep(after)
+        pool.close()
+        grading.join()
+"""
+
+
+def test_a_pool_that_ends_as_its_workers_begin_says_nothing(tmp_path):
+    script = tmp_path / "early.py"
+    script.write_text(CLOSED_EARLY)
+    said = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300).stderr
+    assert "SemLock" not in said and "No such file" not in said
+
+
 def test_a_worker_killed_at_work_costs_one_answer():
     others = set(workers())
     with GraderPool("math", workers=1, timeout_s=60) as pool, ThreadPoolExecutor(1) as thread:
