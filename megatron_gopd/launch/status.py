@@ -16,6 +16,7 @@ from megatron_gopd.errors import UserError
 from megatron_gopd.runs.servers import ServerRow, read_servers
 
 RECENT = 20  # steps over which speed is averaged
+BETWEEN = ("checkpoint", "evaluate")  # phases that no step holds
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def status(run: Path) -> Status:
         finished=finished,
         seconds=seconds,
         tokens_per_s=_mean([row["tokens_per_s"] for row in recent]) if recent else None,
-        eta_s=None if finished or "step" not in seconds else (steps - step) * seconds["step"],
+        eta_s=None if finished or "step" not in seconds else (steps - step) * _whole(recent),
         last_row_age_s=time.time() - (run / "metrics.jsonl").stat().st_mtime if rows else None,
         servers=read_servers(run),
         checkpoint=checkpoints[-1] if checkpoints else None,
@@ -74,9 +75,10 @@ def show(found: Status) -> str:
     state = "finished" if found.finished else "not begun" if not found.steps else _pace(found)
     lines = [f"{found.run}: step {found.step} of {found.steps or '?'}, {state}"]
     if found.seconds:
-        phases = " ".join(f"{name} {value:.1f}" for name, value in found.seconds.items() if name != "step")
-        step = found.seconds.get("step", 0)
-        lines.append(f"a step   {step:.1f} s ({phases}), {found.tokens_per_s:.0f} tokens/s")
+        within = {name: value for name, value in found.seconds.items() if name not in ("step", *BETWEEN)}
+        between = {name: found.seconds[name] for name in BETWEEN if name in found.seconds}
+        told = f"{found.seconds.get('step', 0):.1f} s ({_phases(within)}), {found.tokens_per_s:.0f} tokens/s"
+        lines.append(f"a step   {told}{f'; between steps {_phases(between)}' if between else ''}")
     lines += [f"servers  {node}: {_line(server)}" for node, those in found.servers.items() for server in those]
     lines.append(f"newest   {found.checkpoint or 'no checkpoint yet'}")
     for attempt in found.attempts:
@@ -88,6 +90,15 @@ def show(found: Status) -> str:
 
 def as_json(found: Status) -> str:
     return json.dumps(asdict(found), indent=1)
+
+
+def _phases(seconds: dict[str, float]) -> str:
+    return " ".join(f"{name} {value:.1f}" for name, value in seconds.items())
+
+
+def _whole(rows: list[dict]) -> float:
+    """Seconds of a step and of what was between it and the next, in the mean."""
+    return _mean([sum(row.get(f"timing/{name}_s", 0.0) for name in ("step", *BETWEEN)) for row in rows])
 
 
 def _pace(found: Status) -> str:

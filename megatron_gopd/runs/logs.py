@@ -77,7 +77,7 @@ class Log:
 def record_exception(error: BaseException) -> None:
     """Log the traceback of `error`, which ends this rank."""
     # info: for the file alone, since what is shown of an error is the command line's to choose
-    LOGGER.info("this rank ends: %r", error, exc_info=error)
+    LOGGER.info("this rank ends: %s: %s", type(error).__name__, error, exc_info=error)
 
 
 class _File(logging.FileHandler):

@@ -24,7 +24,7 @@ def headline(config: Config, prompts: list[Prompt]) -> list[str]:
         f"student {_model(config.student)}, {_replicas(config.student)}",
     ]
     for name, teacher in config.teachers.items():
-        strength = f", lambda {config.lambda_of(name):g}" if config.algorithm.SAMPLES_STUDENT else ""
+        strength = f", lambda {config.lambda_of(name):g}" if hasattr(config.algorithm, "lambda_") else ""
         parts.append(f"teacher {name} {_model(teacher)}, {_many(counts[name], 'prompt')}{strength}")
     if not config.teachers:
         parts.append(_many(len(prompts), "prompt"))

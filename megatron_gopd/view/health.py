@@ -63,7 +63,7 @@ def _learning(run: Run) -> Light:
         beyond = " (λ above 1 aims beyond the teacher)" if metric == "reverse_kl" and _beyond(run) else ""
         return Light(name, "watch", f"fell to {lowest:.3g} and has risen since: {ends.told()}{beyond}", metric)
     if ends.moved == "stayed":
-        return Light(name, "watch", f"does not fall: {ends.told()}", metric)
+        return Light(name, "watch", f"did not fall by more than its errors: {ends.told()}", metric)
     for teacher in (each for each in run.names if each.startswith("reverse_kl/")):
         of_teacher = Ends.of(run.series(teacher))
         if of_teacher and of_teacher.moved == "rose":
