@@ -30,9 +30,9 @@ def prompt(label: str | None = None, tests: str | None = None, **columns) -> Pro
     return Prompt("1", [], label, "", [1], [1], [1], "train.jsonl:1", tests, columns=columns)
 
 
-def check_gradable(rewards: str, prompts: list[Prompt], *, every: bool) -> None:
+def check_gradable(rewards: str, prompts: list[Prompt], sandbox: Sandbox = SANDBOX, *, every: bool) -> None:
     """As a run does before it begins."""
-    check_machine({rewards, *check_rows(rewards, prompts, SANDBOX, every=every)}, SANDBOX)
+    check_machine({rewards, *check_rows(rewards, prompts, sandbox, every=every)}, sandbox)
 
 
 @pytest.fixture(scope="module")

@@ -48,9 +48,10 @@ def test_memory_of_every_kind_counts_and_what_is_shared_counts_once(user):
 
 @pytest.mark.skipif(memory_cgroup.place() is None, reason="this user may make no memory cgroup")
 def test_where_there_is_a_memory_cgroup_programs_are_in_it():
+    before = memory_cgroup.kills()
     program = "print('done' if 'megatron-gopd-' in open('/proc/self/cgroup').read() else 'outside')"
     assert code(f"```python\n{program}\n```", TESTS, Sandbox(seconds_per_test=60)).problem is None
-    assert memory_cgroup.kills() == 0
+    assert memory_cgroup.kills() == before
 
 
 @pytest.mark.parametrize(
