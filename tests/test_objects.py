@@ -125,7 +125,7 @@ def trajectories_of_servers(folder: str) -> None:
         return Answer([7] * count, [-0.1 * each for each in range(count)], "stop", "4")
 
     async def ask(request, together) -> Answer:
-        return await generate(**request.keywords)
+        return await request(SimpleNamespace(generate=generate))
 
     tree = {"run": {"name": "engine", "steps": 1}, "student": {"model": folder}, "algorithm": {"type": "sft"}}
     tree |= {"data": {"train": "none.jsonl", "batch_size": 1}, "rollout": {"engine": "sglang"}}

@@ -54,7 +54,7 @@ def test_text_is_said_with_its_escapes_shown(capsys):
 def test_tables_samples_and_logs_show_them(capsys, tmp_path):
     from megatron_gopd.evaluation.probe import Measurement
     from megatron_gopd.evaluation.report import print_comparison
-    from megatron_gopd.runs import log_to, print_table
+    from megatron_gopd.runs import Log, print_table
 
     print_table(CLEAR, [CLEAR], [[CLEAR]])
     fields = dict.fromkeys(Measurement.__dataclass_fields__, [])
@@ -62,7 +62,8 @@ def test_tables_samples_and_logs_show_them(capsys, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("megatron_gopd.evaluation.report.compare", lambda *_: [])
         print_comparison(measured, measured)
-    with log_to(tmp_path, 0) as file:
+    with Log(0) as log:
+        file = log.to(tmp_path)
         logging.getLogger("megatron_gopd.servers").warning("it said %s", CLEAR)
     told = capsys.readouterr()
     for text, times in ((told.out, 3 + 3), (told.err, 1), (file.read_text(), 1)):

@@ -23,7 +23,7 @@ def _check_exports(request: Request) -> None:
     for name in request.export:
         if "=" in name:
             raise UserError(f"--export {name.partition('=')[0]}=...: name the variable only; its value comes from here")
-        if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+        if not re.fullmatch(r"[A-Za-z_*?\[][\w*?\[\]]*", name, re.ASCII):  # or a pattern of names
             raise UserError(f"--export {name!r}: a variable's name is of letters, digits and _")
         if name in OF_SBATCH:
             raise UserError(f"--export {name}: sbatch takes that for {OF_SBATCH[name]}; name each variable")

@@ -156,7 +156,7 @@ def main(folder: str, layout: str, dtype: str) -> dict:
             "student": role,
             "teachers": {"t": role | {"prompt": {"suffix": "!"}}},
             "data": {"train": "none.jsonl", "batch_size": 2},
-            "training": {"max_tokens_per_micro_batch": TOKENS},
+            "training": {"max_tokens_per_micro_batch": TOKENS, "lm_head_gib": 0.5},
         }
     )
     with on_a_gpu(asked.tp * asked.cp):

@@ -112,7 +112,8 @@ def test_teachers_that_write_in_this_job_are_all_in_every_rank():
 
 
 def test_a_server_takes_its_fraction_of_what_is_free(configured):
-    found = planned(configured(*COLOCATED, "student.offload=true", "rollout.sglang.options={mem-fraction-static: 0.5}"))
+    away = "student.offload=true", "teachers.teacher.offload=true"
+    found = planned(configured(*COLOCATED, *away, "rollout.sglang.options={mem-fraction-static: 0.5}"))
     rolling = found.phases[0].parts
     static = 0.5 * (found.machine.chip.memory_gib * GIB - rolling["student weights"])
     assert rolling["engine weights"] + rolling["KV cache"] == pytest.approx(static)

@@ -125,8 +125,8 @@ def test_our_scorer_tells_of_given_tokens(our_scorer, served, chat_models, plain
 @pytest.mark.parametrize(
     ("status", "message"),
     [
-        (404, "teachers.one: .* gives no log-probs of given tokens, .* it runs an older megatron-gopd"),
-        (200, r"teachers.one: .* gave log-probs \[1, 1\] for tokens \[1, 2\]; none can be made up"),
+        (404, "teachers.one, row 0: .* gives no log-probs of given tokens, .* it runs an older megatron-gopd"),
+        (200, r"teachers.one, row 0: .* gave log-probs \[1, 1\] for tokens \[1, 2\]"),
     ],
     ids=["older", "short"],
 )
@@ -168,7 +168,7 @@ def test_our_scorer_refuses_what_it_cannot_score(our_scorer, body, message):
     ("ids", "message"),
     [
         ([[7, 296]], "token id 296 is outside the model's vocabulary of 296"),
-        ([[7, -2]], "token id -2 is outside"),
+        ([[7, -2]], "ids.0.1: Input should be greater than or equal to -1"),
         ([[8, 7]], "ids: Value error, there is not a row for every response token, which begins with that token"),
         ([[7], [7]], "there is not a row for every response token"),
         ([[]], "there is not a row for every response token"),

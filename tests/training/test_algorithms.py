@@ -94,7 +94,7 @@ def test_mini_batches_are_equal_and_groups_stay_together():
 def test_what_grpo_keeps_has_its_columns_and_no_teacher_s(grpo):
     for row in kept(Path(grpo["run"]["folder"], "grpo")):
         assert row["teacher_logprobs"] is row["advantage_of_teacher"] is row["lambda"] is None
-        assert len(row["clipped"]) == len(row["reference_kl"]) == len(row["advantage"]) == len(row["pieces"])
+        assert len(row["clip_fraction"]) == len(row["reference_kl"]) == len(row["advantage"]) == len(row["pieces"])
         assert row["advantage"][0] == pytest.approx(row["outcome"])
 
 
@@ -114,7 +114,8 @@ def test_sft_on_the_data_learns_it_and_files_of_problems_tell(tree, distill):
         assert accuracy[when] == np.mean([row["score"] for row in answers])
     assert accuracy["before"] < 0.5
     assert accuracy["after"] > 0.9
-    assert [rows(run)[step - 1]["eval/train"] for step in (8, 16)] == [accuracy["step-8"], accuracy["after"]]
+    found = {row["step"]: row for row in rows(run)}
+    assert [found[step]["eval/train"] for step in (8, 16)] == [accuracy["step-8"], accuracy["after"]]
     assert not (folder / "step-16").exists()  # the last step is asked once
     assert rows(run)[-1]["loss"] < 0.1 < rows(run)[0]["loss"]
     assert not {"advantage_mean", "reverse_kl", "staleness", "reward"} & set(rows(run)[0])

@@ -147,4 +147,4 @@ def test_experts_and_three_layouts_follow_one_process(mixtures, questions, disti
 
 def test_only_the_first_rank_writes_metrics_and_every_rank_its_log(two_ranks):
     attempt = two_ranks / "dp" / "logs" / "attempt-1"
-    assert sorted(path.name for path in attempt.iterdir()) == ["rank-0.log", "rank-1.log"]
+    assert sorted(path.name for path in attempt.iterdir()) == ["manifest.json", "rank-0.log", "rank-1.log"]

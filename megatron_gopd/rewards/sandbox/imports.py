@@ -24,5 +24,6 @@ def keep_to(packages: str) -> None:
 @cache
 def foreign_packages(_modules: int) -> list[tuple[str, ModuleType]]:
     """(name, package), of no standard library, of so many modules. Looked up once, for all processes to come."""
-    found = [(name, module) for name, module in list(sys.modules.items()) if hasattr(module, "__path__")]
-    return [each for each in found if not str(each[1].__file__).startswith(f"{STANDARD_LIBRARY}/")]
+    # as they are: a module that is asked for what it has not may import it then
+    found = [(name, module) for name, module in list(sys.modules.items()) if "__path__" in vars(module)]
+    return [each for each in found if not str(vars(each[1]).get("__file__")).startswith(f"{STANDARD_LIBRARY}/")]
