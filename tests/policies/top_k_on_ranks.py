@@ -74,7 +74,7 @@ class StandIn:
         assert top_k == TOP_K and len(names) == len(rows)
         return [self.said[(*row.prompt_tokens, *row.response_tokens)] for row in rows]
 
-    def score_ids(self, rows: list[Row], ids: list[np.ndarray]) -> list[np.ndarray]:
+    def score_ids(self, rows: list[Row], ids: list[np.ndarray], names=None) -> list[np.ndarray]:
         model = load_plain(self.reference)
         laws = [law_of(model, list(row.prompt_tokens), row).detach().numpy() for row in rows]
         # of -1, an id that counts for nothing, anything will do
