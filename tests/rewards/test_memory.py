@@ -16,7 +16,7 @@ TESTS = json.dumps({"inputs": [""], "outputs": ["done"]})
 STAY = "import time\ntime.sleep(60)\n"
 FORK = "for _ in range(24):\n    if not os.fork(): break\n"
 TOO_MUCH = {
-    "its own, in several": f"{FORK.replace('24', '3')}held = bytearray(b'x' * (100 << 20))\n",
+    "its own, in several": f"{FORK.replace('24', '3')}held = bytearray(100 << 20)\nheld[::4096] = b'x' * 25600\n",
     "files": "for folder in ('/tmp', '/dev/shm'): os.posix_fallocate(os.open(f'{folder}/x', 66), 0, 110 << 20)\n",
     "files without names": "for folder in ('/tmp', '/dev/shm'):\n"
     "    os.posix_fallocate(os.open(folder, os.O_TMPFILE | 2), 0, 110 << 20)\n",

@@ -17,6 +17,7 @@ from megatron_gopd.rewards.sandbox.jail import Jail
 
 TICK_S = 0.02
 LOOK_EVERY_S, LOOK_AT_LAST_S = 0.05, 0.25  # at the time and memory that is taken
+HEAVY_LOOKS, HEAVY_EVERY_S = 6, 0.05  # that find too much memory in turn, on a busy machine too
 LOOKS_SHARE = 10  # so many times a look's own time passes till the next
 MANY_FILES = 65_536  # descriptors that a child may have inherited
 OUTPUT_SLACK = 1 << 20  # bytes a program may write beyond what is expected of it
@@ -105,7 +106,7 @@ def watch(jail: Jail, pid: int, outputs: tuple[int, int], clock: Clock, output_b
 
 
 def _watch(jail, pid, selector, captured, clock: Clock, output_bytes: int) -> tuple[int | None, str | None]:
-    look_at, heavy = time.monotonic() + LOOK_EVERY_S, False
+    look_at, heavy = time.monotonic() + LOOK_EVERY_S, 0
     while True:
         _read(selector, captured)
         if sum(map(len, captured.values())) > output_bytes:
@@ -118,11 +119,11 @@ def _watch(jail, pid, selector, captured, clock: Clock, output_bytes: int) -> tu
             continue
         if clock.is_late(next(iter(captured.values()))):
             return None, "timeout"
-        was_heavy, heavy = heavy, jail.has_too_much_memory()
-        if heavy and was_heavy:  # twice: between vfork and exec, a child is as large as its parent, and is its parent
+        heavy = heavy + 1 if jail.has_too_much_memory() else 0
+        if heavy == HEAVY_LOOKS:  # between vfork and exec, a child is as large as its parent, and is its parent
             return None, "too much memory"
         pause = min(max(LOOK_EVERY_S, LOOKS_SHARE * (time.monotonic() - began)), LOOK_AT_LAST_S)
-        look_at = time.monotonic() + (0.0 if heavy else pause)
+        look_at = time.monotonic() + (HEAVY_EVERY_S if heavy else pause)
 
 
 def _read(selector, captured: dict[int, bytearray]) -> None:
