@@ -10,7 +10,6 @@ from megatron_gopd.config import schema
 
 Role = TypeVar("Role", bound=schema.Model)
 AUTO = "auto"
-LEVERS = ("offload", "recompute", "overlap_communication")
 
 
 def settle(settings: Role) -> Role:

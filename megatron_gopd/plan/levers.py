@@ -62,13 +62,6 @@ def _with_reference(config: Config) -> Config:
     return config.model_copy(update={"algorithm": asked.model_copy(update={"reference": config.initial_student()})})
 
 
-def open_levers(config: Config) -> list[str]:
-    """The keys of those that the memory decides."""
-    roles = {"student": config.student, **config.scorers()}
-    keys = [f"{who}.{key}" for who, role in roles.items() for key in ("recompute", "offload") if is_open(role, key)]
-    return [key.removeprefix("the ") for key in keys]
-
-
 def _in_words(config: Config, recompute: str, frozen: Collection[str], optimizer: bool) -> str:
     """Of what is open only."""
     said = [f"recompute {recompute}"] if is_open(config.student, "recompute") else []
