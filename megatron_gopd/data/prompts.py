@@ -77,7 +77,7 @@ def choose_teacher(row: Row, teachers: Iterable[str]) -> str:
     known = f"the teachers are {', '.join(names)}"
     if row.tag is not None:
         if row.tag not in names:
-            raise UserError(f"opd_teacher {row.tag!r} is no teacher; {known}")
+            raise UserError(f"opd_teacher {row.tag!r} is no teacher; {known}: add teachers.{row.tag}, or mend the row")
         return row.tag
     if row.data_source in names:
         return row.data_source
