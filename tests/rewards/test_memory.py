@@ -8,7 +8,7 @@ import pytest
 
 from megatron_gopd.config.schema import Sandbox
 from megatron_gopd.rewards.code import code
-from megatron_gopd.rewards.sandbox import memory_cgroup
+from megatron_gopd.rewards.sandbox import memory_cgroup, programs
 from tests.rewards.somebody import UID, grades_by, needs_root
 
 SETTINGS = {"seconds_per_test": 60, "seconds": 120, "memory_mb": 192, "scratch_mb": 128, "processes": 32, "workers": 2}
@@ -52,6 +52,15 @@ def test_where_there_is_a_memory_cgroup_programs_are_in_it():
     program = "print('done' if 'megatron-gopd-' in open('/proc/self/cgroup').read() else 'outside')"
     assert code(f"```python\n{program}\n```", TESTS, Sandbox(seconds_per_test=60)).problem is None
     assert memory_cgroup.kills() == before
+
+
+@pytest.mark.skipif(memory_cgroup.place() is None, reason="this user may make no memory cgroup")
+def test_too_much_memory_is_the_answers_fault_whomever_the_kernel_ends(monkeypatch):
+    monkeypatch.setattr(programs, "HEAVY_LOOKS", 1 << 30)
+    weight = bytearray(b"x" * (500 << 20))  # of this process, and so of the referee that it forks: the largest goes
+    program = f"import os\n{TOO_MUCH['files']}held = b'x' * (150 << 20)\n{STAY}"
+    assert code(f"```python\n{program}\n```", TESTS, Sandbox(**SETTINGS)).problem == "too much memory"
+    del weight
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,8 @@ def in_jail(work: Work, files: dict[str, str], held_bytes: int, settings: Sandbo
     before = memory_cgroup.kills()
     answer = _in_child(lambda writing: _keep(work, files, memory, settings, writing), settings)
     if answer["problem"] and memory_cgroup.kills() > before:
-        answer["problem"] = f"{answer['problem'].partition(': ')[0]}: too much memory"
+        where = answer["problem"].partition(": ")[0]  # a crash is the referee's: it goes first where it is the largest
+        answer["problem"] = "too much memory" if where == "crash" else f"{where}: too much memory"
     return answer
 
 
