@@ -46,17 +46,20 @@ class Admission:
         over_sampling: float = 1.0,
         window: int | None = None,
         version: int = 0,
+        last: int | None = None,
     ):
         """
         Args:
-            over_sampling: prompts pending beside those that strictly suffice for steps without a pause.
+            over_sampling: prompts pending, of those that strictly suffice for steps without a pause.
             window: None: all that are pending.
             version: of the weights at the start, under which nothing is pending.
+            last: version that nothing is trained under any more; None: there is none.
         """
         self.batch_size, self.max_staleness, self.version = batch_size, max_staleness, version
         self._window = window or (max_staleness + 1) * batch_size
         self._most = ceil(over_sampling * max(1, max_staleness) * batch_size)
         self._first, self._begun, self._taken = version, 0, 0
+        self._all = None if last is None else (last - version) * batch_size
         self._orders: dict[str, _Order] = {}
         self._finished: list[Pending] = []  # in the order in which they did
 
@@ -64,7 +67,8 @@ class Admission:
     def room(self) -> int:
         """How many more prompts may begin now."""
         most = min((self.max_staleness + 1) * self.batch_size - self._taken, self._most)
-        return max(0, most - sum(len(order.pending) for order in self._orders.values()))
+        room = most - sum(len(order.pending) for order in self._orders.values())
+        return max(0, room if self._all is None else min(room, self._all - self._begun))
 
     @property
     def whole(self) -> bool:

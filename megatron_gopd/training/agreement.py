@@ -93,6 +93,6 @@ def _shown(trajectory: Trajectory, token: int, logprobs: np.ndarray, tokenizer) 
     number = int(trajectory.response_tokens[token])
     return (
         f"response token {token} ({tokenizer.decode([number])!r}, id {number}) of prompt {trajectory.prompt.id!r}: "
-        f"{trajectory.behaviour_logprobs[token]:.4f} by the engine with weights {trajectory.weight_version}, "
+        f"{trajectory.behaviour_logprobs[token]:.4f} by the engine with weights {trajectory.weight_versions[token]}, "
         f"{logprobs[token]:.4f} by the trainer"
     )
