@@ -123,7 +123,7 @@ def test_two_steps_ahead_no_prompt_is_lost_and_no_token_of_weights_that_are_too_
     given["data"] = {"train": str(write_questions(tmp_path / "many.jsonl", 24, **TAGGED)), "batch_size": 4}
     given["run"]["steps"] = 12
     distill(Config.model_validate(given))
-    assert Counter(each.prompt.id for batch in trained for each in batch) == {f"train-{n}": 2 for n in range(24)}
+    assert Counter(each.prompt.id for batch in trained for each in batch) == {f"many-{n}": 2 for n in range(24)}
     stale = [step - version for step, batch in enumerate(trained) for each in batch for version in each.weight_versions]
     assert min(stale) == 0 and max(stale) == 2 == max(row["staleness_max"] for row in rows(given))
     assert any(len(set(each.weight_versions)) > 1 for batch in trained for each in batch)
@@ -133,6 +133,22 @@ def test_two_steps_ahead_no_prompt_is_lost_and_no_token_of_weights_that_are_too_
         of = {version: logprobs_of(models[version], prompt, response) for version in set(versions)}
         expected = [of[version][token] for token, version in enumerate(versions)]
         np.testing.assert_allclose(each.behaviour_logprobs, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("on_update", ["retract", "in_place"])
+def test_responses_end_at_their_age_where_they_are(tree, distill, tmp_path, trained, on_update):
+    given = tree(
+        max_staleness=2, over_sampling=1.5, max_age=1, max_response_tokens=400, sglang={"on_update": on_update}
+    )
+    given["data"] = {"train": str(write_questions(tmp_path / "many.jsonl", 24, **TAGGED)), "batch_size": 4}
+    given["run"]["steps"] = 6
+    distill(Config.model_validate(given))
+    every = [each for batch in trained for each in batch]
+    assert sorted(each.prompt.id for each in every) == sorted(f"many-{n}" for n in range(24))
+    ended = [each for each in every if each.ended_by_age]
+    assert len(ended) == sum(row["ended_by_age"] for row in rows(given)) > 0
+    assert all(each.finish_reason == "length" and len(each) < 400 for each in ended)
 
 
 def test_a_run_one_step_off_resumes_with_the_prompts_it_had_drawn_ahead(tree, distill):
