@@ -122,7 +122,7 @@ def trajectories_of_servers(folder: str) -> None:
     async def generate(tokens, sampling) -> Answer:
         await asyncio.sleep(0.3 / len(tokens))
         count = 1 + sampling.get("sampling_seed", len(tokens)) % 5
-        return Answer([7] * count, [-0.1 * each for each in range(count)], "stop", "4")
+        return Answer([7] * count, [-0.1 * each for each in range(count)], "stop", [("4", count)])
 
     async def ask(request, together) -> Answer:
         return await request(SimpleNamespace(generate=generate))
@@ -141,7 +141,7 @@ def trajectories_of_servers(folder: str) -> None:
         assert theirs == mine
     assert sorted((each.prompt.id, each.sample) for each in found) == [(f"p{n}", s) for n in range(6) for s in range(2)]
     assert {id(each.prompt) for each in found} == {id(prompt) for prompt in asked}  # no copies, on any rank
-    assert {each.weight_version for each in found} == {4}
+    assert {version for each in found for version in each.weight_versions} == {4}
     assert [len(each.tokens) for each in greedy] == [1 + len(prompt.student_tokens) % 5 for prompt in asked]
     if background:
         background.close()

@@ -161,6 +161,16 @@ class RolloutServers(Servers):
         10, ge=0, description="prove the engine's weights the student's at the first update and every so many; 0: never"
     )
     colocated: bool = Field(False, description="release the servers' memory while others score and the student trains")
+    on_update: Literal["retract", "in_place"] = Field(
+        "retract",
+        description="of responses under way: retract: their cache is computed anew; in_place: they go on over the old "
+        "one, and their log-probs are those of no single policy",
+    )
+
+    @property
+    def flushes(self) -> bool:
+        """Whether an update empties the servers' caches, which SGLang refuses while responses hold them."""
+        return self.on_update == "retract"
 
     @property
     def shares_gpus(self) -> bool:

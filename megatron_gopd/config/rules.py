@@ -100,6 +100,20 @@ def somebody_writes_what_is_imitated(config: Config) -> None:
         raise ValueError("rollout.samples_per_prompt: a row of data has one response; leave it out, or name teachers")
 
 
+def what_runs_ahead_is_the_students(config: Config) -> None:
+    rollout = config.rollout
+    if rollout.max_staleness and not config.algorithm.SAMPLES_STUDENT:
+        raise ValueError(
+            f"rollout.max_staleness is of responses that the student samples, and algorithm.type: "
+            f"{config.algorithm.type} learns what others wrote, which grows no older: leave it out"
+        )
+    if rollout.order_window is not None and rollout.order_window < config.data.batch_size:
+        raise ValueError(
+            f"rollout.order_window is {rollout.order_window}, less than a batch, data.batch_size "
+            f"({config.data.batch_size}), whose order does not matter: write as many or more, or leave it out"
+        )
+
+
 def fp8_scales_are_learned_where_it_trains(config: Config) -> None:
     """Transformer Engine updates the scales of delayed scaling in training steps only: a frozen model's stay 1."""
     for who, scorer in config.scorers().items():
@@ -236,6 +250,7 @@ RULES = (
     rewards_tell_responses_apart,
     mini_batches_are_equal,
     somebody_writes_what_is_imitated,
+    what_runs_ahead_is_the_students,
     fp8_scales_are_learned_where_it_trains,
     fp8_weights_have_masters_to_follow,
     hidden_states_can_be_had,

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from megatron_gopd.config.ahead import refuse_what_cannot_run_ahead
 from megatron_gopd.config.algorithms import Algorithm, Gopd, with_vetted_defaults
 from megatron_gopd.config.models import (
     Column,
@@ -94,7 +95,21 @@ class Rollout(Section):
         1, ge=1, le=2**12, description="responses to each prompt of a step; of GRPO the default is 8"
     )
     max_batch_size: int = Field(64, ge=1, description="sequences a rank, or a server, decodes at a time")
-    max_staleness: Literal[0, 1] = Field(0, description="1: sample the next batch while this one trains")
+    max_staleness: int = Field(
+        0,
+        ge=0,
+        description="updates that the weights may have seen since a response began, when they train on it; 0: a step "
+        "waits for its own responses, else servers sample on while it trains",
+    )
+    over_sampling: float = Field(
+        1.0, description="of a batch, how many prompts are asked for: those behind are carried over; above 1 or 1"
+    )
+    max_age: int | None = Field(
+        None, description="updates after which a response still under way ends, as cut off; null: it goes on"
+    )
+    order_window: int | None = Field(
+        None, description="prompts of the data's order within which one overtakes another; null: all under way"
+    )
     start_logprob_abs_diff: float = Field(
         LOGPROB_CEILING, gt=0, description="stop where engine and trainer differ by more on average, nats a token"
     )
@@ -103,11 +118,8 @@ class Rollout(Section):
     )
 
     @model_validator(mode="after")
-    def _only_servers_run_ahead(self):
-        if self.max_staleness and self.engine != "sglang":
-            raise ValueError("max_staleness: 1 needs engine: sglang; an engine in this process cannot run ahead")
-        if self.max_staleness and self.sglang.colocated:
-            raise ValueError("max_staleness: 1 does not go with sglang.colocated: the servers have no memory meanwhile")
+    def _sampled_ahead_where_that_can_be(self):
+        refuse_what_cannot_run_ahead(self)
         return self
 
 
@@ -206,6 +218,12 @@ class Checkpoint(Section):
     keep: int = Field(2, ge=1, description="the newest ones that stay")
     resume: Literal["auto", "never", "overwrite"] = Field(
         "auto", description="never: an earlier attempt is set aside; overwrite: it goes, whatever its configuration"
+    )
+    grace_s: float | None = Field(
+        None,
+        gt=0,
+        description="seconds after SIGTERM in which a step may still end, before its checkpoint is written: one that "
+        "would take longer is given up; null: it is finished",
     )
 
 

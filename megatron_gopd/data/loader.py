@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -33,20 +34,30 @@ class PromptLoader:
 
     def next_batch(self) -> list[Prompt]:
         """The next `batch_size` prompts, all different."""
-        size = self.batch_size
-        batch, self._postponed = self._postponed[:size], self._postponed[size:]
-        while len(batch) < size:
-            if self.position == len(self.prompts):
-                self.epoch, self.position = self.epoch + 1, 0
-                self._order = self._permutation()
-            number = int(self._order[self.position])
-            (self._postponed if number in batch else batch).append(number)
-            self.position += 1
-        return [self.prompts[number] for number in batch]
+        return [self.prompts[number] for number in self.draw_batch()]
 
-    def state_dict(self) -> dict:
-        """Where the next batch starts, and of which data; plain JSON values."""
-        place = {"epoch": self.epoch, "position": self.position, "postponed": list(self._postponed)}
+    def draw_batch(self) -> list[int]:
+        """The numbers of the next batch's prompts."""
+        batch: dict[int, None] = {}
+        for _ in range(self.batch_size):
+            batch[self.draw(batch)] = None
+        return list(batch)
+
+    def draw(self, held: Collection[int] = ()) -> int | None:
+        """The number of the next prompt that is not among `held`: those come later, in order. None: all are held."""
+        if len(held) == len(self.prompts):
+            return None
+        for place, number in enumerate(self._postponed):
+            if number not in held:
+                return self._postponed.pop(place)
+        while (number := self._next()) in held:
+            self._postponed.append(number)
+        return number
+
+    def state_dict(self, again: Sequence[int] = ()) -> dict:
+        """Where the next batch starts, and of which data; plain JSON values. `again`: numbers that come once more,
+        first."""
+        place = {"epoch": self.epoch, "position": self.position, "postponed": [*again, *self._postponed]}
         return place | self._data()
 
     def load_state_dict(self, state: dict) -> None:
@@ -60,6 +71,13 @@ class PromptLoader:
             )
         self.epoch, self.position, self._postponed = state["epoch"], state["position"], list(state["postponed"])
         self._order = self._permutation()
+
+    def _next(self) -> int:
+        if self.position == len(self.prompts):
+            self.epoch, self.position = self.epoch + 1, 0
+            self._order = self._permutation()
+        self.position += 1
+        return int(self._order[self.position - 1])
 
     def _data(self) -> dict:
         return {"prompts": len(self.prompts), "fingerprint": self._fingerprint, "seed": self.seed}

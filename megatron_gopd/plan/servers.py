@@ -19,14 +19,22 @@ def placements(config: Config, gpus: int) -> Iterator[tuple[dict, Config]]:
     for tp in (1, 2):
         for servers in _on_each_node(gpus, tp):
             servers["options"] = kept | {"tp-size": tp}
+            if servers["colocated"] and not config.rollout.sglang.flushes:
+                servers["on_update"] = "retract"
             sglang = config.rollout.sglang.model_copy(update=servers)
             changed = {"engine": "sglang", "max_batch_size": 256}  # sequences of a server
-            if servers["colocated"] and config.rollout.max_staleness:
-                changed["max_staleness"] = 0  # the schema's rule
+            if servers["colocated"]:
+                changed |= _nothing_ahead(config)
             rollout = changed | {"sglang": sglang}
             overrides = {f"rollout.{key}": value for key, value in changed.items()}
             overrides |= {f"rollout.sglang.{key}": value for key, value in servers.items()}
             yield overrides, config.model_copy(update={"rollout": config.rollout.model_copy(update=rollout)})
+
+
+def _nothing_ahead(config: Config) -> dict:
+    """What keeps the schema's rule: of what is sampled ahead of its step, colocated servers do nothing."""
+    ahead = {"max_staleness": 0, "over_sampling": 1.0, "max_age": None, "order_window": None}
+    return {key: value for key, value in ahead.items() if getattr(config.rollout, key) != value}
 
 
 def _on_each_node(gpus: int, tp: int) -> Iterator[dict]:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
 from typing import Generic, TypeVar
 
+from megatron_gopd.runs import interruption
 from megatron_gopd.servers.pool import ServerPool
 
 Result = TypeVar("Result")  # such as a response
@@ -47,6 +48,7 @@ class Batch(Generic[Result]):
             try:
                 self._chunk.append(self._finished.get(timeout=0.1))
             except queue.Empty:
+                interruption.look()
                 if self._task.done():
                     self._task.result()
                 if self._pool.stale:

@@ -22,6 +22,8 @@ class Response:
     tokens: np.ndarray  # [response] int32
     logprobs: np.ndarray  # [response] float32, nats, under the sampling temperature
     finished: bool  # ended by a stop id, which is the last token
+    versions: tuple[tuple[int, int], ...] = ()  # (weights, how many tokens they sampled), in order; (): the engine's
+    ended_by_age: bool = False  # where it was, for the updates that it has seen
 
 
 class Growing:
@@ -30,11 +32,12 @@ class Growing:
     def __init__(self):
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
+        self.versions: list[tuple[int, int]] = []
         self.finished = False
 
-    def response(self) -> Response:
+    def response(self, *, ended_by_age: bool = False) -> Response:
         tokens, logprobs = np.array(self.tokens, dtype=np.int32), np.array(self.logprobs, dtype=np.float32)
-        return Response(tokens, logprobs, self.finished)
+        return Response(tokens, logprobs, self.finished, tuple(self.versions), ended_by_age)
 
 
 @torch.inference_mode()

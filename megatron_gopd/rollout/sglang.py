@@ -6,6 +6,7 @@ import asyncio
 import zlib
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -25,20 +26,17 @@ from megatron_gopd.ranks import give_back_memory, is_first, on_first
 from megatron_gopd.rollout.batch import Batch, Turn
 from megatron_gopd.rollout.probes import probe_rows
 from megatron_gopd.rollout.protocol import Exports
-from megatron_gopd.rollout.sampling import Growing, Response
+from megatron_gopd.rollout.responses import Ending, Responses
+from megatron_gopd.rollout.sampling import Response
 from megatron_gopd.rollout.server_weights import ServerWeights
+from megatron_gopd.rollout.stream import Asked, Feed, Stream
 from megatron_gopd.rollout.trajectories import trajectory_of
 from megatron_gopd.runs import progress
-from megatron_gopd.servers.client import Answer, SGLangClient
+from megatron_gopd.servers.client import SGLangClient
 from megatron_gopd.servers.homes import Homes
-from megatron_gopd.servers.http_client import LostRequestError, RefusedError, naming
+from megatron_gopd.servers.http_client import LostRequestError, RefusedError
 from megatron_gopd.servers.pool import ServerPool, Together
 
-# everything that a server would otherwise take from the model's generation_config.json
-PLAIN = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "frequency_penalty": 0.0, "presence_penalty": 0.0} | {
-    "repetition_penalty": 1.0,
-    "skip_special_tokens": False,
-}
 # without the first two SGLang says that it gave memory away, and keeps it; or it takes back weights that hold anything
 COLOCATED = {
     "enable-memory-saver": True,
@@ -46,7 +44,7 @@ COLOCATED = {
     "mem-fraction-static": COLOCATED_MEMORY,
 }
 
-Sampled = tuple[int, tuple[Response, int]]  # number of the request; its response, version of the weights that began it
+Sampled = tuple[int, Response]  # number of the request, and what came of it
 
 
 class SGLangEngine:
@@ -67,6 +65,7 @@ class SGLangEngine:
         self._pool: ServerPool | None = None  # on rank 0
         self._weights: ServerWeights | None = None
         self._homes: Homes | None = None
+        self._stream: Stream | None = None  # on rank 0
 
     def start(self, student: Exports, logs: Path) -> None:
         """See RolloutEngine.start."""
@@ -88,13 +87,35 @@ class SGLangEngine:
             alike = defaultdict(Together)
             shares = max(1, len(self._pool.servers) // max(1, len(prompts)))  # of a prompt's samples: no server idles
             count = progress.sampling(len(wanted))
-            requests = [
-                partial(self._sample, prompt, sample, step, limit, alike[prompt.id, sample % shares], count)
-                for prompt, sample in wanted
-            ]
-            batch = self._batch(requests)
+
+            async def counted(prompt: Prompt, sample: int) -> Response:
+                key = [self.config.run.seed, step, zlib.crc32(prompt.id.encode()), sample]
+                response = await self._sample(prompt, key, limit, alike[prompt.id, sample % shares])
+                count.add(1, len(response.tokens))
+                return response
+
+            batch = self._batch([partial(counted, *each) for each in wanted])
         chunks = self._chunks(batch)
-        return ([self._trajectory(*wanted[number], *sampled) for number, sampled in chunk] for chunk in chunks)
+        return ([self._trajectory(*wanted[number], response) for number, response in chunk] for chunk in chunks)
+
+    def stream(self, feed: Feed, prompts: list[Prompt], step: int) -> Iterator[list[Trajectory]]:
+        """The chunks of the step's batch, of what `feed` takes on rank 0. What it lets begin is sampled meanwhile and
+        afterwards, as long as the engine is there. Collective.
+
+        To be called for one step after the other, with all `prompts` that may come.
+        """
+        if is_first():
+            self._stream = self._stream or self._begin_stream(feed)
+            self._stream.turn_to(step)
+        count = progress.sampling(feed.batch_size * self.config.rollout.samples_per_prompt)
+        for chunk in self._finished(self._stream):
+            for response in (response for taken in chunk for response in taken.responses):
+                count.add(1, len(response.tokens))
+            yield [
+                replace(self._trajectory(prompts[number], sample, response), early=early)
+                for number, early, responses in chunk
+                for sample, response in enumerate(responses)
+            ]
 
     def decode(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Response]:
         """See RolloutEngine.decode."""
@@ -103,12 +124,12 @@ class SGLangEngine:
         if is_first():
             greedy = {"temperature": 0.0}
             requests = [
-                partial(self._respond, each, max_tokens, greedy, Together(), f"prompt {number}")
+                partial(self._responses.whole, each, max_tokens, greedy, Together(), f"prompt {number}")
                 for number, each in enumerate(prompts)
             ]
             batch = self._batch(requests)
         numbered = [each for chunk in self._chunks(batch) for each in chunk]  # in the order in which they finished
-        return [response for _, (response, _) in sorted(numbered, key=itemgetter(0))]
+        return [response for _, response in sorted(numbered, key=itemgetter(0))]
 
     def logprobs(self, rows: Sequence[Row]) -> list[np.ndarray]:
         """See RolloutEngine.logprobs."""
@@ -125,7 +146,7 @@ class SGLangEngine:
         return scored
 
     def sync(self, policy: Exports, version: int | None = None) -> None:
-        """See RolloutEngine.sync. Responses under way go on with the new weights, their cache computed anew."""
+        """See RolloutEngine.sync. Responses under way go on with the new weights: see rollout.sglang.on_update."""
         self._policy = policy
         self.weight_version = self.weight_version + 1 if version is None else version
         self._occupy()
@@ -148,59 +169,56 @@ class SGLangEngine:
 
     def _chunks(self, batch: Batch | None) -> Iterator[list[Sampled]]:
         """On every rank, which has the prompts. Colocated servers give their memory away first: scorers need it."""
-        if not self._colocated:
-            yield from self._finished(batch)
-            return
-        whole = [each for chunk in self._finished(batch) for each in chunk]
-        self.release()
-        yield whole
-
-    def _finished(self, batch: Batch | None) -> Iterator[list[Sampled]]:
         try:
-            while (turn := on_first(lambda: batch.take())) is not Turn.END:
-                if turn is Turn.UPDATE:
-                    self._weights.update(self._policy, self.weight_version, only_stale=True)
-                elif turn is not Turn.WAIT:
-                    yield turn
+            if not self._colocated:
+                yield from self._finished(batch)
+                return
+            whole = [each for chunk in self._finished(batch) for each in chunk]
+            self.release()
+            yield whole
         finally:
             if batch:
                 batch.cancel()
 
-    def _batch(self, requests: Sequence[Callable[[], Awaitable[tuple[Response, int]]]]) -> Batch:
-        return Batch(self._pool, requests, self.config.rollout.max_batch_size * len(self._pool.servers))
+    def _finished(self, source: Batch | Stream | None) -> Iterator[list]:
+        while (turn := on_first(lambda: source.take())) is not Turn.END:
+            if turn is Turn.UPDATE:
+                self._weights.update(self._policy, self.weight_version, only_stale=True)
+            elif turn is not Turn.WAIT:
+                yield turn
+
+    def _batch(self, requests: Sequence[Callable[[], Awaitable[Response]]]) -> Batch:
+        return Batch(self._pool, requests, self._places)
+
+    def _begin_stream(self, feed: Feed) -> Stream:
+        rollout = self.config.rollout
+
+        async def respond(asked: Asked, sample: int, ending: Ending) -> Response:
+            self._refuse_unknown_ids([asked.prompt])
+            key = [*asked.key, sample]
+            return await self._sample(asked.prompt, key, rollout.max_response_tokens, asked.together, ending)
+
+        return Stream(self._pool, feed, respond, samples=rollout.samples_per_prompt, places=self._places)
+
+    @property
+    def _responses(self) -> Responses:
+        return Responses(self._pool, self.stop_ids, self._known)
+
+    @property
+    def _places(self) -> int:
+        """Requests at a time."""
+        return self.config.rollout.max_batch_size * len(self._pool.servers)
 
     async def _sample(
-        self, prompt: Prompt, sample: int, step: int, limit: int, alike: Together, count: progress.Count
-    ) -> tuple[Response, int]:
-        key = [self.config.run.seed, step, zlib.crc32(prompt.id.encode()), sample]
+        self, prompt: Prompt, key: list[int], limit: int, together: Together, ending: Ending | None = None
+    ) -> Response:
+        """`key`: of the random numbers."""
         seed = int(np.random.SeedSequence(key).generate_state(1)[0]) >> 1  # 31 bits
         sampling = {"temperature": self.config.rollout.temperature, "sampling_seed": seed}
-        sampled = await self._respond(prompt.student_tokens, limit, sampling, alike, prompt.name)
-        count.add(1, len(sampled[0].tokens))
-        return sampled
+        return await self._responses.whole(prompt.student_tokens, limit, sampling, together, prompt.name, ending)
 
-    async def _respond(
-        self, prompt: Sequence[int], limit: int, sampling: dict, alike: Together, name: str
-    ) -> tuple[Response, int]:
-        """A whole response, and the version of the weights that began it; what was cut short is continued."""
-        response, version = Growing(), None
-
-        async def generate(tokens: list[int], sampling: dict, client: SGLangClient) -> Answer:
-            with naming(name):
-                return await client.generate(tokens, sampling)
-
-        while len(response.tokens) < limit and not response.finished:
-            left = {"max_new_tokens": limit - len(response.tokens), "stop_token_ids": self.stop_ids}
-            tokens = [*prompt, *response.tokens]
-            answer = await self._pool.ask(partial(generate, tokens, PLAIN | sampling | left), alike)
-            version = version or answer.weight_version
-            response.tokens += answer.tokens
-            response.logprobs += answer.logprobs
-            response.finished = answer.finish == "stop"
-        return response.response(), self._known(version)
-
-    def _trajectory(self, prompt: Prompt, sample: int, response: Response, version: int) -> Trajectory:
-        held = {"weight_version": version, "folder": self._folder, "last_id": self._last_id}
+    def _trajectory(self, prompt: Prompt, sample: int, response: Response) -> Trajectory:
+        held = {"weight_version": self.weight_version, "folder": self._folder, "last_id": self._last_id}
         return trajectory_of(prompt, sample, response, **held)
 
     def _known(self, version: str) -> int:

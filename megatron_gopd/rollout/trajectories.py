@@ -12,7 +12,10 @@ from megatron_gopd.rollout.sampling import Response
 def trajectory_of(
     prompt: Prompt, sample: int, response: Response, *, weight_version: int, folder: str, last_id: int
 ) -> Trajectory:
-    """Raises UserError: a log-prob that is not finite, a token id past `last_id`, the tokenizer's."""
+    """`weight_version`: of the engine, where the response does not tell of each token.
+
+    Raises UserError: a log-prob that is not finite, a token id past `last_id`, the tokenizer's.
+    """
     logprobs = response.logprobs
     if not np.isfinite(logprobs).all():
         raise UserError(
@@ -24,11 +27,13 @@ def trajectory_of(
             f"{folder}: sampled token id {response.tokens.max()}, past the tokenizer's last id "
             f"({last_id}), for prompt {prompt.id!r}; the embedding's padding rows were never trained"
         )
+    versions = response.versions or ((weight_version, len(response.tokens)),)
     return Trajectory(
         prompt=prompt,
         sample=sample,
         response_tokens=response.tokens,
         behaviour_logprobs=logprobs,
         finish_reason="stop" if response.finished else "length",
-        weight_version=weight_version,
+        weight_versions=np.repeat(*np.array(versions, dtype=np.int32).T),
+        ended_by_age=response.ended_by_age,
     )

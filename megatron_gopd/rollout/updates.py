@@ -125,7 +125,8 @@ class FromDisk(Update):
 
     def send(self, folders: dict[str, str], servers: list[Server], version: int) -> None:
         """`folders`: by the name of the node they are on."""
-        about = {"load_format": "auto", "weight_version": self.name_of(version), "flush_cache": True}
+        about = {"load_format": "auto", "weight_version": self.name_of(version)}
+        about |= {"flush_cache": self.settings.flushes}
         paths = [folders[server.home.node if server.home else this_node()] for server in servers]
         bodies = [about | {"model_path": path} for path in paths]
         self.wait(self.begin_post(servers, "/update_weights_from_disk", bodies))
@@ -139,7 +140,8 @@ class InBuckets(Update):
         try:
             self.post(servers, "/begin_weight_update")
             for bucket, is_last in self.buckets(tensors):
-                self.send_bucket(bucket, servers, {"flush_cache": is_last, "weight_version": self.name_of(version)})
+                flushes = is_last and self.settings.flushes
+                self.send_bucket(bucket, servers, {"flush_cache": flushes, "weight_version": self.name_of(version)})
         finally:  # also after a failure, if only another's to begin: a server with an open update takes no other
             problems = self.begin_post(servers, "/end_weight_update", [{}] * len(servers))
             problems.result()

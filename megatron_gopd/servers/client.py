@@ -30,7 +30,7 @@ class Answer:
     tokens: list[int]
     logprobs: list[float]  # nats, at the sampling temperature, before top-p and top-k
     finish: str  # stop, length, or abort: cut short by the server
-    weight_version: str  # of the weights that sampled the first token
+    versions: list[tuple[str, int]]  # the weights' names, and how many tokens each sampled, in order
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -44,9 +44,10 @@ class SGLangClient(HttpClient):
         status, said = await self._request("POST", "/flush_cache", HEALTH_TIMEOUT_S)
         return None if status == 200 else f"{status} {message_of(said)}"
 
-    async def generate(self, tokens: Sequence[int], sampling: dict) -> Answer:
-        """Sample one response; `sampling` are SGLang's sampling_params."""
+    async def generate(self, tokens: Sequence[int], sampling: dict, rid: str | None = None) -> Answer:
+        """Sample one response; `sampling` are SGLang's sampling_params, `rid` is the name by which to abort it."""
         body = {"input_ids": list(tokens), "sampling_params": sampling, "return_logprob": True, "logprob_start_len": -1}
+        body |= {"rid": rid} if rid else {}
         reply = await self.post_for(replies.Sampled, "/generate", body)
         about = reply.meta_info
         finish = about.finish_reason
@@ -56,8 +57,12 @@ class SGLangClient(HttpClient):
             raise LostRequestError(f"{self.url} gave a request up: {finish.message}")
         with self.checking():
             logprobs = replies.sampled_logprobs(reply, sampling.get("max_new_tokens"), self.vocab_size)
-        version = about.weight_versions[0].version if about.weight_versions else about.weight_version
-        return Answer(reply.output_ids, logprobs.tolist(), finish.type, str(version))
+            versions = replies.sampled_versions(reply)
+        return Answer(reply.output_ids, logprobs.tolist(), finish.type, versions)
+
+    async def abort(self, rid: str) -> None:
+        """Have a response end where it is: the request for it is answered. Nothing happens where it has ended."""
+        await self._good("POST", "/abort_request", HEALTH_TIMEOUT_S, json={"rid": rid})
 
     async def score_by_ours(self, asked: dict) -> np.ndarray:
         """As score, of a scorer of our own, at the temperature that `asked`, the body, names."""

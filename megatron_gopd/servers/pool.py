@@ -166,11 +166,11 @@ class ServerPool:
     def quiet(self, servers: list[Server]) -> Iterator[None]:
         """Within the block the servers sample nothing, and are not watched; requests go on afterwards.
 
-        Responses under way are retracted: their cache is computed anew.
+        Responses under way go on as the settings' on_update says. Raises UserError: a server knows no such pause.
         """
         self._supervisor.updating = True
         try:
-            self.background.run(self._to_all(servers, "/pause_generation", {"mode": "retract"}))
+            self.background.run(self._to_all(servers, "/pause_generation", {"mode": self.settings.on_update}))
             yield
         finally:
             self.background.run(self._to_all(servers, "/continue_generation", {}))

@@ -30,6 +30,7 @@ class Finish(Reply):
 
 class Version(Reply):
     version: str | int
+    end: int | None = None  # of its tokens among the response's, exclusive; None: of all
 
 
 class AboutSampled(Reply):
@@ -111,6 +112,21 @@ def sampled_logprobs(reply: Sampled, most: int | None, vocab_size: int | None) -
         raise ValueError(f"{len(ids)} tokens, where 1 to {most} were asked for")
     known_ids(np.array(ids, dtype=object), vocab_size)
     return possible(numbers([entry[0] for entry in entries]))
+
+
+def sampled_versions(reply: Sampled) -> list[tuple[str, int]]:
+    """(weights, how many of the response's tokens they sampled), in order. Raises ValueError: these are not all."""
+    about, tokens = reply.meta_info, len(reply.output_ids)
+    spans, begin = [], 0
+    for each in about.weight_versions or [Version(version=about.weight_version)]:
+        end = tokens if each.end is None else each.end
+        if end < begin:
+            raise ValueError(f"weights {each.version!r} of tokens {begin} to {end}")
+        spans.append((str(each.version), end - begin))
+        begin = end
+    if begin != tokens:
+        raise ValueError(f"weights of {begin} tokens, of a response of {tokens}")
+    return [span for span in spans if span[1]]
 
 
 def scored_logprobs(entries: Sequence[Entry], asked: Sequence[int], vocab_size: int | None) -> np.ndarray:

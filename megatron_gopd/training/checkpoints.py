@@ -46,7 +46,7 @@ class Checkpoints:
             return 0
         job, saved = self.job, checkpoint.about
         _refuse_another_model(checkpoint, Architecture.read(job.config.student.model))
-        job.loader.load_state_dict(saved["data"])
+        job.batches.go_on_from(saved["data"])
         same_ranks = saved["ranks"] == dist.get_world_size()
         if job.rollout:
             job.rollout.release()

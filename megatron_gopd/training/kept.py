@@ -63,7 +63,6 @@ class Keeper:
             "outcome": trajectory.outcome,
             "lambda": lambda_,
             "finish_reason": trajectory.finish_reason,
-            "sampled_with_version": trajectory.weight_version,
             "trained_from_version": step - 1,
         }
 
@@ -79,6 +78,7 @@ class Keeper:
             "teacher_logprobs": trajectory.teacher_logprobs,
             "reference_logprobs": trajectory.reference_logprobs,
             "behaviour_logprobs": trajectory.behaviour_logprobs,
+            "sampled_with_versions": trajectory.weight_versions,
             "entropy": update.entropy[at],
             **self._parts(trajectory, student),
         }
@@ -104,9 +104,9 @@ def table_of(rows: list[dict[str, Any]], of_objective: list[str]) -> pyarrow.Tab
 
     ids, values = pa.list_(pa.int32()), pa.list_(pa.float32())
     types = {
-        **dict.fromkeys(("step", "sample", "sampled_with_version", "trained_from_version"), pa.int32()),
+        **dict.fromkeys(("step", "sample", "trained_from_version"), pa.int32()),
         **dict.fromkeys(("reward", "outcome", "lambda"), pa.float32()),
-        **dict.fromkeys(("prompt_tokens", "response_tokens"), ids),
+        **dict.fromkeys(("prompt_tokens", "response_tokens", "sampled_with_versions"), ids),
         "pieces": pa.list_(pa.string()),
         **dict.fromkeys((name for name in rows[0] if name.endswith("_logprobs")), values),
         **dict.fromkeys((*PARTS, "entropy", *of_objective), values),

@@ -15,12 +15,19 @@ WITH_MORE = {"advantage": "advantage_mean"}  # a column that is told by more tha
 
 
 def step_metrics(
-    step: int, batch: list[Trajectory], update: Update, seconds: dict[str, float], *, on_policy: bool = True
+    step: int,
+    batch: list[Trajectory],
+    update: Update,
+    seconds: dict[str, float],
+    *,
+    on_policy: bool = True,
+    cap: float | None = None,
 ) -> dict[str, float]:
     """Means over the batch's response tokens, nats, of the weights before the update; seconds of each phase.
 
     A row has what its algorithm has: no reverse_kl without teachers' log-probs, no reward where nothing is graded; and
-    whatever the objective tells of each token, under the objective's names. `on_policy`: the student sampled.
+    whatever the objective tells of each token, under the objective's names. `on_policy`: the student sampled; `cap`: of
+    the rollout correction.
 
     Raises UserError: an objective of the user's own gives a metric the name of another.
     """
@@ -28,6 +35,8 @@ def step_metrics(
         WITH_MORE.get(name, name): _mean(column) for name, column in update.metrics.items() if name not in NOT_MEANS
     }
     metrics = _of_every_run(step, batch, update, seconds, on_policy)
+    if cap is not None and "rollout_correction" in update.metrics:
+        metrics["correction_clipped"] = float((_flat(update.metrics["rollout_correction"]) >= np.float32(cap)).mean())
     if taken := sorted(told.keys() & metrics.keys()):
         raise UserError(f"algorithm.type: its metric {taken[0]!r} is the name of another metric: give it another name")
     return metrics | told
@@ -101,8 +110,20 @@ def _off_policy(step: int, batch: list[Trajectory], update: Update) -> dict[str,
     return {
         "train_rollout_logprob_abs_diff": float(drift.mean()),
         "train_rollout_logprob_abs_diff_max": float(drift.max()),
-        "staleness": step - 1 - sum(trajectory.weight_version for trajectory in batch) / len(batch),
-    }
+    } | _ahead(step, batch)
+
+
+def _ahead(step: int, batch: list[Trajectory]) -> dict[str, float]:
+    """Of tokens: the updates since they were sampled. Of responses, where they come ahead of their step: the steps
+    between theirs in the data's order and this one; those that were cut off by age."""
+    metrics, early = {}, [trajectory.early for trajectory in batch]
+    if all(trajectory.weight_versions is not None for trajectory in batch):  # an engine of one's own need not tell
+        ages = step - 1 - _flat(trajectory.weight_versions for trajectory in batch)
+        metrics |= {"staleness_mean": float(ages.mean()), "staleness_max": float(ages.max())}
+    if None not in early:
+        metrics["finished_order"] = float(np.abs(early).mean())
+        metrics["ended_by_age"] = float(sum(trajectory.ended_by_age for trajectory in batch))
+    return metrics
 
 
 def _rewards(batch: list[Trajectory]) -> dict[str, float]:

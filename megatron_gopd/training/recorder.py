@@ -53,7 +53,9 @@ class Recorder:
         if not is_first():
             return
         on_policy = self.config.algorithm.SAMPLES_STUDENT
-        metrics = step_metrics(step, batch, update, seconds, on_policy=on_policy) | found
+        correction = getattr(self.config.algorithm, "rollout_correction", None)
+        cap = correction.cap if correction else None
+        metrics = step_metrics(step, batch, update, seconds, on_policy=on_policy, cap=cap) | found
         self._sinks.log(step, metrics)
         self._keeper.keep(step, batch, update)
 

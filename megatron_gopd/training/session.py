@@ -20,11 +20,13 @@ from megatron_gopd.mcore.save import save
 from megatron_gopd.policies.update import Update
 from megatron_gopd.ranks import is_first, on_first
 from megatron_gopd.runs import Log, RunFolder, Spans, StepLine
+from megatron_gopd.runs.interruption import known_by
 from megatron_gopd.runs.machine import about_machine
 from megatron_gopd.servers.supervisor import LostServersError
 from megatron_gopd.training.agreement import compare_at_start
 from megatron_gopd.training.checkpoints import Checkpoints
 from megatron_gopd.training.exams import Exams
+from megatron_gopd.training.grace import Grace, NoTimeError
 from megatron_gopd.training.grading import set_rewards
 from megatron_gopd.training.job import Job, build_job
 from megatron_gopd.training.memory import explained
@@ -44,6 +46,7 @@ class Session:
     exams: Exams
     graders: NodeGraders
     stop: StopRequest
+    grace: Grace
     spans: Spans
     _trained: tuple[int, list[Trajectory], Update] | None = field(default=None, init=False)  # not recorded yet
 
@@ -65,9 +68,14 @@ class Session:
             checkpoints = Checkpoints(job, recorder.checkpoints)
             graders = NodeGraders(config.rewards, config.sandbox)
             with recorder, StopRequest() as stop, graders, job.serving(recorder.logs):
-                session = cls(job, recorder, checkpoints, exams, graders, stop, Spans(on_enter=recorder.phase))
+                spans, grace = Spans(on_enter=recorder.phase), Grace(config.checkpoint.grace_s, stop)
+                session = cls(job, recorder, checkpoints, exams, graders, stop, grace, spans)
                 try:
-                    yield session
+                    with known_by(grace.look):
+                        yield session
+                except NoTimeError as error:
+                    session._record({})
+                    session._stop_at(job.student.steps_done, str(error))
                 except LostServersError as error:
                     session._record({})
                     raise checkpoints.stopped(error) from None
@@ -86,8 +94,10 @@ class Session:
         done = self.checkpoints.resume(self.recorder.resumed)
         self._end_if_told(done)
         for step in range(done + 1, last + 1):
+            self.grace.begins()
             with self.spans("step"):
                 yield step
+            self.grace.ended()
             with self.spans("checkpoint"):
                 self.checkpoints.after(step)
             self._record(self.exams.after(step, self.recorder, self.spans))
@@ -112,11 +122,12 @@ class Session:
 
     def _end_if_told(self, done: int) -> None:
         """Raises StoppedError after `done` steps, where a signal asks for it and there are more to do."""
-        last = self.job.config.run.steps
-        if done == last or not (why := self.stop.agreed()):
-            return
+        if done < self.job.config.run.steps and (why := self.stop.agreed()):
+            self._stop_at(done, why)
+
+    def _stop_at(self, done: int, why: str) -> None:
         found = self.checkpoints.stop_at(done) if done else "there is nothing to save yet"
-        raise StoppedError(f"{why} after step {done} of {last}; {found}")
+        raise StoppedError(f"{why} after step {done} of {self.job.config.run.steps}; {found}")
 
     def _record(self, found: dict[str, float]) -> None:
         """The row of the last step that was trained and not recorded, if there is one.

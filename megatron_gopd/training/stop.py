@@ -25,6 +25,7 @@ class StopRequest:
     def __enter__(self):
         self._received: signal.Signals | None = None
         self._asked: signal.Signals | None = None  # the first of AGAIN
+        self.terminated_at: float | None = None  # by time.monotonic(), the first SIGTERM
         self._process = os.getpid()
         self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         return self
@@ -47,6 +48,8 @@ class StopRequest:
         if self._received is None:
             self._tell(received)
         self._received = self._received or received
+        if received == signal.SIGTERM:
+            self.terminated_at = self.terminated_at or time.monotonic()
         if number in AGAIN:
             self._asked, self._asked_at = received, time.monotonic()
             for other in AGAIN:

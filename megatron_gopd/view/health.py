@@ -115,7 +115,7 @@ def _engine_gap(run: Run) -> Light:
     def judge(ends: Ends) -> State:
         return "bad" if ends.last > 0.15 else "watch" if ends.last > 0.05 else "good"
 
-    stale = fmean(run.series("staleness")[-20:] or [0])
+    stale = fmean(run.series("staleness_mean")[-20:] or [0])
     older = f"; the policy that sampled is {stale:.2g} updates older" if stale else ""
     told = f"nats a token between trainer and engine: {{told}}{older}"
     metric = "train_rollout_logprob_abs_diff"

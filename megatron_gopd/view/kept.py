@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 BUDGET = 24 * 10**6  # bytes of all responses on a page, before base64
 LONGEST, LONGEST_PROMPT = 2000, 200_000  # characters of a token, and of a prompt, that are shown
-SCALARS = "kept_as id sample teacher label reward outcome lambda finish_reason".split()
-VERSIONS = ("sampled_with_version", "trained_from_version")
+SCALARS = "kept_as id sample teacher label reward outcome lambda finish_reason trained_from_version".split()
 
 
 class Kept:
@@ -65,7 +64,8 @@ class Kept:
         self.columns += [name for name in columns if name not in self.columns]
         self._count_clipped(columns.get("rollout_correction"))
         return {
-            **{name: _finite(row.get(name)) for name in (*SCALARS, *VERSIONS)},
+            **{name: _finite(row.get(name)) for name in SCALARS},
+            "sampled_with": _ends(row.get("sampled_with_versions")),
             "step": int(row["step"]),
             "prompt": self._number(row["prompt"], LONGEST_PROMPT),
             "tokens": len(ids),
@@ -87,6 +87,11 @@ class Kept:
 def _finite(value: Any) -> Any:
     """JSON has neither NaN nor infinity."""
     return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _ends(versions: np.ndarray | None) -> list[int] | None:
+    """The oldest and the newest; None: nobody told."""
+    return None if versions is None or not len(versions) else [int(versions.min()), int(versions.max())]
 
 
 def _is_column(value: object, tokens: int) -> bool:

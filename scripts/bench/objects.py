@@ -105,7 +105,7 @@ def cases() -> list[Case]:
         return on_first(lambda: value)
 
     rows = responses()
-    sampled = [(number, (Response(*row, True), 3)) for number, row in enumerate(rows)]
+    sampled = [(number, Response(*row, True, ((3, len(row[0])),))) for number, row in enumerate(rows)]
     logprobs = [row[1] for row in rows]
     mine = rows[dist.get_rank() :: RANKS]
     law = [(np.arange(LAW), np.random.default_rng(1).random((LAW, VOCABULARY), dtype=np.float32))]

@@ -46,7 +46,7 @@ def test_an_algorithms_own_defaults_fill_an_empty_section(load):
         ("teachers=[/a, /b]", "teachers: names are expected here, each with keys below it: {NAME: {model: ...}}"),
         ("teachers.math=5", "teachers.math: keys are expected here: model, layout, dtype"),
         ("logging.wandb=name", "logging.wandb: keys are expected here: project, mode, entity, group, tags, id"),
-        ("checkpoint=false", "checkpoint: keys are expected here: every, keep, resume (given: false)"),
+        ("checkpoint=false", "checkpoint: keys are expected here: every, keep, resume, grace_s (given: false)"),
         ("student=null", "'student' is missing"),
         ("run.name=5", "run.name: text is expected; put it in quotes (given: 5)"),
         ("run.steps=null", "run.steps: a whole number is expected (given: null)"),

@@ -83,7 +83,7 @@ def sample_on_two_nodes(model: Path, folder: Path, servers: dict):
         engine.start(policy(), folder / "logs")
         engine.sync(policy())
         answers = [each for chunk in engine.generate(prompts(8), 1) for each in chunk]
-        return [(each.prompt.id, each.sample, each.weight_version) for each in answers], told(engine)
+        return [(each.prompt.id, each.sample, int(each.weight_versions[0])) for each in answers], told(engine)
     finally:
         engine.close()
 

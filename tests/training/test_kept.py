@@ -58,7 +58,9 @@ def test_pieces_are_the_response(rows):
 
 def test_versions_of_weights(rows):
     """On policy: sampled with the weights that are trained."""
-    assert all(row["sampled_with_version"] == row["trained_from_version"] == row["step"] - 1 for row in rows)
+    for row in rows:
+        assert row["trained_from_version"] == row["step"] - 1
+        assert row["sampled_with_versions"] == [row["step"] - 1] * len(row["response_tokens"])
 
 
 def test_samples_are_random_ones_of_them(run, rows):

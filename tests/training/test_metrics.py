@@ -10,12 +10,13 @@ from megatron_gopd.data.trajectory import Prompt, Trajectory
 SECONDS = {"step": 4.0, "rollout": 1.5}
 
 
-def trajectory(teacher: str, behaviour, scores, reason: str = "stop", reward: float | None = None) -> Trajectory:
+def trajectory(
+    teacher: str, behaviour, scores, reason: str = "stop", reward: float | None = None, versions=(0,)
+) -> Trajectory:
     prompt = Prompt("p", [], None, teacher, [1], [1], [1])
     arrays = [np.array(values, dtype=np.float32) for values in (behaviour, scores)]
-    return Trajectory(
-        prompt, 0, np.ones(len(behaviour), np.int32), arrays[0], reason, teacher_logprobs=arrays[1], reward=reward
-    )
+    told = {"teacher_logprobs": arrays[1], "reward": reward, "weight_versions": np.array(versions, np.int32)}
+    return Trajectory(prompt, 0, np.ones(len(behaviour), np.int32), arrays[0], reason, **told)
 
 
 def update_of(logprobs: list[list[float]]):
@@ -30,8 +31,8 @@ def row() -> dict[str, float]:
     from megatron_gopd.training.metrics import step_metrics
 
     batch = [
-        trajectory("a", [-1.0, -2.0, -3.0], [-2.0, -2.0, -2.0], "length", reward=1.0),
-        trajectory("a", [-1.5], [-4.0], reward=0.0),
+        trajectory("a", [-1.0, -2.0, -3.0], [-2.0, -2.0, -2.0], "length", reward=1.0, versions=(0, 0, 1)),
+        trajectory("a", [-1.5], [-4.0], reward=0.0, versions=(2,)),
         trajectory("b", [-2.0], [-1.0]),
     ]
     return step_metrics(3, batch, update_of([[-1.0, -2.0, -3.0], [-1.0], [-2.25]]), SECONDS)
@@ -52,7 +53,8 @@ def row() -> dict[str, float]:
         ("truncated_fraction", 1 / 3),
         ("train_rollout_logprob_abs_diff", (0.5 + 0.25) / 5),
         ("train_rollout_logprob_abs_diff_max", 0.5),
-        ("staleness", 2 - 0),  # in step 3, by the weights before step 1
+        ("staleness_mean", (2 + 2 + 1 + 0 + 2) / 5),  # in step 3
+        ("staleness_max", 2),
         ("reward/a", 0.5),
         ("timing/step_s", 4.0),
         ("timing/rollout_s", 1.5),

@@ -67,7 +67,7 @@ def rows(tree: dict) -> list[dict]:
 
 def test_its_metrics_are_in_every_row(alone):
     assert all(row["squared_gap"] > 0 for row in rows(alone))
-    assert {"reverse_kl/strong", "reward/short", "staleness"} <= rows(alone)[0].keys()
+    assert {"reverse_kl/strong", "reward/short", "staleness_max"} <= rows(alone)[0].keys()
     assert not {"advantage_mean", "rollout_correction"} & rows(alone)[0].keys()
 
 

@@ -16,9 +16,9 @@ from tests.training.runs_on_ranks import TEACHERS, metrics_of
 
 METRICS = {
     *"step loss reverse_kl advantage_mean entropy grad_norm lr response_tokens_mean truncated_fraction".split(),
-    *"train_rollout_logprob_abs_diff train_rollout_logprob_abs_diff_max staleness tokens_per_s".split(),
-    "reward",
-    *("advantage_variance", "rollout_correction"),
+    *"train_rollout_logprob_abs_diff train_rollout_logprob_abs_diff_max staleness_mean staleness_max".split(),
+    *("tokens_per_s", "reward"),
+    *("advantage_variance", "rollout_correction", "correction_clipped"),
     *(
         f"{name}/{teacher}"
         for name in ("reverse_kl", "reward", "advantage_mean", "teacher_tokens")

@@ -58,7 +58,8 @@ def response(step: int, *, tokens: int = 12, seed: int = 0, pieces=None, scored:
     row = {
         **{"step": step, "kept_as": "random", "id": "p1", "sample": 0, "teacher": "math"},
         **{"prompt": "What is 1 + 2?", "response": "".join(pieces), "label": "3", "reward": 1.0, "outcome": None},
-        **{"lambda": 1.25, "finish_reason": "stop", "sampled_with_version": step - 1, "trained_from_version": step - 1},
+        **{"lambda": 1.25, "finish_reason": "stop", "trained_from_version": step - 1},
+        "sampled_with_versions": np.full(len(pieces), step - 1, np.int32),
         "advantage": (np.arange(len(pieces)) / 10).astype(np.float32),
         "rollout_correction": np.ones(len(pieces), np.float32),
         **{"prompt_tokens": np.arange(4, dtype=np.int32), "response_tokens": ids, "pieces": pieces},

@@ -21,7 +21,7 @@ FIRST = {  # in this order; what else a run has follows under its own name
     "advantage_mean": "advantage (nats/token)",
     "lr": "learning rate",
 }
-NOT_DRAWN = ("step", "tokens_per_s", "staleness", "train_rollout_logprob_abs_diff_max")
+NOT_DRAWN = ("step", "tokens_per_s", "staleness_mean", "staleness_max", "train_rollout_logprob_abs_diff_max")
 SMOOTHING, RAW_ALONE = 0.8, 15  # so many steps are drawn as they are
 EXACT = ("lr",)  # without noise
 COLUMNS, AT_A_TIME = 4, 12  # runs in a figure, or its colours are told apart no more

@@ -98,7 +98,7 @@ function columnsOf(row) {
 function figures(row) {
   const cells = [["teacher", row.teacher && visible(row.teacher)], ["kept as", row.kept_as], ["reward", row.reward == null ? null : number(row.reward)], ["group advantage", row.outcome == null ? null : number(row.outcome)],
     ["finish", row.finish_reason], ["tokens", row.tokens], ["λ", row.lambda == null ? null : number(row.lambda)], ["label", row.label && visible(row.label).slice(0, 200)],
-    ["weights", row.sampled_with_version == null ? null : `sampled with ${row.sampled_with_version}, trained from ${row.trained_from_version}`],
+    ["weights", row.sampled_with == null ? null : `sampled with ${[...new Set(row.sampled_with)].join(" to ")}, trained from ${row.trained_from_version}`],
     ...COLUMNS.map((name) => [`mean ${named(name)}`, meanOf(row, name) == null ? null : number(meanOf(row, name))])];
   return el("dl", { class: "facts" }, cells.filter(([, value]) => value != null && value !== "").map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, String(value)))));
 }

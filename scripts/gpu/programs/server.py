@@ -101,7 +101,7 @@ async def weights(rows: Rows, model: str, before: np.ndarray) -> dict:
     right = weight_of(model)
     await replace_weight(rows.client, wrong := right * 2, "doubled")
     found = {"new weights": apart(before, await rows.scores())}
-    found["version"] = (await rows.client.generate(rows.prompts[0], SAMPLING)).weight_version
+    found["version"] = (await rows.client.generate(rows.prompts[0], SAMPLING)).versions[0][0]
     await replace_weight(rows.client, right, "restored")
     del wrong  # a server maps it until then
     return found | {"old weights": apart(before, await rows.scores())}
