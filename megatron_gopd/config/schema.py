@@ -95,6 +95,10 @@ class Rollout(Section):
     )
     max_batch_size: int = Field(64, ge=1, description="sequences a rank, or a server, decodes at a time")
     max_staleness: Literal[0, 1] = Field(0, description="1: sample the next batch while this one trains")
+    replay_routing: bool = Field(
+        False,
+        description="of a student with experts: it learns with the experts that the servers chose at each position",
+    )
     start_logprob_abs_diff: float = Field(
         LOGPROB_CEILING, gt=0, description="stop where engine and trainer differ by more on average, nats a token"
     )
@@ -108,6 +112,14 @@ class Rollout(Section):
             raise ValueError("max_staleness: 1 needs engine: sglang; an engine in this process cannot run ahead")
         if self.max_staleness and self.sglang.colocated:
             raise ValueError("max_staleness: 1 does not go with sglang.colocated: the servers have no memory meanwhile")
+        return self
+
+    @model_validator(mode="after")
+    def _only_servers_tell_of_experts(self):
+        if self.replay_routing and self.engine != "sglang":
+            raise ValueError("replay_routing needs engine: sglang; no other tells which experts it chose")
+        if self.replay_routing and self.sglang.flags.get("pp-size", 1) != 1:
+            raise ValueError("replay_routing: servers of several pipeline stages tell of one: leave pp-size out")
         return self
 
 

@@ -22,6 +22,7 @@ class Response:
     tokens: np.ndarray  # [response] int32
     logprobs: np.ndarray  # [response] float32, nats, under the sampling temperature
     finished: bool  # ended by a stop id, which is the last token
+    routed_experts: np.ndarray | None = None  # see Trajectory
 
 
 class Growing:
@@ -31,10 +32,17 @@ class Growing:
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
         self.finished = False
+        self.routed_experts: list[np.ndarray] = []  # of the first positions, as servers told them one after the other
+
+    @property
+    def routed(self) -> int:
+        """Positions of prompt and response whose experts are known."""
+        return sum(map(len, self.routed_experts))
 
     def response(self) -> Response:
         tokens, logprobs = np.array(self.tokens, dtype=np.int32), np.array(self.logprobs, dtype=np.float32)
-        return Response(tokens, logprobs, self.finished)
+        chosen = np.concatenate(self.routed_experts) if self.routed_experts else None
+        return Response(tokens, logprobs, self.finished, chosen)
 
 
 @torch.inference_mode()

@@ -25,6 +25,7 @@ from megatron_gopd.ranks import give_back_memory, is_first, on_first
 from megatron_gopd.rollout.batch import Batch, Turn
 from megatron_gopd.rollout.probes import probe_rows
 from megatron_gopd.rollout.protocol import Exports
+from megatron_gopd.rollout.routed_experts import refuse_without_experts
 from megatron_gopd.rollout.sampling import Growing, Response
 from megatron_gopd.rollout.server_weights import ServerWeights
 from megatron_gopd.rollout.trajectories import trajectory_of
@@ -33,6 +34,7 @@ from megatron_gopd.servers.client import Answer, SGLangClient
 from megatron_gopd.servers.homes import Homes
 from megatron_gopd.servers.http_client import LostRequestError, RefusedError, naming
 from megatron_gopd.servers.pool import ServerPool, Together
+from megatron_gopd.servers.routed_experts import FLAG, Routers
 
 # everything that a server would otherwise take from the model's generation_config.json
 PLAIN = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "frequency_penalty": 0.0, "presence_penalty": 0.0} | {
@@ -62,7 +64,9 @@ class SGLangEngine:
         self.stop_ids = stop_ids(self._folder, tokenizer)
         self._last_id = max(tokenizer.get_vocab().values())
         self._probes = probe_rows(tokenizer)
-        self._vocab_size = Architecture.read(self._folder).vocab_size
+        architecture = Architecture.read(self._folder)
+        self._vocab_size = architecture.vocab_size
+        self._routers = Routers.of(architecture) if config.rollout.replay_routing else None
         self.weight_version = 0
         self._pool: ServerPool | None = None  # on rank 0
         self._weights: ServerWeights | None = None
@@ -74,6 +78,8 @@ class SGLangEngine:
         on_first(lambda: self._start(logs))
         self._weights = ServerWeights(self.config, self._pool, self._probes, self._homes.first_ranks)
         self.sync(student, 0)
+        if self._routers:
+            on_first(lambda: self._pool.background.run(refuse_without_experts(self._pool.servers, self._routers)))
 
     def generate(
         self, prompts: list[Prompt], step: int, *, samples: int | None = None, max_tokens: int | None = None
@@ -175,19 +181,26 @@ class SGLangEngine:
         key = [self.config.run.seed, step, zlib.crc32(prompt.id.encode()), sample]
         seed = int(np.random.SeedSequence(key).generate_state(1)[0]) >> 1  # 31 bits
         sampling = {"temperature": self.config.rollout.temperature, "sampling_seed": seed}
-        sampled = await self._respond(prompt.student_tokens, limit, sampling, alike, prompt.name)
+        routers = self._routers if step else None  # an evaluation's responses are not trained on
+        sampled = await self._respond(prompt.student_tokens, limit, sampling, alike, prompt.name, routers)
         count.add(1, len(sampled[0].tokens))
         return sampled
 
     async def _respond(
-        self, prompt: Sequence[int], limit: int, sampling: dict, alike: Together, name: str
+        self,
+        prompt: Sequence[int],
+        limit: int,
+        sampling: dict,
+        alike: Together,
+        name: str,
+        routers: Routers | None = None,
     ) -> tuple[Response, int]:
         """A whole response, and the version of the weights that began it; what was cut short is continued."""
         response, version = Growing(), None
 
         async def generate(tokens: list[int], sampling: dict, client: SGLangClient) -> Answer:
             with naming(name):
-                return await client.generate(tokens, sampling)
+                return await client.generate(tokens, sampling, routers, response.routed)
 
         while len(response.tokens) < limit and not response.finished:
             left = {"max_new_tokens": limit - len(response.tokens), "stop_token_ids": self.stop_ids}
@@ -196,6 +209,7 @@ class SGLangEngine:
             version = version or answer.weight_version
             response.tokens += answer.tokens
             response.logprobs += answer.logprobs
+            response.routed_experts += [] if answer.routed_experts is None else [answer.routed_experts]
             response.finished = answer.finish == "stop"
         return response.response(), self._known(version)
 
@@ -223,6 +237,7 @@ class SGLangEngine:
 
     def _start(self, logs: Path) -> None:
         options = {"load-format": "dummy"}  # the first sync brings the weights
+        options |= {FLAG: True} if self._routers else {}
         if self._colocated and torch.cuda.is_available():
             options |= COLOCATED
         self._pool = self._pool_of("rollout", logs, needs_weights=True, options=options)

@@ -31,4 +31,5 @@ def trajectory_of(
         behaviour_logprobs=logprobs,
         finish_reason="stop" if response.finished else "length",
         weight_version=weight_version,
+        routed_experts=response.routed_experts,
     )

@@ -17,6 +17,7 @@ from megatron_gopd.servers.http_client import (
     RefusedError,
     message_of,
 )
+from megatron_gopd.servers.routed_experts import Routers
 from megatron_gopd.servers.top_logprobs import Scored, top_logprobs
 
 SCORED_AT_A_TIME = 4096  # response tokens of one request
@@ -31,6 +32,7 @@ class Answer:
     logprobs: list[float]  # nats, at the sampling temperature, before top-p and top-k
     finish: str  # stop, length, or abort: cut short by the server
     weight_version: str  # of the weights that sampled the first token
+    routed_experts: np.ndarray | None = None  # [positions from the first that was asked about, layers, top_k]
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -44,10 +46,20 @@ class SGLangClient(HttpClient):
         status, said = await self._request("POST", "/flush_cache", HEALTH_TIMEOUT_S)
         return None if status == 200 else f"{status} {message_of(said)}"
 
-    async def generate(self, tokens: Sequence[int], sampling: dict) -> Answer:
-        """Sample one response; `sampling` are SGLang's sampling_params."""
+    async def generate(
+        self, tokens: Sequence[int], sampling: dict, routers: Routers | None = None, first: int = 0
+    ) -> Answer:
+        """Sample one response; `sampling` are SGLang's sampling_params.
+
+        `routers`: of the model, where the answer is to tell which experts they chose, from position `first` on. One
+        that was cut short may not tell.
+        """
         body = {"input_ids": list(tokens), "sampling_params": sampling, "return_logprob": True, "logprob_start_len": -1}
-        reply = await self.post_for(replies.Sampled, "/generate", body)
+        most = {}
+        if routers:
+            body |= routers.asked(first)
+            most["most"] = MOST_BYTES + routers.reply_bytes(len(tokens) + sampling["max_new_tokens"] - first)
+        reply = await self.post_for(replies.Sampled, "/generate", body, **most)
         about = reply.meta_info
         finish = about.finish_reason
         if finish.type == "abort" and finish.status_code == 400:
@@ -56,8 +68,11 @@ class SGLangClient(HttpClient):
             raise LostRequestError(f"{self.url} gave a request up: {finish.message}")
         with self.checking():
             logprobs = replies.sampled_logprobs(reply, sampling.get("max_new_tokens"), self.vocab_size)
+            told = routers and (finish.type != "abort" or about.routed_experts is not None)
+            positions = len(tokens) + len(reply.output_ids) - 1 - first  # nothing is computed of the last token
+            chosen = routers.read(about.routed_experts, positions) if told else None
         version = about.weight_versions[0].version if about.weight_versions else about.weight_version
-        return Answer(reply.output_ids, logprobs.tolist(), finish.type, str(version))
+        return Answer(reply.output_ids, logprobs.tolist(), finish.type, str(version), chosen)
 
     async def score_by_ours(self, asked: dict) -> np.ndarray:
         """As score, of a scorer of our own, at the temperature that `asked`, the body, names."""
