@@ -118,7 +118,7 @@ class Rollout(Section):
     def _only_servers_tell_of_experts(self):
         if self.replay_routing and self.engine != "sglang":
             raise ValueError("replay_routing needs engine: sglang; no other tells which experts it chose")
-        if self.replay_routing and self.sglang.flags.get("pp-size", 1) != 1:
+        if self.replay_routing and str(self.sglang.flags.get("pp-size", 1)) != "1":
             raise ValueError("replay_routing: servers of several pipeline stages tell of one: leave pp-size out")
         return self
 

@@ -38,8 +38,9 @@ def main() -> int:
     gain, exact = own.mean() / replayed.mean(), gaps["float32"]["replayed"].max()
     holds = gain >= GAIN and exact <= FLOAT32
     print(
-        f"bench-replay: |log-prob of engine - trainer| of {len(own)} tokens in bfloat16 {replayed.mean():.2e} replayed, "
-        f"{own.mean():.2e} not, {gain:.1f} times (bound {GAIN:g}); in float32 at most {exact:.1e} (bound {FLOAT32:g}): "
+        f"bench-replay: |log-prob of engine - trainer| of {len(own)} tokens in bfloat16 {replayed.mean():.2e} with "
+        f"replay, {own.mean():.2e} without, {gain:.1f} times as much (bound {GAIN:g}); in float32 with replay at most "
+        f"{exact:.1e} (bound {FLOAT32:g}): "
         f"{'holds' if holds else 'MISSED'}"
     )
     return int(not holds)
