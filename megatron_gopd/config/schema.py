@@ -97,7 +97,8 @@ class Rollout(Section):
     max_staleness: Literal[0, 1] = Field(0, description="1: sample the next batch while this one trains")
     replay_routing: bool = Field(
         False,
-        description="of a student with experts: it learns with the experts that the servers chose at each position",
+        description="of a student with experts: it learns with the experts that the servers chose at each position; of "
+        "a response that an update overtook, with those that its server tells at the end",
     )
     start_logprob_abs_diff: float = Field(
         LOGPROB_CEILING, gt=0, description="stop where engine and trainer differ by more on average, nats a token"

@@ -54,12 +54,21 @@ class Routers(NamedTuple):
                 f"{self.top_k} experts each; is it of student.model?"
             )
         chosen = np.frombuffer(raw, ITEM).reshape(positions, self.layers, self.top_k)
-        for place in np.argwhere((chosen < 0) | (chosen >= self.experts))[:1]:
-            raise ValueError(
-                f"expert {chosen[tuple(place)]} of {self.experts} in position {place[0]}, layer {place[1]}"
-            )
+        if chosen.min(initial=0) < 0 or chosen.max(initial=0) >= self.experts:
+            position, layer, rank = np.argwhere((chosen < 0) | (chosen >= self.experts))[0]
+            number = chosen[position, layer, rank]
+            raise ValueError(f"expert {number} of {self.experts} in position {position}, layer {layer}")
         chosen = chosen.astype(dtype_of(self.experts))
-        ordered = np.sort(chosen)
-        for place in np.argwhere(ordered[..., 1:] == ordered[..., :-1])[:1]:
-            raise ValueError(f"an expert twice in position {place[0]}, layer {place[1]}, which no router chooses")
+        for position, layer in _twice(chosen)[:1]:
+            raise ValueError(f"an expert twice in position {position}, layer {layer}, which no router chooses")
         return chosen
+
+
+def _twice(chosen: np.ndarray) -> np.ndarray:
+    """[places, 2] where two of the top_k are the same; pair by pair, in a fraction of the time that sorting takes."""
+    ranked = np.ascontiguousarray(np.moveaxis(chosen, -1, 0))  # [top_k, positions, layers]
+    same = np.zeros(ranked.shape[1:], dtype=bool)
+    for number, of_rank in enumerate(ranked):
+        for other in ranked[:number]:
+            same |= of_rank == other
+    return np.argwhere(same)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from megatron_gopd.plan.hardware import machine
+from megatron_gopd.plan.planning import plan
 from megatron_gopd.plan.routed_experts import routed_experts_bytes
 from megatron_gopd.plan.workload import Workload
 from tests.tiny_models import save_tiny
@@ -24,3 +26,10 @@ def test_a_rank_holds_a_byte_of_every_choice_of_the_batch_and_two_of_its_own(rep
 
 def test_a_run_that_replays_nothing_holds_none(configured):
     assert routed_experts_bytes(configured(), Workload.of(configured()), WORLD) == 0
+
+
+def test_a_plan_counts_those_of_all_ranks_of_a_node(replaying):
+    found = plan(replaying, WORLD, machine("h100"), Workload.of(replaying))
+    assert found.host["routed experts"] == found.where.world * routed_experts_bytes(
+        replaying, found.work, found.where.world
+    )

@@ -42,7 +42,7 @@ def test_choices_are_read_as_they_were_made():
         (changed((4, 1, 0), -1), "expert -1 of 8 in position 4, layer 1"),
         (changed((4, 1), 0), "an expert twice in position 4, layer 1"),
         ("nonsense", "bytes of routed_experts"),
-        ("n", "padding"),
+        ("n", "base64|padding"),
     ],
 )
 def test_what_no_router_chooses_is_refused(said, refusal):
