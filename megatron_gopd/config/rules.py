@@ -114,6 +114,11 @@ def what_runs_ahead_is_the_students(config: Config) -> None:
         )
 
 
+def replayed_routes_are_the_students(config: Config) -> None:
+    if config.rollout.replay_routing and not config.algorithm.SAMPLES_STUDENT:
+        raise ValueError("rollout.replay_routing is of what the student samples, and in SFT others write: leave it out")
+
+
 def fp8_scales_are_learned_where_it_trains(config: Config) -> None:
     """Transformer Engine updates the scales of delayed scaling in training steps only: a frozen model's stay 1."""
     for who, scorer in config.scorers().items():
@@ -251,6 +256,7 @@ RULES = (
     mini_batches_are_equal,
     somebody_writes_what_is_imitated,
     what_runs_ahead_is_the_students,
+    replayed_routes_are_the_students,
     fp8_scales_are_learned_where_it_trains,
     fp8_weights_have_masters_to_follow,
     hidden_states_can_be_had,

@@ -110,6 +110,11 @@ class Rollout(Section):
     order_window: int | None = Field(
         None, description="prompts of the data's order within which one overtakes another; null: all under way"
     )
+    replay_routing: bool = Field(
+        False,
+        description="of a student with experts: it learns with the experts that the servers chose at each position; of "
+        "a response that an update overtook, with those that its server tells at the end",
+    )
     start_logprob_abs_diff: float = Field(
         LOGPROB_CEILING, gt=0, description="stop where engine and trainer differ by more on average, nats a token"
     )
@@ -120,6 +125,14 @@ class Rollout(Section):
     @model_validator(mode="after")
     def _sampled_ahead_where_that_can_be(self):
         refuse_what_cannot_run_ahead(self)
+        return self
+
+    @model_validator(mode="after")
+    def _only_servers_tell_of_experts(self):
+        if self.replay_routing and self.engine != "sglang":
+            raise ValueError("replay_routing needs engine: sglang; no other tells which experts it chose")
+        if self.replay_routing and str(self.sglang.flags.get("pp-size", 1)) != "1":
+            raise ValueError("replay_routing: servers of several pipeline stages tell of one: leave pp-size out")
         return self
 
 

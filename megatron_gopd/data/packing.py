@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megatron_gopd.data import routed_experts as routes
+
 
 @dataclass(frozen=True)
 class Row:
@@ -16,6 +18,7 @@ class Row:
 
     prompt_tokens: Sequence[int] | np.ndarray
     response_tokens: Sequence[int] | np.ndarray
+    routed_experts: np.ndarray | None = None  # of its first positions, see Trajectory
 
     def __len__(self) -> int:
         """Positions a forward pass computes: the last token is only ever a target."""
@@ -32,6 +35,7 @@ class MicroBatch:
     targets: Tensor  # [response tokens] those response tokens
     rows: Tensor  # [response tokens] which row of the batch each belongs to
     offsets: Tensor  # [response tokens] and which token of that row's response it is
+    routed_experts: Tensor | None = None  # [tokens / cp, layers, top_k] int16; OWN: the router chooses
 
 
 def share(lengths: Sequence[int], ranks: int) -> list[list[int]]:
@@ -94,13 +98,16 @@ def build_micro_batch(
     def whole(arrays) -> Tensor:
         return torch.from_numpy(np.concatenate(list(arrays)))
 
+    tokens = whole(part.tokens for part in parts)
+    places = [part.here for part in parts[: len(rows)]]
     return MicroBatch(
-        tokens=whole(part.tokens for part in parts),
+        tokens=tokens,
         cu_seqlens=torch.from_numpy(starts).int(),
         positions=whole(part.positions + start for part, start in zip(parts, local_starts, strict=False)),
         targets=whole(part.targets for part in parts),
         rows=whole(np.full_like(part.offsets, part.row) for part in parts),
         offsets=whole(part.offsets for part in parts),
+        routed_experts=routes.of_micro_batch([batch[index] for index in rows], places, len(tokens)),
     )
 
 
@@ -110,6 +117,7 @@ class _Part:
 
     row: int
     padded: int  # positions of the whole row
+    here: np.ndarray  # [local] which of them lie here; beyond the row: padding
     tokens: np.ndarray
     positions: np.ndarray
     targets: np.ndarray
@@ -118,7 +126,7 @@ class _Part:
     @classmethod
     def of_padding(cls, length: int, cp: int) -> _Part:
         nothing = np.empty(0, dtype=np.int64)
-        return cls(0, length, np.zeros(length // cp, dtype=np.int64), nothing, nothing, nothing)
+        return cls(0, length, nothing, np.zeros(length // cp, dtype=np.int64), nothing, nothing, nothing)
 
 
 def _part(index: int, row: Row, cp: int, cp_rank: int) -> _Part:
@@ -135,4 +143,4 @@ def _part(index: int, row: Row, cp: int, cp_rank: int) -> _Part:
     predicts = (here >= first) & (here < len(row))
     offsets = here[predicts] - first
     targets = tokens[len(row.prompt_tokens) :][offsets]
-    return _Part(index, len(inputs) * cp, inputs, predicts.nonzero()[0], targets, offsets)
+    return _Part(index, len(inputs) * cp, here, inputs, predicts.nonzero()[0], targets, offsets)

@@ -21,9 +21,10 @@ SHORT = 256  # positions; rows up to so many are computed with others of nearly 
 @dataclass
 class PackedRows(PackedSeqParams):
     """Megatron's description of packed rows, which lies on the device, and where they start, known to the host: every
-    layer would ask the device for it, and wait."""
+    layer would ask the device for it, and wait. And what layers read of a micro-batch beside its hidden states."""
 
     starts: list[int] = field(default_factory=list)
+    routed_experts: Tensor | None = None  # see routing_replay.of_stage
 
 
 class CausalAttention(MegatronModule):

@@ -14,6 +14,7 @@ from torch import Tensor
 from megatron_gopd.data.packing import MicroBatch
 from megatron_gopd.mcore.attention import PackedRows
 from megatron_gopd.mcore.model import Model
+from megatron_gopd.mcore.routing_replay import of_stage
 
 Head = Callable[[Tensor, MicroBatch], Any]
 
@@ -42,7 +43,7 @@ def run(
             micro_batch.tokens[None].to(_device(model)),
             None,
             None,
-            packed_seq_params=_packed(micro_batch, _device(model)),
+            packed_seq_params=_packed(model, micro_batch, _device(model)),
             output_processor=_hidden_states,
         )
 
@@ -137,7 +138,7 @@ def _select(hidden: Tensor, micro_batch: MicroBatch, model: Model, gather: bool)
     return hidden[:, 0].index_select(0, positions.to(hidden.device))
 
 
-def _packed(micro_batch: MicroBatch, device: torch.device) -> PackedRows:
+def _packed(model: Model, micro_batch: MicroBatch, device: torch.device) -> PackedRows:
     starts = micro_batch.cu_seqlens.to(device)
     longest = int(micro_batch.cu_seqlens.diff().max())
     lengths = {"max_seqlen_q": longest, "max_seqlen_kv": longest}
@@ -147,6 +148,7 @@ def _packed(micro_batch: MicroBatch, device: torch.device) -> PackedRows:
         cu_seqlens_kv=starts,
         **lengths,
         starts=micro_batch.cu_seqlens.tolist(),
+        routed_experts=of_stage(model, micro_batch, device),
     )
 
 

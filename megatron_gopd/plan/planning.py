@@ -9,6 +9,7 @@ from megatron_gopd.config import Config
 from megatron_gopd.errors import UserError
 from megatron_gopd.kernels.workspace import kept_bytes
 from megatron_gopd.mcore.fp8 import check_fp8
+from megatron_gopd.mcore.routing_replay import check_replay
 from megatron_gopd.mcore.row_length import check_context
 from megatron_gopd.plan import memory
 from megatron_gopd.plan.dry_run import Held, Stage, construct, sample_ranks, stages
@@ -44,6 +45,7 @@ def fastest(config: Config, gpus: int, machine: Machine, work: Workload, where: 
     resident = most_resident(config)
     roles = roles_of(resident)
     check_context(config)
+    check_replay(config)
     _check_layouts(roles, where, machine)
     held = {rank: construct(resident, roles, rank, where.world) for rank in sample_ranks(roles, where.world)}
     sizes = {role.settings.model: largest_of([role], held)[role.name].weights for role in roles[1:]}

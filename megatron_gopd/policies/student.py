@@ -33,6 +33,7 @@ from megatron_gopd.mcore.optimizer import (
     wrap_for_training,
 )
 from megatron_gopd.mcore.receivers import hand_out
+from megatron_gopd.mcore.routing_replay import replay_routing
 from megatron_gopd.objective import TokenRows
 from megatron_gopd.policies import head_memory, scoring
 from megatron_gopd.policies.micro_batches import my_micro_batches, reports
@@ -56,6 +57,8 @@ class Student:
         )
         if self.model is not None:
             weights.load(self.model, settings.model)
+            if config.rollout.replay_routing:
+                replay_routing(self.model.module)
             self._routers = {name: param.detach().float().clone() for name, param in _routers(self.model)}
             self._wrapped = wrap_for_training(self.model, config.optimizer, settings.overlap_communication)
             self._optimizer = build_optimizer(self.model, self._wrapped, config.optimizer)
@@ -106,8 +109,7 @@ class Student:
             portion.prepare(None, [], table)
             return
         training, model = self.config.training, self.model
-        rows = [Row(trajectory.prompt.student_tokens, trajectory.response_tokens) for trajectory in batch]
-        micro_batches = my_micro_batches(model, rows, training.max_tokens_per_micro_batch, portion.rows)
+        micro_batches = my_micro_batches(model, _rows(batch), training.max_tokens_per_micro_batch, portion.rows)
         asked = Head(model, self.config.rollout.temperature, training.logprob == "naive", kept_bytes)
         portion.prepare(asked, micro_batches, table)
 
@@ -126,8 +128,7 @@ class Student:
 
     def logprobs(self, batch: list[Trajectory]) -> list[np.ndarray]:
         """Log-prob of every response token under the weights of now: [response] float32 a trajectory. Collective."""
-        rows = [Row(trajectory.prompt.student_tokens, trajectory.response_tokens) for trajectory in batch]
-        return self.score(rows, self.config.rollout.temperature)
+        return self.score(_rows(batch), self.config.rollout.temperature)
 
     def score(self, rows: Sequence[Row], temperature: float) -> list[np.ndarray]:
         """Log-prob of every response token under the weights of now: [response] float32 a row. Collective."""
@@ -203,6 +204,10 @@ class Student:
         squares = squares.cpu()
         dist.all_reduce(squares)
         return math.sqrt(squares[0] / squares[1])
+
+
+def _rows(batch: list[Trajectory]) -> list[Row]:
+    return [Row(each.prompt.student_tokens, each.response_tokens, each.routed_experts) for each in batch]
 
 
 def _routers(model: Model) -> Iterator[tuple[str, Tensor]]:

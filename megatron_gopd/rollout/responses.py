@@ -10,6 +10,7 @@ from megatron_gopd.rollout.sampling import Growing, Response
 from megatron_gopd.servers.client import Answer, SGLangClient
 from megatron_gopd.servers.http_client import naming
 from megatron_gopd.servers.pool import ServerPool, Together
+from megatron_gopd.servers.routed_experts import Routers
 
 # everything that a server would otherwise take from the model's generation_config.json
 PLAIN = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "frequency_penalty": 0.0, "presence_penalty": 0.0} | {
@@ -52,8 +53,11 @@ class Responses:
         together: Together,
         name: str,
         ending: Ending | None = None,
+        routers: Routers | None = None,
     ) -> Response:
         """A response of at most `limit` tokens; what a server cut short is continued, unless that was `ending`'s.
+
+        `routers`: of the model, where the servers are to tell which experts they chose.
 
         Raises UserError: a server refuses it, with `name`, or none is left.
         """
@@ -62,7 +66,7 @@ class Responses:
         async def generate(tokens: list[int], sampling: dict, client: SGLangClient) -> Answer:
             called = {"rid": ending.named(client)} if ending else {}
             with naming(name):
-                return await client.generate(tokens, sampling, **called)
+                return await client.generate(tokens, sampling, routers, response.routed, **called)
 
         while len(response.tokens) < limit and not response.finished and not aged:
             left = {"max_new_tokens": limit - len(response.tokens), "stop_token_ids": self._stop_ids}
@@ -71,6 +75,7 @@ class Responses:
             response.tokens += answer.tokens
             response.logprobs += answer.logprobs
             response.versions += [(self._version_of(weights), count) for weights, count in answer.versions]
+            response.routed_experts += [] if answer.routed_experts is None else [answer.routed_experts]
             response.finished = answer.finish == "stop"
             aged = answer.finish == "abort" and ending is not None and ending.wanted
         return response.response(ended_by_age=aged)

@@ -24,6 +24,7 @@ class Response:
     finished: bool  # ended by a stop id, which is the last token
     versions: tuple[tuple[int, int], ...] = ()  # (weights, how many tokens they sampled), in order; (): the engine's
     ended_by_age: bool = False  # where it was, for the updates that it has seen
+    routed_experts: np.ndarray | None = None  # see Trajectory
 
 
 class Growing:
@@ -34,10 +35,17 @@ class Growing:
         self.logprobs: list[float] = []
         self.versions: list[tuple[int, int]] = []
         self.finished = False
+        self.routed_experts: list[np.ndarray] = []  # of the first positions, as servers told them one after the other
+
+    @property
+    def routed(self) -> int:
+        """Positions of prompt and response whose experts are known."""
+        return sum(map(len, self.routed_experts))
 
     def response(self, *, ended_by_age: bool = False) -> Response:
         tokens, logprobs = np.array(self.tokens, dtype=np.int32), np.array(self.logprobs, dtype=np.float32)
-        return Response(tokens, logprobs, self.finished, tuple(self.versions), ended_by_age)
+        chosen = np.concatenate(self.routed_experts) if self.routed_experts else None
+        return Response(tokens, logprobs, self.finished, tuple(self.versions), ended_by_age, chosen)
 
 
 @torch.inference_mode()

@@ -27,6 +27,7 @@ from megatron_gopd.rollout.batch import Batch, Turn
 from megatron_gopd.rollout.probes import probe_rows
 from megatron_gopd.rollout.protocol import Exports
 from megatron_gopd.rollout.responses import Ending, Responses
+from megatron_gopd.rollout.routed_experts import refuse_without_experts
 from megatron_gopd.rollout.sampling import Response
 from megatron_gopd.rollout.server_weights import ServerWeights
 from megatron_gopd.rollout.stream import Asked, Feed, Stream
@@ -36,6 +37,7 @@ from megatron_gopd.servers.client import SGLangClient
 from megatron_gopd.servers.homes import Homes
 from megatron_gopd.servers.http_client import LostRequestError, RefusedError
 from megatron_gopd.servers.pool import ServerPool, Together
+from megatron_gopd.servers.routed_experts import FLAG, Routers
 
 # without the first two SGLang says that it gave memory away, and keeps it; or it takes back weights that hold anything
 COLOCATED = {
@@ -60,7 +62,9 @@ class SGLangEngine:
         self.stop_ids = stop_ids(self._folder, tokenizer)
         self._last_id = max(tokenizer.get_vocab().values())
         self._probes = probe_rows(tokenizer)
-        self._vocab_size = Architecture.read(self._folder).vocab_size
+        architecture = Architecture.read(self._folder)
+        self._vocab_size = architecture.vocab_size
+        self._routers = Routers.of(architecture) if config.rollout.replay_routing else None
         self.weight_version = 0
         self._pool: ServerPool | None = None  # on rank 0
         self._weights: ServerWeights | None = None
@@ -73,6 +77,8 @@ class SGLangEngine:
         on_first(lambda: self._start(logs))
         self._weights = ServerWeights(self.config, self._pool, self._probes, self._homes.first_ranks)
         self.sync(student, 0)
+        if self._routers:
+            on_first(lambda: self._pool.background.run(refuse_without_experts(self._pool.servers, self._routers)))
 
     def generate(
         self, prompts: list[Prompt], step: int, *, samples: int | None = None, max_tokens: int | None = None
@@ -90,7 +96,8 @@ class SGLangEngine:
 
             async def counted(prompt: Prompt, sample: int) -> Response:
                 key = [self.config.run.seed, step, zlib.crc32(prompt.id.encode()), sample]
-                response = await self._sample(prompt, key, limit, alike[prompt.id, sample % shares])
+                routers = self._routers if step else None  # an evaluation's responses are not trained on
+                response = await self._sample(prompt, key, limit, alike[prompt.id, sample % shares], routers=routers)
                 count.add(1, len(response.tokens))
                 return response
 
@@ -196,7 +203,8 @@ class SGLangEngine:
         async def respond(asked: Asked, sample: int, ending: Ending) -> Response:
             self._refuse_unknown_ids([asked.prompt])
             key = [*asked.key, sample]
-            return await self._sample(asked.prompt, key, rollout.max_response_tokens, asked.together, ending)
+            held = {"ending": ending, "routers": self._routers}
+            return await self._sample(asked.prompt, key, rollout.max_response_tokens, asked.together, **held)
 
         return Stream(self._pool, feed, respond, samples=rollout.samples_per_prompt, places=self._places)
 
@@ -209,13 +217,11 @@ class SGLangEngine:
         """Requests at a time."""
         return self.config.rollout.max_batch_size * len(self._pool.servers)
 
-    async def _sample(
-        self, prompt: Prompt, key: list[int], limit: int, together: Together, ending: Ending | None = None
-    ) -> Response:
-        """`key`: of the random numbers."""
+    async def _sample(self, prompt: Prompt, key: list[int], limit: int, together: Together, **held) -> Response:
+        """`key`: of the random numbers; `held`: see Responses.whole."""
         seed = int(np.random.SeedSequence(key).generate_state(1)[0]) >> 1  # 31 bits
         sampling = {"temperature": self.config.rollout.temperature, "sampling_seed": seed}
-        return await self._responses.whole(prompt.student_tokens, limit, sampling, together, prompt.name, ending)
+        return await self._responses.whole(prompt.student_tokens, limit, sampling, together, prompt.name, **held)
 
     def _trajectory(self, prompt: Prompt, sample: int, response: Response) -> Trajectory:
         held = {"weight_version": self.weight_version, "folder": self._folder, "last_id": self._last_id}
@@ -241,6 +247,7 @@ class SGLangEngine:
 
     def _start(self, logs: Path) -> None:
         options = {"load-format": "dummy"}  # the first sync brings the weights
+        options |= {FLAG: True} if self._routers else {}
         if self._colocated and torch.cuda.is_available():
             options |= COLOCATED
         self._pool = self._pool_of("rollout", logs, needs_weights=True, options=options)

@@ -36,4 +36,5 @@ def trajectory_of(
         finish_reason="stop" if response.finished else "length",
         weight_versions=np.repeat(*np.array(versions, dtype=np.int32).T),
         ended_by_age=response.ended_by_age,
+        routed_experts=response.routed_experts,
     )

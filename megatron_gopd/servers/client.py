@@ -17,6 +17,7 @@ from megatron_gopd.servers.http_client import (
     RefusedError,
     message_of,
 )
+from megatron_gopd.servers.routed_experts import Routers
 from megatron_gopd.servers.top_logprobs import Scored, top_logprobs
 
 SCORED_AT_A_TIME = 4096  # response tokens of one request
@@ -31,6 +32,7 @@ class Answer:
     logprobs: list[float]  # nats, at the sampling temperature, before top-p and top-k
     finish: str  # stop, length, or abort: cut short by the server
     versions: list[tuple[str, int]]  # the weights' names, and how many tokens each sampled, in order
+    routed_experts: np.ndarray | None = None  # [positions from the first that was asked about, layers, top_k]
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -44,11 +46,27 @@ class SGLangClient(HttpClient):
         status, said = await self._request("POST", "/flush_cache", HEALTH_TIMEOUT_S)
         return None if status == 200 else f"{status} {message_of(said)}"
 
-    async def generate(self, tokens: Sequence[int], sampling: dict, rid: str | None = None) -> Answer:
-        """Sample one response; `sampling` are SGLang's sampling_params, `rid` is the name by which to abort it."""
+    async def generate(
+        self,
+        tokens: Sequence[int],
+        sampling: dict,
+        routers: Routers | None = None,
+        first: int = 0,
+        *,
+        rid: str | None = None,
+    ) -> Answer:
+        """Sample one response; `sampling` are SGLang's sampling_params, `rid` is the name by which to abort it.
+
+        `routers`: of the model, where the answer is to tell which experts they chose, from position `first` on. One
+        that was cut short may not tell.
+        """
         body = {"input_ids": list(tokens), "sampling_params": sampling, "return_logprob": True, "logprob_start_len": -1}
         body |= {"rid": rid} if rid else {}
-        reply = await self.post_for(replies.Sampled, "/generate", body)
+        most = {}
+        if routers:
+            body |= routers.asked(first)
+            most["most"] = MOST_BYTES + routers.reply_bytes(len(tokens) + sampling["max_new_tokens"] - first)
+        reply = await self.post_for(replies.Sampled, "/generate", body, **most)
         about = reply.meta_info
         finish = about.finish_reason
         if finish.type == "abort" and finish.status_code == 400:
@@ -58,7 +76,10 @@ class SGLangClient(HttpClient):
         with self.checking():
             logprobs = replies.sampled_logprobs(reply, sampling.get("max_new_tokens"), self.vocab_size)
             versions = replies.sampled_versions(reply)
-        return Answer(reply.output_ids, logprobs.tolist(), finish.type, versions)
+            told = routers and (finish.type != "abort" or about.routed_experts is not None)
+            positions = len(tokens) + len(reply.output_ids) - 1 - first  # nothing is computed of the last token
+            chosen = routers.read(about.routed_experts, positions) if told else None
+        return Answer(reply.output_ids, logprobs.tolist(), finish.type, versions, chosen)
 
     async def abort(self, rid: str) -> None:
         """Have a response end where it is: the request for it is answered. Nothing happens where it has ended."""

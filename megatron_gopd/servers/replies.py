@@ -38,6 +38,7 @@ class AboutSampled(Reply):
     output_token_logprobs: list[Entry] = Field(default_factory=list)
     weight_version: str | int = "default"
     weight_versions: list[Version] | None = None  # of the tokens, in order
+    routed_experts: str | None = None  # see routed_experts.py
 
 
 class Sampled(Reply):

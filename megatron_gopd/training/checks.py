@@ -16,6 +16,7 @@ from megatron_gopd.data.rows import errors_at
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.mcore.front_door import open_weights
 from megatron_gopd.mcore.model import check_cut, check_precision_here
+from megatron_gopd.mcore.routing_replay import check_replay
 from megatron_gopd.mcore.row_length import check_context
 from megatron_gopd.rewards import check_machine, check_rows
 
@@ -34,6 +35,7 @@ def check_models(config: Config, world: int) -> None:
         with errors_at(role):
             open_weights(settings.model)
     check_context(config)
+    check_replay(config)
 
 
 def check_models_here(config: Config) -> None:

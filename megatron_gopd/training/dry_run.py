@@ -20,6 +20,8 @@ def check_configurations(config: Config) -> None:
         for folder in here:
             Architecture.read(folder)
     if config.student.model in here:
+        from megatron_gopd.mcore.routing_replay import check_replay
         from megatron_gopd.mcore.row_length import check_context
 
         check_context(config)
+        check_replay(config)

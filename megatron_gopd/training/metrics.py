@@ -58,6 +58,7 @@ def _of_every_run(
     metrics |= (_off_policy(step, batch, update) if on_policy else {}) | _rewards(batch)
     if update.router_drift is not None:
         metrics["router_drift"] = update.router_drift
+    metrics |= _replayed(batch)
     metrics |= {f"timing/{name}_s": value for name, value in seconds.items()}
     return metrics | {"tokens_per_s": tokens / seconds["step"]}
 
@@ -124,6 +125,13 @@ def _ahead(step: int, batch: list[Trajectory]) -> dict[str, float]:
         metrics["finished_order"] = float(np.abs(early).mean())
         metrics["ended_by_age"] = float(sum(trajectory.ended_by_age for trajectory in batch))
     return metrics
+
+
+def _replayed(batch: list[Trajectory]) -> dict[str, float]:
+    """Of the positions that are computed, the part whose experts the engine chose."""
+    told = [each.routed_experts for each in batch if each.routed_experts is not None]
+    positions = sum(len(each.prompt.student_tokens) + len(each) - 1 for each in batch)
+    return {"replayed_fraction": sum(map(len, told)) / positions} if told else {}
 
 
 def _rewards(batch: list[Trajectory]) -> dict[str, float]:

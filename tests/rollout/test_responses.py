@@ -20,7 +20,7 @@ class Pool:
     async def ask(self, request, together):
         return await request(self)
 
-    async def generate(self, tokens, sampling, rid=None):
+    async def generate(self, tokens, sampling, routers=None, first=0, *, rid=None):
         self.asked.append((tokens, sampling["max_new_tokens"], rid))
         if self.during:
             await self.during()

@@ -65,6 +65,16 @@ def test_value(row, name, value):
     assert row[name] == pytest.approx(value, abs=1e-7)
 
 
+def test_positions_whose_experts_the_engine_told_are_counted():
+    """Of prompts of one token and responses of two, two positions each; one is not known."""
+    from megatron_gopd.training.metrics import step_metrics
+
+    batch = [trajectory("a", [-1.0, -2.0], [-1.0, -1.0]) for _ in range(2)]
+    for each, told in zip(batch, (2, 1), strict=True):
+        each.routed_experts = np.zeros((told, 3, 2), np.uint8)
+    assert step_metrics(1, batch, update_of([[-1.0, -2.0]] * 2), SECONDS)["replayed_fraction"] == 0.75
+
+
 def test_ungraded_trajectories_have_no_reward(row):
     assert "reward/b" not in row
 
