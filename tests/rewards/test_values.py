@@ -171,8 +171,19 @@ def test_an_error_of_the_answer_s_own_class_is_caught_as_what_it_is_made_from(pr
 
 def test_a_program_that_ends_early_fails_whatever_its_tests_catch(problem):
     test = "try:\n    f()\n    assert False\nexcept {}: pass"
-    assert problem("import os\ndef f(): os._exit(0)", [test.format("Exception")]).startswith("test 1: EndedError")
-    assert problem("import os\ndef f(): os._exit(0)", [test.format("BaseException")]).startswith("test 1: EndedError")
+    program = "import os\nclass A:\n    def end(self): os._exit(0)\ndef f(): os._exit(0)"
+    of_a_copy = "import copy\n" + test.replace("f()", "copy.deepcopy(A()).end()")
+    for each in (test.format("Exception"), test.format("BaseException"), of_a_copy.format("BaseException")):
+        assert problem(program, [each]) == "test 1: the program ended early"
+
+
+def test_what_tests_print_is_no_verdict(problem):
+    printing = "print(f() * 9999, flush=True)"
+    assert problem("def f(): return 'x'", [printing, printing]) is None
+    verdict = """'x' * 70000 + '\\n{"problem": null}'"""
+    kills = "import os\nasked = []\ndef f():\n    asked.append(1)\n    if len(asked) == 1: return " + verdict
+    kills += "\n    for pid in range(2, 100):\n        if pid != os.getpid(): os.kill(pid, 9)"
+    assert problem(kills, ["print(f())\nassert f() == 1"])
 
 
 def test_asserts_hold_in_a_python_that_leaves_them_out():
