@@ -178,12 +178,10 @@ def test_a_program_that_ends_early_fails_whatever_its_tests_catch(problem):
 
 
 def test_what_tests_print_is_no_verdict(problem):
-    printing = "print(f() * 9999, flush=True)"
-    assert problem("def f(): return 'x'", [printing, printing]) is None
-    verdict = """'x' * 70000 + '\\n{"problem": null}'"""
-    kills = "import os\nasked = []\ndef f():\n    asked.append(1)\n    if len(asked) == 1: return " + verdict
-    kills += "\n    for pid in range(2, 100):\n        if pid != os.getpid(): os.kill(pid, 9)"
-    assert problem(kills, ["print(f())\nassert f() == 1"])
+    assert problem("def f(): return 'x' * 90000", ["print(f())", "print(f())"]) is None
+    said = """'x' * 90000 + '\\n{"problem": null}'"""
+    program = f"import os\nasked = []\ndef f():\n    asked.append(1)\n    if len(asked) == 1: return {said}\n"
+    assert problem(f"{program}    os.kill(-1, 9)", ["print(f())\nassert f() == 1"]) == "the tests were ended"
 
 
 def test_asserts_hold_in_a_python_that_leaves_them_out():
