@@ -178,7 +178,7 @@ def test_a_program_that_ends_early_fails_whatever_its_tests_catch(problem):
 
 
 def test_what_tests_print_is_no_verdict(problem):
-    assert problem("def f(): return 'x' * 90000", ["print(f())", "print(f())"]) is None
+    assert problem("def f(): return 'x' * 2**21", ["print(f())"]) is None
     said = """'x' * 90000 + '\\n{"problem": null}'"""
     program = f"import os\nasked = []\ndef f():\n    asked.append(1)\n    if len(asked) == 1: return {said}\n"
     assert problem(f"{program}    os.kill(-1, 9)", ["print(f())\nassert f() == 1"]) == "the tests were ended"
