@@ -12,6 +12,7 @@ import io
 import pickle
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import torch
@@ -36,7 +37,18 @@ _OF_METADATA = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    """The one written in Python, whose steps can be forbidden."""
+
+    dispatch = dict(pickle._Unpickler.dispatch)
+
+    def load_build(self) -> None:
+        if not is_dataclass(type(self.stack[-2])):  # a class, say, of the whole process
+            raise pickle.UnpicklingError(f"it changes {self.stack[-2]!r:.200}, which is no part of it")
+        super().load_build()
+
+    dispatch[pickle.BUILD[0]] = load_build
+
     def find_class(self, module: str, name: str) -> object:
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
