@@ -119,7 +119,7 @@ def trajectories_of_servers(folder: str) -> None:
     from megatron_gopd.servers.loop import Background
     from tests.rollout.sample_on_ranks import prompts
 
-    async def generate(tokens, sampling) -> Answer:
+    async def generate(tokens, sampling, routers, first) -> Answer:
         await asyncio.sleep(0.3 / len(tokens))
         count = 1 + sampling.get("sampling_seed", len(tokens)) % 5
         return Answer([7] * count, [-0.1 * each for each in range(count)], "stop", [("4", count)])

@@ -13,7 +13,8 @@ _NAMES = re.compile(
 )
 _VALUES = re.compile(
     r"\b(hf_[a-z0-9]{30,}|sk-(?=\S*\d)[\w-]{32,}|gh[pousr]_[a-z0-9]{30,}|github_pat_\w{30,}|glpat-[\w-]{20,}"
-    r"|xox[abprs]-[\w-]{20,}|AKIA[A-Z0-9]{16})|://[^/\s:@]*:[^/\s@]+@|PRIVATE KEY-----",
+    r"|xox[abprs]-[\w-]{20,}|AKIA[A-Z0-9]{16}|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,})"
+    r"|://[^/\s:@]*:[^/\s@]+@|PRIVATE KEY-----",
     re.IGNORECASE,
 )
 

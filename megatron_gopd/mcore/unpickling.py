@@ -11,9 +11,12 @@ import contextlib
 import io
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
+from typing import IO
 
+import numpy as np
 import torch
 from torch.distributed.checkpoint import FileSystemReader, LoadPlan, LoadPlanner, Metadata
 from torch.distributed.checkpoint.api import CheckpointException
@@ -23,7 +26,7 @@ from torch.distributed.checkpoint.planner import ReadItem
 from megatron_gopd.errors import UserError
 from megatron_gopd.runs import DamagedError
 
-_OF_METADATA = {
+_BY_MODULE = {
     "builtins": "set",
     "collections": "OrderedDict",
     "pathlib": "Path PosixPath PurePosixPath",
@@ -34,15 +37,38 @@ _OF_METADATA = {
     "torch.distributed.checkpoint.planner": "BytesIOWriteData SavePlan TensorWriteData WriteItem WriteItemType",
     "torch.serialization": "_get_layout",
 }
+_OF_METADATA = {(module, name) for module, names in _BY_MODULE.items() for name in names.split()}
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    """The one written in Python, whose steps can be forbidden."""
+
+    dispatch = dict(pickle._Unpickler.dispatch)
+
+    def __init__(self, file: IO[bytes], known: Collection[tuple[str, str]]):
+        """`known`: module and name of what it may hold."""
+        super().__init__(file)
+        self._known = known
+
     def find_class(self, module: str, name: str) -> object:
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
-        if name not in _OF_METADATA.get(module, "").split():
+        if (module, name) not in self._known:
             raise pickle.UnpicklingError(_names(f"{module}.{name}"))
-        return super().find_class(module, name)
+        return _known_bytes if name == "_load_from_bytes" else super().find_class(module, name)
+
+    def load_build(self) -> None:
+        made = self.stack[-2]
+        if not is_dataclass(type(made)) and not isinstance(made, np.ndarray | np.dtype):  # a class of the whole process
+            raise pickle.UnpicklingError("it changes what it has not made")
+        super().load_build()
+
+    dispatch[pickle.BUILD[0]] = load_build
+
+
+def _known_bytes(data: bytes) -> object:
+    """In the place of PyTorch's, which runs what is in them."""
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
 class Reader(FileSystemReader):
@@ -51,7 +77,7 @@ class Reader(FileSystemReader):
     def read_metadata(self, *args, **kwargs) -> Metadata:
         path = Path(self._get_metadata_path(kwargs.get("rank")))
         with refusing(path), path.open("rb") as file:
-            metadata = _Unpickler(file).load()
+            metadata = _Unpickler(file, _OF_METADATA).load()
             if not isinstance(metadata, Metadata):
                 raise pickle.UnpicklingError("it describes no checkpoint")
             names = {str(info.relative_path) for info in metadata.storage_data.values()}
@@ -117,7 +143,7 @@ def refuse_extra_states(state: Mapping[str, object], where: Path) -> None:
     for name, value in state.items():
         if name.rpartition(".")[2].startswith("_extra_state") and isinstance(value, torch.Tensor) and value.numel():
             with refusing(where / name):
-                SafeUnpickler(io.BytesIO(value.detach().cpu().numpy().tobytes())).load()
+                _Unpickler(io.BytesIO(value.detach().cpu().numpy().tobytes()), SafeUnpickler._SAFE_CLASSES).load()
 
 
 def _told(error: pickle.UnpicklingError) -> str:

@@ -130,4 +130,4 @@ class SGLangClient(HttpClient):
             raise LostRequestError(f"{self.url} gave a request up: {about.finish_reason.message}")
         with self.checking():
             given = replies.scored_logprobs(about.input_token_logprobs[1:], piece, self.vocab_size)
-            return Scored(given, *top_logprobs(about.model_extra, len(piece), top_k, self.vocab_size))
+            return Scored(given, *top_logprobs(vars(about) | about.model_extra, len(piece), top_k, self.vocab_size))

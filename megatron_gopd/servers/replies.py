@@ -7,12 +7,14 @@ there is more to say of it: that log-probs are finite (policies/scorers.py, roll
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, ValidationError
 
 ROUNDING = 1e-3  # nats that a log-prob may lie above 0
+Item = TypeVar("Item")
+Many = Annotated[list[Item], FailFast()]  # pydantic keeps a kilobyte for every wrong item of a list of three bytes each
 Entry = tuple[float | None, int, object]  # log-prob, id, text
 
 
@@ -23,7 +25,7 @@ class Reply(BaseModel):
 
 
 class Finish(Reply):
-    type: str  # stop, length, or abort: cut short by the server
+    type: Literal["stop", "length", "abort"]  # abort: cut short by the server
     message: str | None = None
     status_code: int | None = None
 
@@ -35,24 +37,25 @@ class Version(Reply):
 
 class AboutSampled(Reply):
     finish_reason: Finish
-    output_token_logprobs: list[Entry] = Field(default_factory=list)
+    output_token_logprobs: Many[Entry] = Field(default_factory=list)
     weight_version: str | int = "default"
-    weight_versions: list[Version] | None = None  # of the tokens, in order
+    weight_versions: Annotated[list[Version] | None, FailFast()] = None  # of the tokens, in order
     routed_experts: str | None = None  # see routed_experts.py
 
 
 class Sampled(Reply):
     """SGLang's to /generate."""
 
-    output_ids: list[int] = Field(default_factory=list)
+    output_ids: Many[int] = Field(default_factory=list)
     meta_info: AboutSampled
 
 
 class AboutScored(Reply):
-    model_config = ConfigDict(strict=True, extra="allow")  # the most likely tokens: top_logprobs.py
+    model_config = ConfigDict(strict=True, extra="allow")  # the most likely tokens as arrays: top_logprobs.py
 
     finish_reason: Finish
-    input_token_logprobs: list[Entry] = Field(default_factory=list)
+    input_token_logprobs: Many[Entry] = Field(default_factory=list)
+    input_top_logprobs: Annotated[list[Annotated[list[Entry] | None, FailFast()]] | None, FailFast()] = None
 
 
 class Scored(Reply):
@@ -64,17 +67,23 @@ class Scored(Reply):
 class Logprobs(Reply):
     """Our scorer's to /score."""
 
-    logprobs: list[float]
+    logprobs: Many[float]
 
 
 class LogprobRows(Reply):
     """Our scorer's to /support."""
 
-    logprobs: list[list[float]]
+    logprobs: Many[Many[float]]
+
+
+def _texts(named: dict[str, object]) -> dict[str, object]:
+    for name in [name for name, value in named.items() if not isinstance(value, str)][:1]:
+        raise ValueError(f"{name!r:.200} is no text")
+    return named
 
 
 class OfRank(Reply):
-    checksums: dict[str, str]
+    checksums: Annotated[dict[str, Any], AfterValidator(_texts)]
 
 
 class Checksums(Reply):

@@ -32,19 +32,26 @@ from starlette.routing import Route
 from megatron_gopd.errors import UserError
 from megatron_gopd.servers import wire
 from megatron_gopd.servers.patience import MOST_BYTES, BoundedProtocol, TooLongError, allow_connections, body_of
+from megatron_gopd.servers.replies import Many
 from megatron_gopd.servers.top_logprobs import NOBODY
 
 LOOK_S = 0.01
-Tokens = list[Annotated[int, Field(ge=0, lt=2**31)]]
+Tokens = Many[Annotated[int, Field(ge=0, lt=2**31)]]
 
 
 class AskedStates(BaseModel):
     """The body of a request for hidden states."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True)  # "forbid" keeps a kilobyte for every key of five bytes
 
     prompt_tokens: Tokens = Field(min_length=1)
     response_tokens: Tokens = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _nothing_else(self):
+        for name in list(self.model_extra)[:1]:
+            raise ValueError(f"{name:.100}: a key that is not permitted")
+        return self
 
 
 class AskedLogprobs(AskedStates):
@@ -54,14 +61,14 @@ class AskedLogprobs(AskedStates):
 class AskedSupport(AskedLogprobs):
     """Of every response token as many ids, itself first; NOBODY stands in the place of one."""
 
-    ids: list[list[Annotated[int, Field(ge=NOBODY, lt=2**31)]]] = Field(min_length=1)
+    ids: Many[Many[Annotated[int, Field(ge=NOBODY, lt=2**31)]]] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _of_every_token(self):
         if [row[:1] for row in self.ids] != [[token] for token in self.response_tokens]:
-            raise ValueError("there is not a row for every response token, which begins with that token")
+            raise ValueError("ids: there is not a row for every response token, which begins with that token")
         if len({len(row) for row in self.ids}) > 1:
-            raise ValueError("rows are of different lengths")
+            raise ValueError("ids: rows are of different lengths")
         return self
 
 
@@ -140,7 +147,7 @@ class ScorerService:
             asked = kind.model_validate_json(await body_of(request))
         except ValidationError as error:
             first = error.errors()[0]
-            return _error(400, f"{'.'.join(map(str, first['loc'])) or 'ids'}: {first['msg']}")
+            return _error(400, ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"]))))
         except TooLongError:
             return _error(413, f"a request is at most {MOST_BYTES} bytes long", headers={"Connection": "close"})
         except ClientDisconnect:

@@ -33,6 +33,7 @@ def test_a_name_that_does_not(name):
     "value",
     [
         "hf_" + "aB3" * 12,
+        "eyJhbGciOiJIUzI1NiJ9." + "eyJzdWIiOiIxMjM0NTYifQ." + "dozjgNryP4J3jVmNHl0w",
         "sk-" + "aB3" * 12,
         "ghp_" + "aB3" * 12,
         "AKIA" + "AB12" * 4,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
@@ -119,6 +120,16 @@ def test_a_path_through_a_known_class_is_refused(state):
         loaded(state)
 
 
+@pytest.mark.parametrize("name", ["pathlib\nPath", "torch.serialization\n_get_layout"])
+def test_what_is_known_is_not_changed(state, name):
+    """Pickle sets attributes, and not of what it has made alone."""
+    change = b"\x80\x04c" + name.encode() + b"\n(N}" + short_text("exists") + b"c" + b"builtins\nset\nstb."
+    (state / ".metadata").write_bytes(change)
+    with pytest.raises(UserError, match=r"\.metadata is refused: it changes what it has not made"):
+        loaded(state)
+    assert Path.exists(state)
+
+
 def test_code_in_the_common_part_is_refused_by_name(state, ran):
     write_object(state, "common_state/shard_0_1", [Payload(ran)])
     with pytest.raises(UserError, match=rf"{state}/__9_9\.distcp is refused: it names posix\.mkdir"):
@@ -160,6 +171,21 @@ def test_code_in_state_of_transformer_engine_is_refused_by_name(ran):
     pickled = torch.from_numpy(np.frombuffer(pickle.dumps({"scale": Payload(ran)}), np.uint8).copy())
     with pytest.raises(UserError, match=r"layers\.0\.mlp\._extra_state is refused: .*posix\.mkdir"):
         refuse_extra_states({"layers.0.mlp._extra_state": pickled}, Path("step-00000002"))
+    assert not ran.exists()
+
+
+def test_code_in_a_tensor_of_such_a_state_is_refused_by_name(ran):
+    from megatron_gopd.mcore.unpickling import refuse_extra_states
+
+    class Storage:
+        def __reduce__(self):
+            torch.save(Payload(ran), buffer := io.BytesIO())
+            return torch.storage._load_from_bytes, (buffer.getvalue(),)
+
+    for inner, refused in ((Storage(), "posix.mkdir"), (torch.arange(3.0), None)):
+        pickled = torch.from_numpy(np.frombuffer(pickle.dumps({"scale": inner}), np.uint8).copy())
+        with pytest.raises(UserError, match=rf"is refused: .*{refused}") if refused else contextlib.nullcontext():
+            refuse_extra_states({"_extra_state": pickled}, Path("step-00000002"))
     assert not ran.exists()
 
 

@@ -17,6 +17,9 @@ STAY = "import time\ntime.sleep(60)\n"
 FORK = "for _ in range(24):\n    if not os.fork(): break\n"
 TOO_MUCH = {
     "its own, in several": f"{FORK.replace('24', '3')}held = bytearray(100 << 20)\nheld[::4096] = b'x' * 25600\n",
+    "of threads that outlive the first": f"{FORK.replace('24', '4')}import ctypes, threading, time\ndef hold():\n"
+    "    held = bytearray(50 << 20)\n    held[::4096] = b'x' * 12800\n    time.sleep(60)\n"
+    "threading.Thread(target=hold).start()\nctypes.CDLL(None).pthread_exit(None)\n",
     "files": "for folder in ('/tmp', '/dev/shm'): os.posix_fallocate(os.open(f'{folder}/x', 66), 0, 110 << 20)\n",
     "files without names": "for folder in ('/tmp', '/dev/shm'):\n"
     "    os.posix_fallocate(os.open(folder, os.O_TMPFILE | 2), 0, 110 << 20)\n",

@@ -56,6 +56,7 @@ def test_what_the_table_has_is_allowed_and_all_else_is_not_implemented(machine):
         ("socketpair", [(1, 1), (1, 0x80801)], [(1, 2), (2, 1), (40, 1), (1, 5)]),
         ("setpriority", [(0, 0, 5)], [(0, 1, 5), (2, 0, 5), (1, 0, 5)]),
         ("sched_setaffinity", [(0,)], [(1,)]),
+        ("close_range", [(3, 9, 0), (3, 9, 4)], [(3, 9, 2), (3, 9, 6)]),
         ("fcntl", [(3, 1030), (3, 6), (3, 4)], [(3, 1031), (3, 37), (3, 1024), (3, 1026)]),
     ],
 )

@@ -171,8 +171,17 @@ def test_an_error_of_the_answer_s_own_class_is_caught_as_what_it_is_made_from(pr
 
 def test_a_program_that_ends_early_fails_whatever_its_tests_catch(problem):
     test = "try:\n    f()\n    assert False\nexcept {}: pass"
-    assert problem("import os\ndef f(): os._exit(0)", [test.format("Exception")]).startswith("test 1: EndedError")
-    assert problem("import os\ndef f(): os._exit(0)", [test.format("BaseException")]).startswith("test 1: EndedError")
+    program = "import os\nclass A:\n    def end(self): os._exit(0)\ndef f(): os._exit(0)"
+    of_a_copy = "import copy\n" + test.replace("f()", "copy.deepcopy(A()).end()")
+    for each in (test.format("Exception"), test.format("BaseException"), of_a_copy.format("BaseException")):
+        assert problem(program, [each]) == "test 1: the program ended early"
+
+
+def test_what_tests_print_is_no_verdict(problem):
+    assert problem("def f(): return 'x' * 2**21", ["print(f())"]) is None
+    said = """'x' * 90000 + '\\n{"problem": null}'"""
+    program = f"import os\nasked = []\ndef f():\n    asked.append(1)\n    if len(asked) == 1: return {said}\n"
+    assert problem(f"{program}    os.kill(-1, 9)", ["print(f())\nassert f() == 1"]) == "the tests were ended"
 
 
 def test_asserts_hold_in_a_python_that_leaves_them_out():

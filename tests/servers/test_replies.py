@@ -7,8 +7,10 @@ import gzip
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from megatron_gopd.servers import client as clients
+from megatron_gopd.servers import replies
 from tests.servers.stub import stub
 
 VOCABULARY = 100
@@ -87,6 +89,7 @@ def test_every_token_has_its_weights():
         (of_sampled([[-1.0, 5, None]], {"5": 5}), "output_ids = "),
         (of_sampled([[-1.0, 5, None]], finish_reason=None), "meta_info.finish_reason = None"),
         (of_sampled([[-1.0, 5, None]], finish_reason={"type": 7}), "meta_info.finish_reason.type = 7"),
+        (of_sampled([[-1.0, 5, None]], finish_reason={"type": "x"}), "meta_info.finish_reason.type = 'x'"),
         ({"output_ids": [5]}, "meta_info"),
         ([1, 2], r"a reply = \[1, 2\]"),
         (None, "a reply = None"),
@@ -101,6 +104,34 @@ def test_a_response_that_no_model_can_have_given_is_refused(reply, told):
 def test_what_is_not_json_may_be_asked_again(reply):
     with pytest.raises((clients.LostRequestError, clients.RefusedError)):
         generated(reply)
+
+
+@pytest.mark.parametrize("entry", [["-0.5", 3, None], [-0.5, "3", None], [-0.5, 3.7, None], [True, 3, None], {}])
+def test_most_likely_tokens_of_other_types_are_refused(entry):
+    reply = of_scored([-1.0, 3, None])
+    reply["meta_info"]["input_top_logprobs"] = [None, [entry]]
+    with pytest.raises(clients.RefusedError, match=r"gave meta_info\.input_top_logprobs\.1\.0"):
+        asked(reply, lambda client: client.score_top([1, 2], [3], 1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (replies.Sampled, '{"output_ids": [%s]}'),
+        (replies.Sampled, '{"meta_info": {"output_token_logprobs": [%s]}}'),
+        (replies.Sampled, '{"meta_info": {"weight_versions": [%s]}}'),
+        (replies.Scored, '{"meta_info": {"input_token_logprobs": [%s]}}'),
+        (replies.Scored, '{"meta_info": {"input_top_logprobs": [[%s]]}}'),
+        (replies.LogprobRows, '{"logprobs": [[%s]]}'),
+        (replies.LogprobRows, '{"logprobs": [%s]}'),
+        (replies.Checksums, '{"ranks": [{"checksums": {%s}}]}'),
+    ],
+)
+def test_a_reply_that_is_wrong_in_many_places_takes_no_more_memory_than_it_is_long(kind, said):
+    items = (f'"{n}": 1' for n in range(10**5)) if "{%s}" in said else ["{}"] * 10**5
+    with pytest.raises(ValidationError) as refused:
+        kind.model_validate_json(said % ",".join(items))
+    assert refused.value.error_count() < 4
 
 
 def test_given_tokens_as_they_should_be():

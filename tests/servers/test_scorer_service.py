@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 import uvicorn
+from pydantic import ValidationError
 
 from megatron_gopd.errors import UserError
-from megatron_gopd.servers import patience
+from megatron_gopd.servers import patience, scorer_service
 from megatron_gopd.servers.scorer_service import ScorerService
 
 
@@ -108,6 +109,15 @@ def test_a_request_of_other_types_or_numbers_is_refused(service, changes, told):
 def test_a_request_that_is_no_object_is_refused(service, body):
     assert post(service, body).status_code == 400
     assert service.waiting.empty() and healthy(service)
+
+
+@pytest.mark.parametrize(
+    "body", ['{"prompt_tokens": [' + "{}," * 10**5 + "{}]}", "{" + ",".join(f'"{n}":1' for n in range(10**5)) + "}"]
+)
+def test_a_request_that_is_wrong_in_many_places_takes_no_more_memory_than_it_is_long(body):
+    with pytest.raises(ValidationError) as refused:
+        scorer_service.AskedLogprobs.model_validate_json(body)
+    assert refused.value.error_count() < 4
 
 
 def test_a_request_is_read_no_further_than_it_may_be_long(service, monkeypatch):

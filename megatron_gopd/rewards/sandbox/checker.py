@@ -12,6 +12,7 @@ import pickle
 import struct
 import sys
 import types
+from typing import NoReturn
 
 from megatron_gopd.rewards.entry import names_for
 from megatron_gopd.rewards.sandbox import remote
@@ -20,20 +21,18 @@ from megatron_gopd.rewards.sandbox.replies import value_of
 from megatron_gopd.rewards.sandbox.server import VIEWS, exception
 from megatron_gopd.rewards.tests import Calls, Tests, same_value
 
-REQUESTS, REPLIES, VERDICT = 3, 4, 1  # descriptors
+REQUESTS, REPLIES, VERDICT = 3, 4, 5  # descriptors: what tests print is no verdict
 MAX_REPLY = 1 << 28  # bytes
+ENDED_EARLY = "the program ended early"
 MODULE = "tests"  # what the tests' own functions say they are from
 
 
-class EndedError(BaseException):
-    """The program's process ended, or sent what is no reply. No `except Exception` of a test takes it for an error."""
-
-
 class Link:
-    """Calls into the program; `failure` is what ended the program's part. The referee ends what waits too long."""
+    """Calls into the program. Where its process ends, or sends what is no reply, the tests end: no `except` of theirs
+    takes that for an error. The referee ends what waits too long.
+    """
 
     def __init__(self) -> None:
-        self.failure: BaseException | None = None
         self.functions: list = []  # of the tests, which the program may call
         self.objects: dict = {}  # number -> an object of the program
 
@@ -45,7 +44,7 @@ class Link:
     def reply(self):
         """What a call returned, after the program's own calls of the tests' functions.
 
-        Raises what the call raised, or EndedError.
+        Raises what the call raised.
         """
         while True:
             kind, *values = self._receive()
@@ -57,7 +56,7 @@ class Link:
                     raise remote.StoppedError(f"{values[0]}: {values[1]}")
                 raise error
             if kind != "call":
-                raise self.failed(EndedError("a reply of no known kind"))
+                _end("a reply of no known kind")
             self._send(self._called(*values))
 
     def _called(self, number: int, args: tuple, kwargs: dict) -> bytes:
@@ -76,11 +75,11 @@ class Link:
     def _receive(self):
         (size,) = struct.unpack("<Q", self._read(8))
         if size > MAX_REPLY:
-            raise self.failed(EndedError("a reply of more than 256 MiB"))
+            _end("a reply of more than 256 MiB")
         try:
             kind, *values = value_of(self._read(size), self._kept)
         except Exception as error:  # noqa: BLE001  whatever is wrong with it
-            raise self.failed(EndedError(f"a reply that cannot be read: {error}"[:150])) from None
+            _end(f"a reply that cannot be read: {error}"[:150])
         return kind, *values
 
     def _kept(self, kind: str, sent):
@@ -101,20 +100,16 @@ class Link:
             try:
                 view = view[os.write(REQUESTS, view) :]
             except BrokenPipeError:
-                raise self.failed(EndedError("the program ended early")) from None
+                _end(ENDED_EARLY)
 
     def _read(self, size: int) -> bytes:
         data = bytearray()
         while len(data) < size:
             chunk = os.read(REPLIES, min(size - len(data), 1 << 20))
             if not chunk:
-                raise self.failed(EndedError("the program ended early"))
+                _end(ENDED_EARLY)
             data += chunk
         return bytes(data)
-
-    def failed(self, error: BaseException) -> BaseException:
-        self.failure = error
-        return error
 
 
 class _Pickler(pickle.Pickler):
@@ -144,38 +139,39 @@ def check(tests: Tests) -> None:
     """
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     sys.set_int_max_str_digits(0)  # as in the program
-    problem = _problem(Link(), tests)
+    _end(_problem(Link(), tests))
+
+
+def _end(problem: str | None) -> NoReturn:
     os.write(VERDICT, json.dumps({"problem": problem}).encode())
     os._exit(0)
 
 
 def verdict(outcome: Outcome) -> str | None:
     """What `check` wrote; where the program ended by itself, with the last line it wrote of an error."""
+    begun = max(1, outcome.output.count(b"\n"))
+    if outcome.problem:
+        return f"test {begun}: timeout" if outcome.problem == "timeout" else outcome.problem
     said = outcome.output.rpartition(b"\n")[2]
-    if outcome.problem == "timeout":
-        begun = outcome.output.count(b"\n")
-        return f"test {max(1, begun)}: timeout"
-    if outcome.problem or not said:
-        return outcome.problem or "the tests were ended"
+    if outcome.status or not said:
+        return "the tests were ended"
     problem = json.loads(said)["problem"]
     last = outcome.errors.decode(errors="replace").strip().rsplit("\n", 1)[-1][:200]
-    return f"{problem}: {last}" if problem and "ended early" in problem and last else problem
+    told = f"{problem}: {last}" if problem == ENDED_EARLY and last else problem
+    return f"test {begun}: {told}" if problem else None
 
 
 def _problem(link: Link, tests: Tests) -> str | None:
-    number = 1
     try:
         defined = link.reply()  # name -> function or class, once the program has run
-        for number, test in enumerate(_steps(link, tests, defined), 1):
+        for test in _steps(link, tests, defined):
             os.write(VERDICT, b"\n")
             if not test():
-                return f"test {number}: wrong answer"
-            if link.failure:  # which a bare `except` of the test has taken for an error
-                raise link.failure
+                return "wrong answer"
     except AssertionError as error:
-        return f"test {number}: wrong answer {error}".rstrip()[:200]
+        return f"wrong answer {error}".rstrip()[:200]
     except BaseException as error:  # noqa: BLE001  from the program, or a test that cannot work with what it returns
-        return f"test {number}: {type(error).__name__}: {error}"[:200]
+        return f"{type(error).__name__}: {error}"[:200]
     return None
 
 

@@ -110,7 +110,7 @@ def _on_calls(tests: Tests, jail: Jail) -> dict:
     clock = Clock(jail, marked=True)
     start_python(jail, "server.py", {0: null, 1: null, 2: errors[1], 3: requests[0], 4: replies[1]})
     check = partial(checker.check, tests)
-    pid = start(jail, check, {0: null, 1: verdict[1], 2: null, 3: requests[1], 4: replies[0]})
+    pid = start(jail, check, {0: null, 1: null, 2: null, 3: requests[1], 4: replies[0], 5: verdict[1]})
     for descriptor in (*requests, *replies, verdict[1], errors[1], null):
         os.close(descriptor)
     outcome = watch(jail, pid, (verdict[0], errors[0]), clock, OUTPUT_SLACK)

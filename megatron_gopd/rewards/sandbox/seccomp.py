@@ -22,6 +22,7 @@ Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, co
 # call -> (argument, mask, refused where what the mask leaves "is" or "is not" the value, or has "any" bit of it)
 _REFUSED = {
     "clone": ((0, _ALL, "any", _NAMESPACES), (0, 0x10400, "is", 0x10000)),  # a thread has its process's descriptors
+    "close_range": ((2, 2, "any", 2),),  # CLOSE_RANGE_UNSHARE: descriptors of the thread's own
     "mmap": ((3, 0x21, "is", 0x21), (3, _ALL, "any", 0x40000)),  # shared memory without a file, huge pages
     "fcntl": tuple((1, _ALL, "is", command) for command in (*_LOCKS, _LEASE, _NOTIFY, _PIPE_SIZE)),
     "prlimit64": ((0, _ALL, "is not", 0),),  # 0: this process

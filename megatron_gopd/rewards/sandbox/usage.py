@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -48,13 +48,20 @@ def _own_kilobytes(pid: int) -> int:
 
 def _kilobytes(pid: int, file: str, names: str) -> int:
     """The sum of these lines of a file in /proc."""
-    wanted, total = {f"{name}:" for name in names.split()}, 0
-    with suppress(OSError):  # it ended meanwhile
-        for line in Path(f"/proc/{pid}/{file}").read_text().splitlines():
-            name, *value = line.split()
-            if name in wanted:
-                total += int(value[0])
-    return total
+    wanted = {f"{name}:" for name in names.split()}
+    for thread in _threads(pid):
+        with suppress(OSError):  # it ended meanwhile
+            lines = [line.split() for line in Path(thread, file).read_text().splitlines()]
+            if found := [int(value[0]) for name, *value in lines if name in wanted]:
+                return sum(found)
+    return 0
+
+
+def _threads(pid: int) -> Iterator[str]:
+    """Each shows what all of them share, as long as it runs, and the first may end before the others."""
+    yield f"/proc/{pid}"
+    with suppress(OSError):
+        yield from (each.path for each in os.scandir(f"/proc/{pid}/task"))
 
 
 def _object_bytes(pids: Iterable[int]) -> int:
@@ -68,10 +75,11 @@ def _object_bytes(pids: Iterable[int]) -> int:
 
 
 def _descriptors(pid: int) -> list[str]:
-    try:
-        return [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")]
-    except OSError:  # it ended meanwhile, or holds the tests and hides its own
-        return []
+    for thread in _threads(pid):
+        with suppress(OSError):  # it ended meanwhile, or holds the tests and hides its own
+            if links := [os.readlink(entry.path) for entry in os.scandir(f"{thread}/fd")]:
+                return links
+    return []
 
 
 @cache
