@@ -34,7 +34,7 @@ class Run:
         config = read_config(path / "config.yaml", notes)
         run = cls(path, config, read_metrics(path / "metrics.jsonl", notes), notes)
         run.name = str(run.setting("run.name") or path.resolve().name)
-        missing = [name for name in USUAL if run.metrics and not run.has(name)]
+        missing = [name for name in USUAL if run.trained and not run.has(name)]
         if missing:
             named = ", ".join(missing)
             notes.append(f"metrics.jsonl has no {named}: it is of another version; what needs them is left out")
@@ -66,6 +66,11 @@ class Run:
     def names(self) -> list[str]:
         """Of all metrics, in the order in which rows name them."""
         return list(dict.fromkeys(name for row in self.metrics for name in row if name != "step"))
+
+    @property
+    def trained(self) -> list[dict[str, float]]:
+        """The rows of steps: that of an evaluation before the first, step 0, is none."""
+        return [row for row in self.metrics if row["step"]]
 
     @property
     def done(self) -> int:

@@ -64,6 +64,12 @@ def test_metrics_of_another_version_are_told_by_name(tmp_path):
     assert any("metrics.jsonl has no entropy, response_tokens_mean" in note for note in run.notes)
 
 
+def test_an_evaluation_before_the_first_step_is_of_no_other_version(tmp_path):
+    path = write_run(tmp_path / "a")
+    (path / "metrics.jsonl").write_text('{"step": 0, "eval/sums": 0.5}\n')
+    assert not any("another version" in note for note in Run.read(path).notes if note.startswith("metrics"))
+
+
 @pytest.mark.parametrize(
     ("logging", "why"),
     [({}, "does not know of them"), ({"trajectories": None}, "is null"), ({"trajectories": {}}, "none yet")],
