@@ -135,6 +135,7 @@ def test_a_finished_run(tmp_path):
         (7200, "", "bad", "no step came lately"),
         (7200, "x: this rank ends: RuntimeError: boom\n", "bad", "RuntimeError: boom"),
         (7200, "x: this rank ends: StoppedError: told to stop\n", "watch", "can go on"),
+        (0, "x: this rank ends: StoppedError: told to stop\n", "watch", "can go on"),
     ],
 )
 def test_an_unfinished_run(tmp_path, age, log, state, says):
