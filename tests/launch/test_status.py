@@ -35,7 +35,7 @@ def test_step_speed_time_left_attempts_and_the_last_error(invoke, run):
 def test_a_run_that_was_stopped_says_how_it_goes_on(invoke, run):
     (run / "slurm").rename(run / "no batch job")
     (run / "logs" / "latest").mkdir(parents=True)
-    ends = "time INFO: this rank ends: StoppedError: SIGINT after step 4 of 10. To go on:\n  megatron-gopd train it.yaml"
+    ends = "INFO: this rank ends: StoppedError: SIGINT after step 4 of 10. To go on:\n  megatron-gopd train it.yaml"
     (run / "logs" / "latest" / "rank-0.log").write_text(f"{ends}\nTraceback (most recent call last):\n  File ...\n")
     shown = invoke("status", run).out
     assert shown.endswith("\nstopped  SIGINT after step 4 of 10. To go on:\n  megatron-gopd train it.yaml\n")

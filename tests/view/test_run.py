@@ -88,7 +88,8 @@ def test_a_run_without_a_step_is_read(tmp_path):
 def test_what_ended_a_run_is_in_its_log(tmp_path):
     path = write_run(tmp_path / "a", steps=3, asked=9)
     (path / "logs" / "latest").mkdir(parents=True)
-    (path / "logs" / "latest" / "rank-0.log").write_text("x INFO y: this rank ends: UserError: no space\nTraceback (most recent call last):\n")
+    log = "x INFO y: this rank ends: UserError: no space\nTraceback (most recent call last):\n"
+    (path / "logs" / "latest" / "rank-0.log").write_text(log)
     assert Run.read(path).last_error == "UserError: no space"
 
 
