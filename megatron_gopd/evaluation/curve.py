@@ -18,6 +18,9 @@ class CurveSink:
         self._drawn, self._took, self._new = time.monotonic(), 0.0, False
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Of an evaluation before the first step there is nothing to draw."""
+        if not step:
+            return
         self._new = True
         if time.monotonic() - self._drawn > max(AT_MOST_EVERY_S, self._took / SHARE):
             self.draw()

@@ -12,7 +12,8 @@ from pathlib import Path
 import yaml
 
 from megatron_gopd.config.yaml_text import read_yaml
-from megatron_gopd.errors import UserError
+from megatron_gopd.errors import StoppedError, UserError
+from megatron_gopd.runs import last_words
 from megatron_gopd.runs.servers import ServerRow, read_servers
 
 RECENT = 20  # steps over which speed is averaged
@@ -84,7 +85,9 @@ def show(found: Status) -> str:
     for attempt in found.attempts:
         lines.append(f"attempt  {attempt['attempt']}: {attempt['kind']} {attempt['message']}".rstrip()[:200])
     if found.last_error:
-        lines.append(f"error    {found.last_error}")
+        kind, _, said = found.last_error.partition(": ")
+        stopped = kind == StoppedError.__name__
+        lines.append(f"stopped  {said}" if stopped else f"error    {found.last_error}")
     return "\n".join(lines)
 
 
@@ -132,11 +135,7 @@ def _last_error(run: Path, attempts: list[dict]) -> str | None:
     if attempts:
         last = attempts[-1]
         return last["message"] if last["kind"] in ("failed", "error") else None
-    for log in sorted((run / "logs" / "latest").glob("rank-*.log")):
-        said = [line for line in log.read_text(errors="replace").splitlines() if "this rank ends: " in line]
-        if said:
-            return said[-1].partition("this rank ends: ")[2]
-    return None
+    return last_words(run / "logs" / "latest")
 
 
 def _rows(file: Path) -> list[dict]:

@@ -5,7 +5,7 @@ from megatron_gopd.runs.attempts import FinishedError
 from megatron_gopd.runs.checkpoints import Checkpoint
 from megatron_gopd.runs.console import StepLine, print_markdown, print_table
 from megatron_gopd.runs.folder import RunFolder
-from megatron_gopd.runs.logs import Log, record_exception
+from megatron_gopd.runs.logs import Log, last_words, record_exception
 from megatron_gopd.runs.manifest import DamagedError, check_manifest, read_manifest, write_manifest
 from megatron_gopd.runs.sinks import Sink, Sinks, open_sinks
 from megatron_gopd.runs.spans import Spans
@@ -24,6 +24,7 @@ __all__ = [
     "TrajectoryFolder",
     "atomic_folder",
     "check_manifest",
+    "last_words",
     "open_sinks",
     "print_markdown",
     "print_table",

@@ -20,6 +20,7 @@ LOGGER = logging.getLogger("megatron_gopd")
 CONSOLE = logging.getLogger("megatron_gopd.console")
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # of terminals: colours, the cursor
 HELD = 10_000  # lines that are printed before there is a file
+ENDS = "this rank ends: "
 
 
 class Log:
@@ -77,7 +78,16 @@ class Log:
 def record_exception(error: BaseException) -> None:
     """Log the traceback of `error`, which ends this rank."""
     # info: for the file alone, since what is shown of an error is the command line's to choose
-    LOGGER.info("this rank ends: %s: %s", type(error).__name__, error, exc_info=error)
+    LOGGER.info("%s%s: %s", ENDS, type(error).__name__, error, exc_info=error)
+
+
+def last_words(logs: Path) -> str | None:
+    """KIND: MESSAGE of what ended an attempt, by its folder of logs; None where no rank has said."""
+    for file in sorted(logs.glob("rank-*.log")):
+        _, found, said = file.read_text(encoding="utf-8", errors="replace").rpartition(ENDS)
+        if found:
+            return said.partition("\nTraceback (most recent call last):")[0].rstrip()
+    return None
 
 
 class _File(logging.FileHandler):

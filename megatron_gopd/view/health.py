@@ -127,10 +127,10 @@ def _teachers(run: Run) -> Light:
     shares = {name.partition("/")[2]: run.series(name) for name in run.names if name.startswith("teacher_tokens/")}
     named = run.setting("teachers")
     every = list(dict.fromkeys([*(named if isinstance(named, dict) else ()), *shares]))
-    if not run.metrics or not shares:
+    if not shares:
         return Light("teachers", "unknown", "the metrics do not tell their shares")
     # a step without a teacher has no row of it
-    mean = {name: sum(shares.get(name, [])) / len(run.metrics) for name in every}
+    mean = {name: sum(shares.get(name, [])) / len(run.trained) for name in every}
     name = min(mean, key=mean.__getitem__)
     told = ", ".join(f"{each} {share:.0%}" for each, share in mean.items())
     relative = mean[name] * len(every)

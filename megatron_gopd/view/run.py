@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from megatron_gopd.errors import UserError
+from megatron_gopd.runs import last_words
 from megatron_gopd.runs.trajectories import steps_kept
 from megatron_gopd.view.files import read_config, read_metrics
 
@@ -34,7 +35,7 @@ class Run:
         config = read_config(path / "config.yaml", notes)
         run = cls(path, config, read_metrics(path / "metrics.jsonl", notes), notes)
         run.name = str(run.setting("run.name") or path.resolve().name)
-        missing = [name for name in USUAL if run.metrics and not run.has(name)]
+        missing = [name for name in USUAL if run.trained and not run.has(name)]
         if missing:
             named = ", ".join(missing)
             notes.append(f"metrics.jsonl has no {named}: it is of another version; what needs them is left out")
@@ -68,6 +69,11 @@ class Run:
         return list(dict.fromkeys(name for row in self.metrics for name in row if name != "step"))
 
     @property
+    def trained(self) -> list[dict[str, float]]:
+        """The rows of steps: that of an evaluation before the first, step 0, is none."""
+        return [row for row in self.metrics if row["step"]]
+
+    @property
     def done(self) -> int:
         return int(self.metrics[-1]["step"]) if self.metrics else 0
 
@@ -85,17 +91,15 @@ class Run:
     def seems_alive(self) -> bool:
         """Whether its newest row is young, for the time that its steps take."""
         seconds = self.series("timing/step_s")
-        if not seconds or self.finished:
+        if not seconds or self.finished or self.last_error:
             return False
         return time.time() - (self.path / "metrics.jsonl").stat().st_mtime < max(60.0, STALE * median(seconds))
 
     @property
     def last_error(self) -> str | None:
-        """What ended the newest attempt, by the log of its first rank."""
-        log = self.path / "logs" / "latest" / "rank-0.log"
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-        ends = [line.partition("this rank ends: ")[2] for line in lines if "this rank ends: " in line]
-        return ends[-1][:400] if ends else None
+        """What ended the newest attempt, by its logs."""
+        said = last_words(self.path / "logs" / "latest")
+        return said and said[:400]
 
 
 def find_runs(paths: Iterable[Path]) -> list[Run]:

@@ -8,6 +8,7 @@ import pytest
 
 from megatron_gopd.evaluation import curve
 from megatron_gopd.evaluation.curve import CurveSink
+from megatron_gopd.evaluation.report import plot_curve
 
 ROW = {"loss": 0.5, "reverse_kl": 0.1, "response_tokens_mean": 4.0, "entropy": 1.0}
 
@@ -34,6 +35,14 @@ def test_it_draws_after_ten_seconds_and_then_a_hundredth_of_the_time(drawn):
     assert times == [11.0, 214.0, 417.0]
 
 
+def test_an_evaluation_before_the_first_step_does_not_put_the_curve_off(drawn):
+    sink, times, clock = drawn
+    clock[0] += 60.0
+    sink.log(0, {})
+    sink.log(1, ROW)
+    assert times == [60.0]
+
+
 def test_the_end_draws_what_is_new_and_nothing_twice(drawn):
     sink, times, _ = drawn
     sink.close()
@@ -50,6 +59,7 @@ def test_a_row_of_an_evaluation_before_the_first_step_is_no_point(tmp_path):
     sink = CurveSink(metrics, tmp_path / "curve.png")
     sink.log(0, {})
     sink.draw()
+    plot_curve(metrics, tmp_path / "curve.png")
     assert not (tmp_path / "curve.png").exists()
     with metrics.open("a") as file:
         file.write(json.dumps({"step": 1} | ROW) + "\n")

@@ -32,6 +32,15 @@ def test_step_speed_time_left_attempts_and_the_last_error(invoke, run):
     assert "error    RuntimeError: out of memory" in shown
 
 
+def test_a_run_that_was_stopped_says_how_it_goes_on(invoke, run):
+    (run / "slurm").rename(run / "no batch job")
+    (run / "logs" / "latest").mkdir(parents=True)
+    ends = "INFO: this rank ends: StoppedError: SIGINT after step 4 of 10. To go on:\n  megatron-gopd train it.yaml"
+    (run / "logs" / "latest" / "rank-0.log").write_text(f"{ends}\nTraceback (most recent call last):\n  File ...\n")
+    shown = invoke("status", run).out
+    assert shown.endswith("\nstopped  SIGINT after step 4 of 10. To go on:\n  megatron-gopd train it.yaml\n")
+
+
 def test_for_programs(invoke, run):
     said = json.loads(invoke("status", run, "--json").out)
     assert (said["step"], said["steps"], said["eta_s"], said["finished"]) == (4, 10, 12.0, False)

@@ -79,6 +79,13 @@ def test_a_teacher_that_is_hardly_heard(tmp_path, share, state):
     assert ("code is starved" in found.reason) == (state != "good")
 
 
+def test_an_evaluation_before_the_first_step_is_no_step_without_teachers(tmp_path):
+    path = write_run(tmp_path / "a", steps=2, teacher_tokens__math=0.25, teacher_tokens__code=0.75)
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 0, "eval/sums": 0.5}\n')
+    assert "math 25%, code 75%" in next(each for each in lights(Run.read(path)) if each.name == "teachers").reason
+
+
 def test_a_teacher_that_is_never_heard(tmp_path):
     teachers = {"teachers": {"math": {}, "code": {}}}
     found = light(tmp_path, "teachers", config=teachers, teacher_tokens__math=1.0)
@@ -128,6 +135,7 @@ def test_a_finished_run(tmp_path):
         (7200, "", "bad", "no step came lately"),
         (7200, "x: this rank ends: RuntimeError: boom\n", "bad", "RuntimeError: boom"),
         (7200, "x: this rank ends: StoppedError: told to stop\n", "watch", "can go on"),
+        (0, "x: this rank ends: StoppedError: told to stop\n", "watch", "can go on"),
     ],
 )
 def test_an_unfinished_run(tmp_path, age, log, state, says):

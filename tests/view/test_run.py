@@ -64,6 +64,12 @@ def test_metrics_of_another_version_are_told_by_name(tmp_path):
     assert any("metrics.jsonl has no entropy, response_tokens_mean" in note for note in run.notes)
 
 
+def test_an_evaluation_before_the_first_step_is_of_no_other_version(tmp_path):
+    path = write_run(tmp_path / "a")
+    (path / "metrics.jsonl").write_text('{"step": 0, "eval/sums": 0.5}\n')
+    assert not any("another version" in note for note in Run.read(path).notes if note.startswith("metrics"))
+
+
 @pytest.mark.parametrize(
     ("logging", "why"),
     [({}, "does not know of them"), ({"trajectories": None}, "is null"), ({"trajectories": {}}, "none yet")],
@@ -82,7 +88,8 @@ def test_a_run_without_a_step_is_read(tmp_path):
 def test_what_ended_a_run_is_in_its_log(tmp_path):
     path = write_run(tmp_path / "a", steps=3, asked=9)
     (path / "logs" / "latest").mkdir(parents=True)
-    (path / "logs" / "latest" / "rank-0.log").write_text("x INFO y: this rank ends: UserError: no space\nTraceback\n")
+    log = "x INFO y: this rank ends: UserError: no space\nTraceback (most recent call last):\n"
+    (path / "logs" / "latest" / "rank-0.log").write_text(log)
     assert Run.read(path).last_error == "UserError: no space"
 
 

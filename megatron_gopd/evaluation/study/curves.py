@@ -26,6 +26,8 @@ SMOOTHING, RAW_ALONE = 0.8, 15  # so many steps are drawn as they are
 EXACT = ("lr",)  # without noise
 COLUMNS, AT_A_TIME = 4, 12  # runs in a figure, or its colours are told apart no more
 STYLES = ("-", "--")
+ERROR = "/standard_error"  # of the metric before it
+LONGEST = 30  # characters of a title's line
 
 
 def curves(study: Study) -> Iterator[tuple[str, list[Run]]]:
@@ -61,6 +63,9 @@ def _line(axis, run: Run, metric: str, number: int) -> None:
     style = {"color": drawing.COLOURS[number % colours], "linestyle": STYLES[number // colours % len(STYLES)]}
     marker = "o" if len(points) < 3 else None
     values = list(points.values())
+    if errors := {row["step"]: row[metric + ERROR] for row in run.metrics if metric + ERROR in row}:
+        bars = [errors.get(step, 0.0) for step in points]
+        axis.errorbar(list(points), values, bars, fmt="none", elinewidth=1.0, capsize=2.5, ecolor=style["color"])
     if len(points) > RAW_ALONE and metric not in EXACT:
         axis.plot(list(points), values, linewidth=0.6, alpha=0.3, **style)
         values = smoothed(values, SMOOTHING)
@@ -71,9 +76,14 @@ def _panels(runs: list[Run]) -> dict[str, str]:
     """metric -> title: of the first, and of whatever the runs' objectives and evaluations tell besides."""
     there = dict.fromkeys(metric for run in runs for row in run.metrics for metric in row)
     own = [name for name in there if name not in FIRST and name not in NOT_DRAWN and _of_all(name)]
-    return {name: title for name, title in FIRST.items() if name in there} | {name: name for name in own}
+    return {name: title for name, title in FIRST.items() if name in there} | {name: _titled(name) for name in own}
 
 
 def _of_all(name: str) -> bool:
-    """Neither of one teacher nor of one phase."""
-    return "/" not in name or name.startswith("eval/")
+    """Neither of one teacher nor of one phase; an error is a bar of its metric."""
+    return "/" not in name or (name.startswith("eval/") and not name.endswith(ERROR))
+
+
+def _titled(name: str) -> str:
+    """In two lines where one is wider than its panel."""
+    return name if len(name) <= LONGEST else "/\n".join(name.rsplit("/", 1))

@@ -22,7 +22,7 @@ class Figure:
 def of_runs(study: Study) -> list[Figure]:
     """The curves of all metrics, by the runs' names."""
     caption = (
-        "A line a run. Thin: as measured; thick, where there are many steps: an exponential moving average, "
+        "A line a run; bars: a standard error. Thin: as measured; thick, of many steps: an exponential moving average, "
         f"coefficient {curves.SMOOTHING:g}. Metrics are of the batches trained on, before each update."
     )
     return [

@@ -123,7 +123,7 @@ def _read(folder: Path) -> Run | Evaluation:
 
 
 def _run(folder: Path) -> Run:
-    config = read_config(folder / "config.yaml")
+    config = _config(folder)
     evaluations = {}
     for summary in sorted((folder / "evaluation").glob("*/summary.json")):
         step = _json(summary).get("step")
@@ -131,6 +131,15 @@ def _run(folder: Path) -> Run:
     teachers = {each.parent.name: each.parent for each in (folder / "evaluation").glob("teachers/*/summary.json")}
     answers = {name: Evaluation(path, {}, _suites(path)) for name, path in teachers.items() if name in config.teachers}
     return Run(folder, config, list(_rows(folder / "metrics.jsonl")), evaluations, answers)
+
+
+def _config(folder: Path) -> Config:
+    try:
+        return read_config(folder / "config.yaml")
+    except UserError as error:
+        raise UserError(
+            f"{error}\nIf {folder} is a run of another version, leave it out; megatron-gopd view shows what is there"
+        ) from None
 
 
 def _rows(file: Path) -> Iterator[dict]:

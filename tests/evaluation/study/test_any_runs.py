@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
-from megatron_gopd.evaluation.study import drawing, report
+from megatron_gopd.evaluation.study import curves, drawing, report
 from megatron_gopd.evaluation.study.samples import plain
 
 HOSTILE = "<script>alert(1)</script> | \x1b[31mred\x1b[0m \u202egnirts `code` \ud800"
@@ -92,8 +94,17 @@ def test_a_metric_of_the_objective_has_a_curve(written):
     assert "squared_gap" in _panels(written)
 
 
+def test_an_error_is_a_bar_of_its_metric_and_a_long_title_has_two_lines():
+    long, short = "eval/held_out_problems/response_tokens_mean", "eval/held_out_problems"
+    run = SimpleNamespace(metrics=[{"step": 1, short: 0.5, f"{short}/standard_error": 0.1, long: 9.0}])
+    assert curves._panels([run]) == {short: short, long: "eval/held_out_problems/\nresponse_tokens_mean"}
+    axis = Mock()
+    run.config = SimpleNamespace(run=SimpleNamespace(name="a"))
+    curves._line(axis, run, short, 0)
+    assert axis.errorbar.call_args.args == ([1], [0.5], [0.1])
+
+
 def _panels(written: Path) -> list[str]:
-    from megatron_gopd.evaluation.study import curves
     from megatron_gopd.evaluation.study.settings import Study
 
     return list(curves._panels(Study([written.parent / "runs"]).runs))

@@ -67,6 +67,7 @@ def test_an_evaluation_without_a_summary_has_no_suites(folder):
             "target_kl.json is not a figure for each problem",
         ),
         ("config.yaml", "run: {name: x}\n", "'run.steps' is missing"),
+        ("config.yaml", "run: {name: x, later: 1}\n", "unknown key 'run.later'(.|\n)*another version, leave it out"),
     ],
 )
 def test_a_damaged_file_is_named(run, file, text, message):
