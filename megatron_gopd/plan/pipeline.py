@@ -13,6 +13,7 @@ from itertools import islice
 from typing import TypeVar
 
 from megatron_gopd.plan.server_clock import Ended, Server, Speed
+from megatron_gopd.plan.steady import Setting, Step
 from megatron_gopd.rollout.admission import Admission, Pending
 from megatron_gopd.rollout.batch import CHUNKS
 
@@ -29,29 +30,6 @@ class Costs:
     update: float
     sync: float  # for which servers are paused
     a_pass: float = float("inf")  # response tokens that are a chunk, if they are no quarter of the batch
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Keys of `rollout`."""
-
-    max_staleness: int = 0
-    over_sampling: float = 1.0
-    max_age: int | None = None
-    order_window: int | None = None
-
-
-@dataclass(frozen=True)
-class Step:
-    """One of the trainer's."""
-
-    end: float  # seconds since the start
-    worked: float  # of its seconds, those in which the trainer did not wait
-    served: float  # server seconds since the start in which there was something to decode
-    sequences: float  # the same, times sequences
-    tokens: float  # of responses
-    staleness: float  # updates, summed over the tokens
-    oldest: int  # updates since a prompt of the batch began
 
 
 @dataclass

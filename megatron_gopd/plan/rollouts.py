@@ -9,32 +9,16 @@ import numpy as np
 
 from megatron_gopd.config import Config
 from megatron_gopd.errors import UserError
-from megatron_gopd.plan.pipeline import Costs, Pipeline, Setting, Step
+from megatron_gopd.plan.pipeline import Costs, Pipeline
 from megatron_gopd.plan.planned import Plan, most_at_a_time
 from megatron_gopd.plan.server_clock import Speed
+from megatron_gopd.plan.steady import Setting, Simulated, summary
 from megatron_gopd.plan.workload import Workload
 from megatron_gopd.policies.passes import tokens_of_a_pass
 
 STALENESS, OVER_SAMPLING = (1, 2, 4), (1.0, 1.25)
 STEPS = 30  # that are looked at: whole rounds of K + 1
 WARM_UP = 2  # rounds before
-
-
-@dataclass(frozen=True)
-class Simulated:
-    """A setting's steady state: shares are of the seconds of all servers, and of the trainer's."""
-
-    setting: Setting
-    step_s: float
-    servers_idle: float
-    decoding: float  # sequences of a server, mean
-    trainer_idle: float
-    staleness_mean: float  # updates, over tokens
-    staleness_max: int
-
-    @property
-    def steps_per_hour(self) -> float:
-        return 3600 / self.step_s
 
 
 @dataclass(frozen=True)
@@ -91,21 +75,6 @@ def shuffled(responses: np.ndarray, samples: int, seed: int) -> Iterator[tuple[f
     random = np.random.default_rng(seed)
     while True:
         yield from map(tuple, random.permutation(responses).astype(float).reshape(-1, samples).tolist())
-
-
-def summary(steps: list[Step], before: int, servers: int, setting: Setting) -> Simulated:
-    """Of the steps after the first `before`."""
-    last, first, looked_at = steps[-1], steps[before - 1], steps[before:]
-    seconds = last.end - first.end
-    return Simulated(
-        setting,
-        step_s=seconds / len(looked_at),
-        servers_idle=max(0.0, 1 - (last.served - first.served) / seconds / servers),
-        decoding=(last.sequences - first.sequences) / seconds / servers,
-        trainer_idle=1 - sum(step.worked for step in looked_at) / seconds,
-        staleness_mean=sum(step.staleness for step in looked_at) / sum(step.tokens for step in looked_at),
-        staleness_max=max(step.oldest for step in looked_at),
-    )
 
 
 def servers_alone(costs: Costs, work: Workload) -> float:

@@ -6,7 +6,8 @@ import json
 from dataclasses import asdict
 
 from megatron_gopd.plan.report import head, markdown_table
-from megatron_gopd.plan.rollouts import Rollouts, Simulated
+from megatron_gopd.plan.rollouts import Rollouts
+from megatron_gopd.plan.steady import Simulated
 
 COLUMNS = "K,over-sampling,step s,steps/hour,over K = 0,servers idle,decoding,trainer idle,staleness,at most".split(",")
 
