@@ -35,8 +35,7 @@ class Rollouts:
 
 
 def simulate(plan: Plan) -> Rollouts:
-    """Raises UserError: a run whose servers cannot sample while it trains."""
-    _refuse_without_own_servers(plan)
+    """Of a plan that refuse_without_own_servers() lets through."""
     costs = costs_of(plan)
     simulated = [steady(costs, setting, plan.config, plan.work) for setting in settings_of(plan.config)]
     trainer = sum(plan.time.score.values()) + plan.time.update + plan.time.sync
@@ -86,16 +85,19 @@ def servers_alone(costs: Costs, work: Workload) -> float:
     return (responses.sum() / slots * step + prefill) / costs.servers
 
 
-def _refuse_without_own_servers(plan: Plan) -> None:
-    if plan.where.kind in ("split", "disjoint") and plan.config.algorithm.SAMPLES_STUDENT:
-        return
-    why = {
-        "embedded": "the engine is in the ranks that train (rollout.engine)",
-        "colocated": "servers give their memory away while the run trains (rollout.sglang.colocated)",
-        "resident": "servers compute on the GPUs that train (rollout.sglang.sync: tensor)",
-    }.get(plan.where.kind, "")
-    if not plan.config.algorithm.SAMPLES_STUDENT:
+def refuse_without_own_servers(config: Config) -> None:
+    """Raises UserError: nothing can be sampled while this run trains."""
+    rollout = config.rollout
+    if not config.algorithm.SAMPLES_STUDENT:
         why = "the student samples nothing (algorithm.type)"
+    elif rollout.engine != "sglang":
+        why = "the engine is in the ranks that train (rollout.engine)"
+    elif rollout.sglang.colocated:
+        why = "servers give their memory away while the run trains (rollout.sglang.colocated)"
+    elif rollout.sglang.shares_gpus:
+        why = "servers compute on the GPUs that train (rollout.sglang.sync: tensor)"
+    else:
+        return
     raise UserError(
         f"--rollout: nothing is sampled while this run trains, as {why}. Servers need GPUs of their own: "
         f"rollout.engine: sglang, rollout.sglang.colocated: false, and a count below the GPUs of a node"
