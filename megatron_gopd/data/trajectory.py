@@ -45,7 +45,7 @@ class Trajectory:
     response_tokens: np.ndarray  # [response] int32
     behaviour_logprobs: np.ndarray | None  # [response] by the engine that sampled; None: nobody did
     finish_reason: Literal["stop", "length"]
-    weight_versions: np.ndarray | None = None  # [response] int32, updates that the weights of each token had seen
+    weight_versions: np.ndarray | None = None  # [response] int32, updates that each token's had seen; None: not told
     ended_by_age: bool = False  # cut off by rollout.max_age
     early: int | None = None  # steps before its turn in the data's order; None: batches are the data's own
     teacher_logprobs: np.ndarray | None = None  # [response]

@@ -107,10 +107,10 @@ class SGLangEngine:
         if is_first():
             self._stream = self._stream or self._begin_stream(feed)
             self._stream.turn_to(step)
-        count = progress.sampling(feed.batch_size)
+        count = progress.sampling(feed.batch_size * self.config.rollout.samples_per_prompt)
         for chunk in self._finished(self._stream):
-            for taken in chunk:
-                count.add(1, sum(len(response.tokens) for response in taken.responses))
+            for response in (response for taken in chunk for response in taken.responses):
+                count.add(1, len(response.tokens))
             yield [
                 replace(self._trajectory(prompts[number], sample, response), early=early)
                 for number, early, responses in chunk

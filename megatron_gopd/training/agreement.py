@@ -90,9 +90,10 @@ def refuse_disagreement(batch: list[Trajectory], update: Update, rollout: Rollou
 
 
 def _shown(trajectory: Trajectory, token: int, logprobs: np.ndarray, tokenizer) -> str:
-    number = int(trajectory.response_tokens[token])
+    number, versions = int(trajectory.response_tokens[token]), trajectory.weight_versions
+    held = "" if versions is None else f" with weights {versions[token]}"
     return (
         f"response token {token} ({tokenizer.decode([number])!r}, id {number}) of prompt {trajectory.prompt.id!r}: "
-        f"{trajectory.behaviour_logprobs[token]:.4f} by the engine with weights {trajectory.weight_versions[token]}, "
+        f"{trajectory.behaviour_logprobs[token]:.4f} by the engine{held}, "
         f"{logprobs[token]:.4f} by the trainer"
     )

@@ -24,12 +24,22 @@ HARDLY_ANY = 0.1  # of the prompts that a teacher would have if all had as many
 def cautions(config: Config, tokenizers: Tokenizers, prompts: list[Prompt]) -> list[str]:
     """Sentences for the user. Reads a few tensors. Raises UserError: rows that the student's servers would refuse."""
     return [
+        *_cache_outlives_its_weights(config),
         *_stop_ids_differ(config, tokenizers),
         *_rows_run_past_a_context(config, prompts),
         *_teachers_have_few_prompts(config, prompts),
         *_references_are_not_asked(config),
         *_teachers_are_copies_of_the_student(config, tokenizers),
     ]
+
+
+def _cache_outlives_its_weights(config: Config) -> Iterator[str]:
+    if not config.rollout.sglang.flushes:
+        yield (
+            "rollout.sglang.on_update is in_place: after an update, responses under way and new ones that begin alike "
+            "read what older weights computed, so the engine's log-probs, and the rollout correction, are those of no "
+            "single policy; retract computes it anew"
+        )
 
 
 def _stop_ids_differ(config: Config, tokenizers: Tokenizers) -> Iterator[str]:

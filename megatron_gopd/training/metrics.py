@@ -116,9 +116,10 @@ def _off_policy(step: int, batch: list[Trajectory], update: Update) -> dict[str,
 def _ahead(step: int, batch: list[Trajectory]) -> dict[str, float]:
     """Of tokens: the updates since they were sampled. Of responses, where they come ahead of their step: the steps
     between theirs in the data's order and this one; those that were cut off by age."""
-    ages = step - 1 - _flat(trajectory.weight_versions for trajectory in batch)
-    metrics = {"staleness_mean": float(ages.mean()), "staleness_max": float(ages.max())}
-    early = [trajectory.early for trajectory in batch]
+    metrics, early = {}, [trajectory.early for trajectory in batch]
+    if all(trajectory.weight_versions is not None for trajectory in batch):  # an engine of one's own need not tell
+        ages = step - 1 - _flat(trajectory.weight_versions for trajectory in batch)
+        metrics |= {"staleness_mean": float(ages.mean()), "staleness_max": float(ages.max())}
     if None not in early:
         metrics["finished_order"] = float(np.abs(early).mean())
         metrics["ended_by_age"] = float(sum(trajectory.ended_by_age for trajectory in batch))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import os
 import random
 import shutil
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,13 +29,14 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 from scripts.chaos import nodes, telling_run  # noqa: E402
 from scripts.chaos.slurm_jobs import Arena  # noqa: E402
-from scripts.chaos.telling_run import PHASE, SEEN  # noqa: E402
+from scripts.chaos.telling_run import PHASE, SEEN, THREE  # noqa: E402
 from scripts.mini_slurm import MiniSlurm, install, missing  # noqa: E402
 from tests.chat_models import save_chat_model, write_questions  # noqa: E402
 from tests.servers.real_server import Proxy, real_server  # noqa: E402
 
 STEPS, BATCH = 4, 8
 UPDATE = "/update_weights_from_disk"
+AHEAD = {"max_staleness": 2, "over_sampling": 1.5, "max_logprob_abs_diff": None}
 Strike = Callable[[subprocess.Popen, Path, random.Random], str]
 
 
@@ -48,29 +50,44 @@ class Scene:
         self.questions = write_questions(folder / "train.jsonl", STEPS * BATCH)
         self._numbers = itertools.count()
 
-    def run(self, strike: Strike, rollout: dict, student: str = "student", **sglang) -> Outcome:
-        """A run of STEPS steps, struck on the way; `sglang` are settings of its servers."""
+    def run(self, strike: Strike, rollout: dict, student: str = "student", *, steps: int = STEPS, **sglang) -> Outcome:
+        """A run, struck on the way; `sglang` are settings of its servers. What SIGKILL ends is started again."""
         name = f"run-{next(self._numbers)}"
         path = self.folder / f"{name}.yaml"
         servers = {"patience_s": 15, "sync_timeout_s": 60, "verify_every": 1} | sglang
         tree = {
-            "run": {"name": name, "steps": STEPS, "folder": str(self.folder / "runs")},
+            "run": {"name": name, "steps": steps, "folder": str(self.folder / "runs")},
             "student": {"model": str(self.models[student]), "dtype": "float32"},
             "teachers": {"one": {"model": str(self.models["teacher"]), "dtype": "float32"}},
-            "data": {"train": str(self.questions), "batch_size": BATCH},
+            "data": {"train": str(self.questions), "batch_size": STEPS * BATCH // steps},
+            "checkpoint": {"every": 20 if steps == STEPS else 1},
             "rollout": {"engine": "sglang", "max_logprob_abs_diff": 2e-5, "sglang": servers} | rollout,
         }
         path.write_text(yaml.safe_dump(tree))
         seen, phase = path.with_suffix(SEEN), path.with_suffix(PHASE)
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         with path.with_suffix(".out").open("w") as out:
-            run = subprocess.Popen(
-                [sys.executable, telling_run.__file__, path], env=environment, stdout=out, stderr=out
-            )
+
+            def begun() -> subprocess.Popen:
+                return subprocess.Popen(
+                    [sys.executable, telling_run.__file__, path], env=environment, stdout=out, stderr=out
+                )
+
+            run = begun()
             hit = strike(run, phase, self.chance)
             code = run.wait(900)
-        trained = Counter(seen.read_text().splitlines()) if seen.exists() else Counter()
-        return Outcome(hit, code, trained, path.with_suffix(".out").read_text())
+            if code == -signal.SIGKILL:
+                code = begun().wait(900)
+        return Outcome(hit, code, trained_on(seen, STEPS * BATCH // steps), path.with_suffix(".out").read_text())
+
+
+def trained_on(seen: Path, batch: int) -> Counter:
+    """How often each trajectory: of a step that was repeated, what the last attempt trained on, which counts."""
+    steps = defaultdict(list)
+    for line in seen.read_text().splitlines() if seen.exists() else ():
+        step, *trajectory = json.loads(line)
+        steps[step].append(tuple(trajectory))
+    return Counter(trajectory for of_step in steps.values() for trajectory in of_step[-batch:])
 
 
 class Outcome:
@@ -90,37 +107,49 @@ class Outcome:
         return self.code == code and brief and all(word in self.output for word in words)
 
 
-def signalled(phase_name: str, number: signal.Signals, whole_server: bool) -> Strike:
-    """A signal to a process, or to all, of one of the servers that the run has started, in step 2 or later."""
+def at(phase_name: str, hit: Callable[[subprocess.Popen, random.Random], None]) -> Strike:
+    """In step 2 or later; of responses of three versions, in the first step that has them."""
 
     def strike(run: subprocess.Popen, phase: Path, chance: random.Random) -> str:
-        wanted = f"{chance.randint(2, STEPS - 1)} {phase_name}"
+        wanted = phase_name if phase_name == THREE else f"{chance.randint(2, STEPS - 1)} {phase_name}"
         while run.poll() is None:
-            if phase.exists() and phase.read_text() == wanted:
+            if phase.exists() and (found := phase.read_text()).endswith(wanted):
                 time.sleep(chance.uniform(0.0, 0.3 if phase_name == "rollout" else 0.02))
-                children = psutil.Process(run.pid).children(recursive=True)
-                guards = [child for child in children if "guard.py" in " ".join(child.cmdline())]
-                victims = chance.choice(guards).children(recursive=True)
-                for process in victims if whole_server else chance.sample(victims, 1):
-                    process.send_signal(number)
-                return phase.read_text()
+                hit(run, chance)
+                return found
             time.sleep(0.001)
         return ""
 
     return strike
 
 
+def signalled(phase_name: str, number: signal.Signals, whole_server: bool) -> Strike:
+    """A signal to a process, or to all, of one of the servers that the run has started."""
+
+    def hit(run: subprocess.Popen, chance: random.Random) -> None:
+        children = psutil.Process(run.pid).children(recursive=True)
+        guards = [child for child in children if "guard.py" in " ".join(child.cmdline())]
+        victims = chance.choice(guards).children(recursive=True)
+        for process in victims if whole_server else chance.sample(victims, 1):
+            process.send_signal(number)
+
+    return at(phase_name, hit)
+
+
 def untouched(run: subprocess.Popen, phase: Path, chance: random.Random) -> str:
     return "all along"
 
 
-def managed(strike: Strike, **settings) -> Callable[[Scene], tuple[bool, Outcome]]:
+def managed(
+    strike: Strike, rollout: dict | None = None, steps: int = STEPS, **settings
+) -> Callable[[Scene], tuple[bool, Outcome]]:
     """Servers of the run's own: it starts them anew and ends well, whatever way its weights are updated."""
 
     def play(scene: Scene) -> tuple[bool, Outcome]:
         drawn = {"sync": scene.chance.choice(["disk", "distributed", "tensor"]), "count": scene.chance.choice([1, 2])}
         print(f"  {drawn}", flush=True)
-        outcome = scene.run(strike, {"max_response_tokens": 400}, **drawn | settings)
+        asked = {"max_response_tokens": 400} | (rollout or {})
+        outcome = scene.run(strike, asked, steps=steps, **drawn | settings)
         return outcome.whole(), outcome
 
     return play
@@ -163,6 +192,12 @@ FAULTS = {
     "killed in generation": managed(signalled("rollout", signal.SIGKILL, whole_server=False)),
     "killed in an update": managed(signalled("sync", signal.SIGKILL, whole_server=False)),
     "hangs in generation": managed(signalled("rollout", signal.SIGSTOP, whole_server=True)),
+    "killed with three versions in flight": managed(
+        signalled(THREE, signal.SIGKILL, whole_server=False), AHEAD, steps=2 * STEPS
+    ),
+    "the run killed with three versions in flight": managed(
+        at(THREE, lambda run, chance: run.kill()), AHEAD, steps=2 * STEPS
+    ),
     "a full queue": managed(untouched, options={"max-running-requests": 2, "max-queued-requests": 2}),
     "answers 500": answers_500,
     "external, lost": external_is_lost,

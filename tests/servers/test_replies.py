@@ -52,9 +52,24 @@ def test_a_reply_as_it_should_be():
     np.testing.assert_array_equal(answer.logprobs, [-0.5, np.nan])  # whose row the engine tells
 
 
+def of_weights(*spans: tuple) -> dict:
+    """A reply of three tokens."""
+    told = [dict(zip(("version", "start", "end"), span, strict=True)) for span in spans]
+    reply = of_sampled([[-1.0, 5, None]] * 3)
+    return reply | {"meta_info": reply["meta_info"] | {"weight_version": "9", "weight_versions": told}}
+
+
+def test_every_token_has_its_weights():
+    assert generated(of_weights(("7", 0, 1), ("8", 1, 3))).versions == [("7", 1), ("8", 2)]
+    assert generated(of_weights()).versions == [("9", 3)]
+
+
 @pytest.mark.parametrize(
     ("reply", "told"),
     [
+        (of_weights(("7", 0, 2)), "weights of 2 tokens, of a response of 3"),
+        (of_weights(("7", 0, 2), ("8", 2, 4)), "weights of 4 tokens, of a response of 3"),
+        (of_weights(("7", 0, 4), ("8", 2, 3)), "weights '8' of tokens 4 to 3"),
         (of_sampled([[50.0, 5, None]]), "log-prob 50 in place 0: no probability is above 1"),
         (of_sampled([[-1.0, 5, None], [0.01, 5, None]]), "log-prob 0.01 in place 1"),
         (of_sampled([[-1.0, 100, None]]), "token id 100 in place 0, outside the vocabulary of 100"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures import wait
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,14 @@ import yaml
 
 from megatron_gopd.config import Config
 from megatron_gopd.errors import UserError
+from tests.chat_models import write_questions
 from tests.ranks import torchrun
-from tests.servers.real_server import Proxy, load
-from tests.training.runs_on_ranks import kept, two_teachers
+from tests.servers.real_server import Proxy, load, wait_for
+from tests.servers.test_client import logprobs_of
+from tests.tiny_models import load_plain
+from tests.training.runs_on_ranks import TEACHERS, kept, two_teachers
+
+TAGGED = {"opd_teacher": lambda number: TEACHERS[number % 2]}
 
 
 @pytest.fixture
@@ -33,18 +38,57 @@ def tree(chat_models, questions, tmp_path, sglang_server):
 
 @pytest.fixture
 def sampled_before_updates(monkeypatch):
-    """No update overtakes a batch that is under way: a step trains when the servers are done with it."""
+    """No update overtakes what is under way: a step trains when the servers have done all they may."""
     from megatron_gopd.policies.student import Student
-    from megatron_gopd.rollout import sglang
+    from megatron_gopd.training.ahead import Ahead
 
-    begun, make, update = [], sglang.Batch, Student.update
+    made, turn_to, update = [], Ahead.turn_to, Student.update
+
+    def idle(ahead) -> bool:
+        return not ahead._admission.room and all(asked.pending.finished for asked in ahead._asked.values())
 
     def waiting(*arguments):
-        wait([batch._task for batch in begun])
+        wait_for(lambda: all(map(idle, made)), 60)
         return update(*arguments)
 
-    monkeypatch.setattr(sglang, "Batch", lambda *arguments: begun.append(make(*arguments)) or begun[-1])
+    monkeypatch.setattr(Ahead, "turn_to", lambda ahead, step: made.append(ahead) or turn_to(ahead, step))
     monkeypatch.setattr(Student, "update", waiting)
+
+
+@pytest.fixture
+def trained(monkeypatch) -> list:
+    """Batches of trajectories, as steps train on them."""
+    from megatron_gopd.training.recorder import Recorder
+
+    batches, record = [], Recorder.step
+
+    def kept(self, step, batch, *rest):
+        batches.append(batch)
+        record(self, step, batch, *rest)
+
+    monkeypatch.setattr(Recorder, "step", kept)
+    return batches
+
+
+@pytest.fixture
+def weights(monkeypatch) -> dict:
+    """{version: the student's weights that the servers have been given under it}."""
+    from megatron_gopd.rollout import SGLangEngine
+
+    found, sync = {}, SGLangEngine.sync
+
+    def kept(self, policy, version=None):
+        sync(self, policy, version)
+        found[self.weight_version] = {name: tensor.detach().clone() for name, tensor in policy.export()}
+
+    monkeypatch.setattr(SGLangEngine, "sync", kept)
+    return found
+
+
+def filled(folder: Path, weights: dict):
+    model = load_plain(folder)
+    model.load_state_dict(weights, strict=False)
+    return model
 
 
 def rows(tree) -> list[dict]:
@@ -60,13 +104,35 @@ def test_the_engine_agrees_with_two_tensor_parallel_ranks(tree, tmp_path):
     torchrun(2, "-m", "megatron_gopd", "train", tmp_path / "run.yaml")
     assert [row["step"] for row in rows(given)] == [1, 2, 3]
     assert max(row["train_rollout_logprob_abs_diff_max"] for row in rows(given)) <= 2e-5
-    assert {row["staleness"] for row in rows(given)} == {0.0}
+    assert {row["staleness_max"] for row in rows(given)} == {0.0}
 
 
 def test_one_step_off_the_policy_is_one_update_behind(tree, distill, sampled_before_updates):
     given = tree(max_staleness=1)
     distill(Config.model_validate(given))
-    assert [row["staleness"] for row in rows(given)] == [0.0, 1.0, 1.0]
+    assert [(row["staleness_mean"], row["staleness_max"]) for row in rows(given)] == [(0, 0), (1, 1), (1, 1)]
+
+
+@pytest.mark.slow
+def test_two_steps_ahead_no_prompt_is_lost_and_no_token_of_weights_that_are_too_old(
+    tree, distill, tmp_path, monkeypatch, trained, weights, chat_models
+):
+    """Lengths have a geometric law, so that the shortest are there in the first of many updates that others see."""
+    monkeypatch.setattr("megatron_gopd.rollout.sglang.stop_ids", lambda *_: list(range(100, 108)))
+    given = tree(max_staleness=2, over_sampling=1.5, max_response_tokens=400)
+    given["data"] = {"train": str(write_questions(tmp_path / "many.jsonl", 24, **TAGGED)), "batch_size": 4}
+    given["run"]["steps"] = 12
+    distill(Config.model_validate(given))
+    assert Counter(each.prompt.id for batch in trained for each in batch) == {f"train-{n}": 2 for n in range(24)}
+    stale = [step - version for step, batch in enumerate(trained) for each in batch for version in each.weight_versions]
+    assert min(stale) == 0 and max(stale) == 2 == max(row["staleness_max"] for row in rows(given))
+    assert any(len(set(each.weight_versions)) > 1 for batch in trained for each in batch)
+    models = {version: filled(chat_models["student"], held) for version, held in weights.items()}
+    for each in (each for batch in trained for each in batch):
+        prompt, response, versions = each.prompt.student_tokens, each.response_tokens, each.weight_versions
+        of = {version: logprobs_of(models[version], prompt, response) for version in set(versions)}
+        expected = [of[version][token] for token, version in enumerate(versions)]
+        np.testing.assert_allclose(each.behaviour_logprobs, expected, rtol=0, atol=1e-4)
 
 
 def test_a_run_one_step_off_resumes_with_the_prompts_it_had_drawn_ahead(tree, distill):
@@ -122,8 +188,6 @@ def test_top_k_learns_from_the_tokens_that_servers_hold_most_likely(tree, distil
 def test_sft_learns_what_servers_of_the_teacher_write(tree, distill, chat_models, sglang_server, tmp_path, one_rank):
     from megatron_gopd.rollout import SGLangEngine
     from tests.rollout.test_sglang import exports
-    from tests.servers.test_client import logprobs_of
-    from tests.tiny_models import load_plain
 
     given = tree()
     engine = SGLangEngine(Config.model_validate(given))
