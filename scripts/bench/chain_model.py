@@ -1,8 +1,8 @@
-"""Models whose responses are as long as their prompts say: the last token of a prompt is a state, and states count down.
+"""Models whose responses are as long as prompts say: a prompt's last token is a state, and states count down.
 
-A state stays as it is with probability 1 - 1/hold and goes on to the one below otherwise; below the last is the stop id.
-So a response to state s has s * hold tokens on average, with a small spread: lengths are the data's, as heavy-tailed as
-prompts are written, and they end by the stop id.
+A state stays with probability 1 - 1/hold and is followed by the one below otherwise; below the last is the stop id. So
+a response to state s has s * hold tokens on average, with a small spread: lengths are as heavy-tailed as prompts are
+written, and each ends by the stop id.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-STOP, STATES = 0, 96  # ids 1 to STATES are states
+STOP, STATES = 0, 60  # ids 1 to STATES are states
 PROBABILITY_0 = -1000.0  # nats; exp() of it is 0
 PROMPT_TOKENS = 8
 
 
-def save_chain_model(folder: Path, hold: float, hidden_size: int = 256, layers: int = 6) -> Path:
+def save_chain_model(folder: Path, hold: float, hidden_size: int = 64, layers: int = 2) -> Path:
     import torch
     from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
