@@ -54,7 +54,7 @@ def write_prompts(path: Path, states: list[int], seed: int = 0) -> Path:
 
 
 def _tokenizer():
-    """A token a character."""
+    """A token a character; those that are no state's are read as the first."""
     from tokenizers import Regex, Tokenizer
     from tokenizers.decoders import Fuse
     from tokenizers.models import WordLevel
@@ -62,7 +62,7 @@ def _tokenizer():
     from transformers import PreTrainedTokenizerFast
 
     characters = {_character(state): state for state in range(1, STATES + 1)}
-    backend = Tokenizer(WordLevel({"<eos>": STOP} | characters))
+    backend = Tokenizer(WordLevel({"<eos>": STOP} | characters, unk_token=_character(1)))
     backend.pre_tokenizer = Split(Regex("."), "isolated")
     backend.decoder = Fuse()
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<eos>")

@@ -30,14 +30,15 @@ from megatron_gopd.plan.pipeline import Costs, Pipeline  # noqa: E402
 from megatron_gopd.plan.server_clock import Speed  # noqa: E402
 from megatron_gopd.plan.steady import Setting, summary  # noqa: E402
 from megatron_gopd.plan.workload import log_normal  # noqa: E402
+from megatron_gopd.runs.trajectories import steps_kept  # noqa: E402
 from scripts.bench.chain_model import PROMPT_TOKENS, STATES, save_chain_model, write_prompts  # noqa: E402
 from tests.servers.real_server import real_server  # noqa: E402
 
 BOUND = 0.15  # of the measured steps a minute
 SETTINGS = [Setting(), Setting(1, 1.25), Setting(2, 1.25), Setting(4, 1.25)]
 BATCH, PLACES, PROMPTS = 16, 64, 192
-HOLD, MEAN_STATE, LAST_STATE = 6, 10, 56  # responses of 60 tokens on average, and of 336 at most
-WARM_UP, STEPS = 5, 16
+HOLD, MEAN_STATE, LAST_STATE = 10, 10, 56  # responses of 100 tokens on average, and of 560 at most
+WARM_UP, STEPS = 6, 2 * PROMPTS // BATCH  # epochs, so that every run sees the same lengths
 PROBES, PROBE_TOKENS = 5, 1024
 
 
@@ -114,7 +115,8 @@ def run(folder: Path, setting: Setting, url: str, core: int) -> Run:
     phases = [
         sum(row[f"timing/{phase}_s"] for phase in ("rollout", "score", "train", "sync")) for row in rows[looked_at]
     ]
-    lengths = [kept_lengths(folder / name / "trajectories", row["step"]) for row in rows[looked_at]]
+    kept = steps_kept(folder / name / "trajectories")
+    lengths = [lengths_of(kept[row["step"]]) for row in rows[looked_at]]
     return Run(step_s, rows[looked_at], lengths, step_s - sum(phases) / STEPS)
 
 
@@ -128,12 +130,11 @@ def times_of_rows(metrics: Path, process: subprocess.Popen) -> Iterator[float]:
         seen = rows
 
 
-def kept_lengths(trajectories: Path, step: int) -> list[int]:
+def lengths_of(file: Path) -> list[int]:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    table = pq.read_table(trajectories / f"step-{step}.parquet", columns=["response_tokens"])
-    return pc.list_value_length(table["response_tokens"]).to_pylist()
+    return pc.list_value_length(pq.read_table(file, columns=["response_tokens"])["response_tokens"]).to_pylist()
 
 
 def calibrated(base: Run, prompt_token_s: float) -> Costs:
