@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 import httpx
@@ -38,7 +37,8 @@ BOUND = 0.15  # of the measured steps a minute
 SETTINGS = [Setting(), Setting(1, 1.25), Setting(2, 1.25), Setting(4, 1.25)]
 BATCH, PLACES, PROMPTS = 16, 64, 192
 HOLD, MEAN_STATE, LAST_STATE = 10, 10, 56  # responses of 100 tokens on average, and of 560 at most
-WARM_UP, STEPS = 6, 2 * PROMPTS // BATCH  # epochs, so that every run sees the same lengths
+WARM_UP, STEPS = 6, 2 * PROMPTS // BATCH
+ALL_STEPS = WARM_UP + STEPS + max(setting.max_staleness for setting in SETTINGS)  # the last begin nothing any more
 PROBES, PROBE_TOKENS = 5, 1024
 
 
@@ -48,8 +48,12 @@ class Run:
 
     step_s: float
     rows: list[dict]  # of metrics.jsonl
-    lengths: list[list[int]]  # of each step's responses
+    lengths: list[list[int]]  # of each step's responses, from the first step on
     beside_s: float  # of a step, in no phase: metrics, kept responses
+
+    @property
+    def lengths_looked_at(self) -> list[list[int]]:
+        return self.lengths[WARM_UP : WARM_UP + STEPS]
 
 
 def main() -> int:
@@ -90,7 +94,7 @@ def run(folder: Path, setting: Setting, url: str, core: int) -> Run:
     ahead = {key: value for key, value in vars(setting).items() if value is not None and setting.max_staleness}
     fp32 = {"dtype": "float32"}
     config = {
-        "run": {"name": name, "steps": WARM_UP + STEPS + setting.max_staleness, "folder": str(folder), "device": "cpu"},
+        "run": {"name": name, "steps": ALL_STEPS, "folder": str(folder), "device": "cpu"},
         "student": {"model": str(folder / "student")} | fp32,
         "teachers": {"one": {"model": str(folder / "teacher")} | fp32},
         "algorithm": {"lambda": 1.0},
@@ -115,8 +119,7 @@ def run(folder: Path, setting: Setting, url: str, core: int) -> Run:
     phases = [
         sum(row[f"timing/{phase}_s"] for phase in ("rollout", "score", "train", "sync")) for row in rows[looked_at]
     ]
-    kept = steps_kept(folder / name / "trajectories")
-    lengths = [lengths_of(kept[row["step"]]) for row in rows[looked_at]]
+    lengths = [lengths_of(file) for _, file in sorted(steps_kept(folder / name / "trajectories").items())]
     return Run(step_s, rows[looked_at], lengths, step_s - sum(phases) / STEPS)
 
 
@@ -140,7 +143,7 @@ def lengths_of(file: Path) -> list[int]:
 def calibrated(base: Run, prompt_token_s: float) -> Costs:
     """From the run at K = 0, where all responses of a step begin together: a rollout of it takes a constant for each
     decoding step, of which there are as many as the longest response has tokens, one for each token, and one more."""
-    longest, tokens = (np.array([do(step) for step in base.lengths]) for do in (max, sum))
+    longest, tokens = (np.array([do(step) for step in base.lengths_looked_at]) for do in (max, sum))
     waits = np.array(
         [row["timing/rollout_s"] + 0.75 * row["timing/score_s"] for row in base.rows]
     )  # a quarter is after
@@ -175,14 +178,10 @@ def seconds_of_a_prompt_token(url: str) -> float:
 
 
 def predicted(costs: Costs, setting: Setting, base: Run) -> float:
-    """Seconds of a step, with lengths of the run at K = 0."""
-    every, random = list(chain(*base.lengths)), np.random.default_rng(0)
-
-    def lengths() -> Iterator[tuple[float]]:
-        while True:
-            yield from ((float(tokens),) for tokens in random.permutation(every))
-
-    steps = Pipeline(costs, setting, BATCH, PROMPT_TOKENS, lengths()).run(WARM_UP + 10 * STEPS)
+    """Seconds of a step, of the same steps, with the lengths of the run at K = 0 in the order of its batches."""
+    random = np.random.default_rng(0)
+    ordered = ((float(tokens),) for step in base.lengths for tokens in random.permutation(step))
+    steps = Pipeline(costs, setting, BATCH, PROMPT_TOKENS, ordered).run(WARM_UP + STEPS)
     return summary(steps, WARM_UP, 1, setting).step_s
 
 
