@@ -388,6 +388,10 @@ def plan(
     gpu: Annotated[str, typer.Option(help="a100, h100, h200 or b200")] = "h100",
     nodes: Annotated[int | None, typer.Option(min=1, max=MOST, help="default: of eight GPUs")] = None,
     search: Annotated[bool, typer.Option("--search", help="rank layouts and placements instead")] = False,
+    rollout: Annotated[bool, typer.Option("--rollout", help="simulate sampling ahead of the steps instead")] = False,
+    lengths: Annotated[
+        Path | None, typer.Option(help="response lengths: a number a line, or runs/NAME/trajectories")
+    ] = None,
     response_tokens: Annotated[int | None, typer.Option(min=1, help="mean; default: a quarter of the longest")] = None,
     prompt_tokens: Annotated[int | None, typer.Option(min=1, help="mean; default: 200")] = None,
     models: Annotated[Path, typer.Option(help="folders with a config.json for models that are not here")] = Path(
@@ -404,14 +408,19 @@ def plan(
     from megatron_gopd.runs import print_markdown
 
     settings = load_config(config, both(overrides, more))
+    if search and rollout:
+        raise UserError("--search ranks layouts, --rollout simulates one: give one of them")
+    if lengths and response_tokens:
+        raise UserError("--response-tokens is the mean of a law, --lengths are lengths that were: give one of them")
     told = run_plan(
         settings,
         gpus=gpus,
         gpu=gpu,
         nodes=nodes,
         models=models,
-        work=Workload.of(settings, response_tokens, prompt_tokens),
+        work=Workload.of(settings, response_tokens, prompt_tokens, lengths),
         searched=search,
+        simulated=rollout,
         json_wanted=json,
         output=output,
     )

@@ -157,9 +157,14 @@ def _cache_tokens(where: Placement, machine: Machine, by_rank: list[list[Phase]]
 
 
 def _at_a_time(config: Config, where: Placement, work: Workload, cache_tokens: int | None) -> int:
-    """Sequences that an engine decodes together."""
+    """Sequences of one step that an engine decodes together."""
+    of_step = max(1, -(-work.sequences // max(1, where.engines)))
+    return min(of_step, most_at_a_time(config, where, work, cache_tokens))
+
+
+def most_at_a_time(config: Config, where: Placement, work: Workload, cache_tokens: int | None) -> int:
+    """Sequences that an engine decodes together, if there are as many."""
     most = max(1, config.rollout.max_batch_size // where.a_server)
-    most = min(most, max(1, -(-work.sequences // max(1, where.engines))))
     if cache_tokens is None:
         return most
     mean = work.prompt_tokens + float(work.responses.mean()) / 2

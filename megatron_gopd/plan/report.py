@@ -14,7 +14,7 @@ from megatron_gopd.plan.words import levers_in_words
 
 def show(plan: Plan) -> str:
     """For a person, in Markdown."""
-    return "\n\n".join(filter(None, [_head(plan), _roles(plan), _memory(plan), _time(plan), _verdict(plan)]))
+    return "\n\n".join(filter(None, [head(plan), _roles(plan), _memory(plan), _time(plan), _verdict(plan)]))
 
 
 def show_search(found: list[Found], most: int = 10) -> str:
@@ -28,12 +28,12 @@ def show_search(found: list[Found], most: int = 10) -> str:
         ]
         for one in found[:most]
     ]
-    table = _table(["step s", "layouts", "placement", "engines", "GiB"], rows)
+    table = markdown_table(["step s", "layouts", "placement", "engines", "GiB"], rows)
     written = " ".join(shlex.quote(override) for override in dotted(found[0].overrides))
     return f"{len(found)} combinations fit; the fastest:\n\n{table}\n\noverrides of the first:\n\n    {written}"
 
 
-def _head(plan: Plan) -> str:
+def head(plan: Plan) -> str:
     config, where, work = plan.config, plan.where, plan.work
     servers = f", {where.engines} engines of {where.engine.tp} GPU(s)" if where.engines else ""
     lines = [
@@ -66,7 +66,7 @@ def _roles(plan: Plan) -> str:
             ]
         )
     columns = ["role", "model", "layout", "10^9 parameters a rank", "weights GiB", "optimizer GiB", "micro-batches"]
-    return _table([*columns, "TFLOP of one", "GB sent in one"], rows)
+    return markdown_table([*columns, "TFLOP of one", "GB sent in one"], rows)
 
 
 def layout_in_words(layout) -> str:
@@ -81,7 +81,7 @@ def _memory(plan: Plan) -> str:
         fits = "" if phase.bytes <= plan.machine.usable_bytes else "does not fit"
         rows.append([phase.name, f"{phase.bytes / GIB:.1f}", str(plan.fullest[phase.name]), parts, fits])
     usable = f"{plan.machine.usable_bytes / GIB:.1f}"
-    table = _table(["phase", f"GiB of {usable}", "rank", "what", ""], rows)
+    table = markdown_table(["phase", f"GiB of {usable}", "rank", "what", ""], rows)
     notes = []
     if plan.cache_tokens is not None:
         notes.append(f"A server's KV cache holds {plan.cache_tokens:,} tokens; it decodes {plan.at_a_time} at a time.")
@@ -100,7 +100,7 @@ def _time(plan: Plan) -> str:
     if time.overlapped:
         rows.append(["beside each other", f"-{time.overlapped:.1f}"])
     rows.append(["step", f"{time.step:.1f}"])
-    return "\n\n".join([_table(["phase", "s"], rows), *filter(None, [_longest(plan)]), *_idle(plan)])
+    return "\n\n".join([markdown_table(["phase", "s"], rows), *filter(None, [_longest(plan)]), *_idle(plan)])
 
 
 def _longest(plan: Plan) -> str:
@@ -159,6 +159,6 @@ def _peak(plan: Plan) -> str:
     return f"{max(phase.bytes for phase in plan.phases) / GIB:.1f}"
 
 
-def _table(columns: list[str], rows: list[list[str]]) -> str:
+def markdown_table(columns: list[str], rows: list[list[str]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

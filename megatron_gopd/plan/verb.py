@@ -14,6 +14,8 @@ from megatron_gopd.plan.picture import draw
 from megatron_gopd.plan.planning import plan
 from megatron_gopd.plan.report import show, show_search
 from megatron_gopd.plan.roles import as_written
+from megatron_gopd.plan.rollouts import refuse_without_own_servers, simulate
+from megatron_gopd.plan.rollouts_report import rollouts_as_json, show_rollouts
 from megatron_gopd.plan.search import search
 from megatron_gopd.plan.tree import as_json
 from megatron_gopd.plan.workload import Workload
@@ -37,6 +39,7 @@ def _run_plan(
     models: Path,
     work: Workload,
     searched: bool,
+    simulated: bool,
     json_wanted: bool,
     output: Path | None,
 ) -> str:
@@ -56,6 +59,10 @@ def _run_plan(
             ranked = [{"overrides": one.overrides, "step_s": one.plan.time.step} for one in found]
             return json.dumps(ranked, indent=1)
         return show_search(found) + (f"\n{output / 'best.yaml'}: written" if output else "")
+    if simulated:
+        refuse_without_own_servers(config)
+        found = simulate(plan(config, gpus, on, work, models))
+        return rollouts_as_json(found) if json_wanted else show_rollouts(found)
     planned = plan(config, gpus, on, work, models)
     written = draw(planned, output) if output else []
     return as_json(planned) if json_wanted else "\n".join([show(planned), *(f"{path}: written" for path in written)])

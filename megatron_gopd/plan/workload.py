@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from megatron_gopd.config import Config
 from megatron_gopd.data.packing import pack, share
+from megatron_gopd.plan.lengths import read_lengths
 
 SPREAD = 0.8  # standard deviation of log response length: a mean of 4K then comes with a tail beyond 16K
 
 
 @dataclass(frozen=True)
 class Workload:
-    """The sequences of one step, responses spread log-normally and cut at the longest."""
+    """The sequences of one step: responses as in a file, or spread log-normally and cut at the longest."""
 
     prompt_tokens: int
     responses: np.ndarray  # [sequences] tokens, ascending
@@ -24,12 +26,23 @@ class Workload:
     )  # a search asks often
 
     @classmethod
-    def of(cls, config: Config, response_tokens: int | None = None, prompt_tokens: int | None = None) -> Workload:
-        """response_tokens: the mean; default: a quarter of the longest. prompt_tokens: of each; default: 200."""
+    def of(
+        cls,
+        config: Config,
+        response_tokens: int | None = None,
+        prompt_tokens: int | None = None,
+        lengths: Path | None = None,
+    ) -> Workload:
+        """response_tokens: the mean; default: a quarter of the longest. prompt_tokens: of each; default: 200.
+
+        lengths: a file with those of responses, in place of the law; see read_lengths for what it raises."""
         longest = config.rollout.max_response_tokens
         mean = min(response_tokens or max(1, longest // 4), longest)
         prompt = min(prompt_tokens or 200, config.data.max_prompt_tokens)
         sequences = config.data.batch_size * config.rollout.samples_per_prompt
+        if lengths:
+            quantiles = (np.arange(sequences) + 0.5) / sequences
+            return cls(prompt, np.quantile(read_lengths(lengths, longest), quantiles, method="nearest"))
         return cls(prompt, log_normal(mean, longest, sequences))
 
     @property

@@ -25,7 +25,14 @@ from tests.tiny_models import VOCABULARY
 
 
 def planned(config, gpus: int, gpu: str = "h100", **keys) -> str:
-    usual = {"nodes": None, "models": MODELS, "searched": False, "json_wanted": False, "output": None}
+    usual = {
+        "nodes": None,
+        "models": MODELS,
+        "searched": False,
+        "simulated": False,
+        "json_wanted": False,
+        "output": None,
+    }
     return run_plan(config, gpus=gpus, gpu=gpu, work=Workload.of(config), **usual | keys)
 
 
