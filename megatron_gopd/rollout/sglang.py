@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from megatron_gopd.config import Config
 from megatron_gopd.config.models import COLOCATED_MEMORY, Model, RolloutServers, Scorer, Servers
@@ -20,6 +21,7 @@ from megatron_gopd.data import Prompt, Trajectory, load_tokenizer, stop_ids
 from megatron_gopd.data.packing import Row
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
+from megatron_gopd.policies.passes import tokens_of_a_pass
 from megatron_gopd.policies.served_model import refuse_another_model
 from megatron_gopd.ranks import give_back_memory, is_first, on_first
 from megatron_gopd.rollout.batch import Batch, Turn
@@ -78,7 +80,8 @@ class SGLangEngine:
     def generate(
         self, prompts: list[Prompt], step: int, *, samples: int | None = None, max_tokens: int | None = None
     ) -> Iterator[list[Trajectory]]:
-        """See RolloutEngine.generate: chunks of at least a quarter of the responses, as they finish; colocated, one."""
+        """See RolloutEngine.generate: chunks of a quarter of the responses, or of what fills a pass of the scorers of
+        this job, as they finish; colocated, one."""
         wanted = [(prompt, i) for prompt in prompts for i in range(samples or self.config.rollout.samples_per_prompt)]
         limit = max_tokens or self.config.rollout.max_response_tokens
         self._refuse_unknown_ids(prompts)
@@ -167,7 +170,9 @@ class SGLangEngine:
                 batch.cancel()
 
     def _batch(self, requests: Sequence[Callable[[], Awaitable[tuple[Response, int]]]]) -> Batch:
-        return Batch(self._pool, requests, self.config.rollout.max_batch_size * len(self._pool.servers))
+        most = self.config.rollout.max_batch_size * len(self._pool.servers)
+        a_pass = tokens_of_a_pass(self.config, dist.get_world_size())
+        return Batch(self._pool, requests, most, lambda found: sum(len(each.tokens) for each, _ in found) >= a_pass)
 
     async def _sample(
         self, prompt: Prompt, sample: int, step: int, limit: int, alike: Together, count: progress.Count
