@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from megatron_gopd.config import Layout
 from megatron_gopd.mcore import weights
 from megatron_gopd.mcore.model import build_model
+from megatron_gopd.mcore.receivers import senders
 from tests.tiny_models import with_single_experts
 
 
@@ -28,6 +29,27 @@ def export_to_some(cases: list[tuple[Path, str, list[int]]]) -> dict:
         (folder.name, layout, *receivers): _told_by_all(_difference(folder, layout, "float32", receivers))
         for folder, layout, receivers in cases
     }
+
+
+def export_parts(cases: list[tuple[Path, str]]) -> dict:
+    """{(model, layout): the senders, what is wrong with their parts together, and the bytes of each} of rank 0."""
+    return {(folder.name, layout): _parts(folder, layout) for folder, layout in cases}
+
+
+def _parts(folder: Path, layout: str) -> tuple[list[int], str, list[int]]:
+    saved = with_single_experts(load_file(folder / "model.safetensors"))
+    model = build_model(folder, Layout.parse(layout), "float32")
+    weights.load(model, folder)
+    ranks = senders(model.groups)
+    mine = [(name, tensor.clone()) for name, tensor in weights.export_part(model, ranks) if tensor.numel()]
+    every: list = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(every, mine)
+    names = [name for part in every for name, _ in part]
+    wrong = [name for part in every for name, tensor in part if not torch.equal(tensor, saved[name])]
+    if sorted(names) != sorted(saved):
+        wrong.append(f"names: {sorted(set(names) ^ set(saved))}, or one twice")
+    wrong += [f"rank {rank} has some" for rank, part in enumerate(every) if part and rank not in ranks]
+    return ranks, ", ".join(wrong), [sum(tensor.nbytes for _, tensor in every[rank]) for rank in ranks]
 
 
 def _difference(folder: Path, layout: str, dtype: str, receivers: list[int] | None = None) -> str:
