@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from megatron_gopd.config import Layout
+from megatron_gopd.config import Config, Layout
 from megatron_gopd.mcore import weights
 from megatron_gopd.mcore.model import build_model
 from megatron_gopd.mcore.receivers import senders
+from megatron_gopd.plan.sync import sent_bytes
 from tests.tiny_models import with_single_experts
 
 
@@ -34,6 +35,17 @@ def export_to_some(cases: list[tuple[Path, str, list[int]]]) -> dict:
 def export_parts(cases: list[tuple[Path, str]]) -> dict:
     """{(model, layout): the senders, what is wrong with their parts together, and the bytes of each} of rank 0."""
     return {(folder.name, layout): _parts(folder, layout) for folder, layout in cases}
+
+
+def planned(folder: Path, layout: str, world: int) -> dict[int, int]:
+    """{rank: bytes} that a plan has it send."""
+    tree = {
+        "run": {"name": "parts", "steps": 1},
+        "student": {"model": str(folder), "dtype": "float32", "layout": Layout.parse(layout).model_dump()},
+        "teachers": {"other": {"model": "not read"}},
+        "data": {"train": "none.jsonl", "batch_size": 1},
+    }
+    return sent_bytes(Config.model_validate(tree), world)
 
 
 def _parts(folder: Path, layout: str) -> tuple[list[int], str, list[int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.mcore.export_on_ranks import export_all, export_parts, export_to_some
+from tests.mcore.export_on_ranks import export_all, export_parts, export_to_some, planned
 from tests.ranks import on_ranks
 from tests.tiny_models import MIXTURES, NAMES, save_tiny
 
@@ -57,4 +57,6 @@ def test_the_senders_parts_are_all_of_the_weights_once(models, tmp_path):
         (folder.name, layout): ranks for (folder, layout), ranks in expected.items()
     }
     assert not any(wrong for _, wrong, _ in found.values()), found
-    assert all(all(sizes) for *_, sizes in found.values())
+    for folder, layout in expected:  # and a plan knows who sends how much
+        ranks, _, sizes = found[folder.name, layout]
+        assert planned(folder, layout, 4) == dict(zip(ranks, sizes, strict=True))
