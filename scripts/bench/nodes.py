@@ -89,7 +89,7 @@ def configuration(folder: Path, layout: dict | None = None, **servers):
 
 
 def updates(folder: Path) -> list[tuple[str, float, float, float]]:
-    """On every rank of a step: (what, median seconds, those of them in which servers were paused, on average, models that
+    """On every rank of a step: (what, median seconds, seconds in which servers were paused, on average, models that
     entered the node that most entered) of updates.
 
     Of those of a node, every rank finds the same; of the pause, rank 0.

@@ -6,6 +6,7 @@ import pytest
 
 from tests.ranks import on_ranks
 from tests.rollout import senders_on_ranks as plays
+from tests.servers.receiving_sglang import stand_ins
 from tests.tiny_models import MIXTURES, save_tiny
 
 SENDERS = {"": ["0"], "pp=2": ["0", "2"], "tp=2,ep=2,pp=2": ["0", "1", "2", "3"]}
@@ -25,7 +26,9 @@ def mixture(chat_models, tmp_path_factory):
 @pytest.fixture(scope="module")
 def updated(mixture, tmp_path_factory):
     folder = tmp_path_factory.mktemp("updated")
-    return on_ranks(4, plays.update, model=mixture, folder=folder, layouts=list(SENDERS))
+    with stand_ins(2 * len(SENDERS)) as urls:
+        of_layout = {layout: [urls.pop(), urls.pop()] for layout in SENDERS}
+        return on_ranks(4, plays.update, model=mixture, folder=folder, urls=of_layout)
 
 
 @pytest.mark.parametrize("layout", SENDERS)
@@ -53,7 +56,9 @@ def test_an_update_is_begun_and_ended_once_and_empties_caches_once(updated, layo
 
 def test_an_update_that_one_server_breaks_off_is_made_again_by_all_senders(mixture, tmp_path):
     layout = "tp=2,ep=2,pp=2"
-    first, second = on_ranks(4, plays.lose_one_on_the_way, model=mixture, folder=tmp_path, layout=layout, after=5)
+    asked = {"model": mixture, "folder": tmp_path, "layout": layout, "after": 5}
+    with stand_ins(2) as urls:
+        first, second = on_ranks(4, plays.lose_one_on_the_way, urls=urls, **asked)
     expected = plays.hashes(mixture)
     assert first["hashes"] == second["hashes"] == expected
     for server in (first, second):

@@ -1,4 +1,4 @@
-"""A server in the place of SGLang that takes weights by broadcast: `receiving_sglang.py PORT`.
+"""A server in the place of SGLang that takes weights by broadcast, in a process of its own.
 
 It keeps a hash of every tensor, and what it was asked in order; one request after the other, as SGLang. Of the requests
 for a bucket it fails the one whose number POST /fail tells, without taking part in the broadcast.
@@ -6,10 +6,11 @@ for a bucket it fails the one whose number POST /fail tells, without taking part
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import sys
 import threading
+from collections.abc import Iterator
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -17,6 +18,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
+
+from megatron_gopd.servers.process import free_port
+from tests.ranks import FORKS, _start_forking
+from tests.servers.real_server import healthy, wait_for
 
 LIMIT = timedelta(seconds=60)
 one_at_a_time = threading.Lock()
@@ -81,6 +86,25 @@ class Answer(BaseHTTPRequestHandler):
         pass
 
 
-if __name__ == "__main__":
+@contextlib.contextmanager
+def stand_ins(count: int) -> Iterator[list[str]]:
+    """The URLs of as many; forked, as ranks are."""
+    _start_forking()
+    ports = [free_port() for _ in range(count)]
+    processes = [FORKS.Process(target=_serve, args=(port,), daemon=True) for port in ports]
+    urls = [f"http://127.0.0.1:{port}" for port in ports]
+    try:
+        for process in processes:
+            process.start()
+        for url in urls:
+            wait_for(lambda url=url: healthy(url), 120)
+        yield urls
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _serve(port: int) -> None:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
+    ThreadingHTTPServer(("127.0.0.1", port), Answer).serve_forever()
