@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import pytest
 
+from tests.chat_models import save_chat_model
 from tests.ranks import on_ranks
 from tests.rollout import senders_on_ranks as plays
 from tests.servers.receiving_sglang import stand_ins
-from tests.tiny_models import MIXTURES, save_tiny
+from tests.tiny_models import EXPERTS
 
 SENDERS = {"": ["0"], "pp=2": ["0", "2"], "tp=2,ep=2,pp=2": ["0", "1", "2", "3"]}
 
 
 @pytest.fixture(scope="module")
-def mixture(chat_models, tmp_path_factory):
-    """A chat model's tokenizer, and weights with experts."""
-    import shutil
-
-    folder = save_tiny(tmp_path_factory.mktemp("mixture"), MIXTURES[0])
-    for file in chat_models["student"].glob("*token*"):
-        shutil.copy(file, folder)
-    return folder
+def mixture(tmp_path_factory):
+    """A model with experts, and its tokenizer."""
+    return save_chat_model(tmp_path_factory.mktemp("mixture") / "model", seed=3, family="Qwen3Moe", **EXPERTS)
 
 
 @pytest.fixture(scope="module")
