@@ -17,7 +17,7 @@ from megatron_gopd.ranks import is_first, on_first
 BUCKET = 40_000
 
 
-def engine_of(model: Path, folder: Path, urls: list[str]):
+def engine_of(model: Path, folder: Path, urls: list[str], verify_every: int = 0):
     from megatron_gopd.rollout import SGLangEngine
 
     tree = {
@@ -27,7 +27,7 @@ def engine_of(model: Path, folder: Path, urls: list[str]):
         "data": {"train": "none.jsonl", "batch_size": 1},
         "rollout": {
             "engine": "sglang",
-            "sglang": {"urls": urls, "sync": "distributed", "verify_every": 0, "bucket_bytes": BUCKET},
+            "sglang": {"urls": urls, "sync": "distributed", "verify_every": verify_every, "bucket_bytes": BUCKET},
         },
     }
     return SGLangEngine(Config.model_validate(tree))
@@ -68,6 +68,16 @@ def lose_one_on_the_way(model: Path, folder: Path, layout: str, after: int, urls
         return told(urls)
     finally:
         engine.close()
+
+
+def prove(model: Path, folder: Path, url: str, layout: str) -> list[int]:
+    """Who sent; a real server's checksums are compared with those of all senders' tensors, or this raises."""
+    engine, policy = engine_of(model, folder, [url], verify_every=1), policy_of(model, layout)
+    try:
+        engine.start(policy, folder / "logs")
+    finally:
+        engine.close()
+    return policy.senders
 
 
 def hashes(model: Path) -> dict[str, str]:

@@ -61,3 +61,9 @@ def test_an_update_that_one_server_breaks_off_is_made_again_by_all_senders(mixtu
         joined = [group for path, group, _ in server["asked"] if path == "/init_weights_update_group"]
         assert joined == 2 * SENDERS[layout]
     assert first["version"] == second["version"]
+
+
+@pytest.mark.slow
+def test_two_stages_update_a_real_server(chat_models, sglang_server, tmp_path):
+    asked = {"model": chat_models["other"], "folder": tmp_path, "url": sglang_server, "layout": "pp=2"}
+    assert on_ranks(2, plays.prove, **asked) == [0, 1]
