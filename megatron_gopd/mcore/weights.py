@@ -68,8 +68,8 @@ def export(model: Model, receivers: Collection[int] | None = None) -> Iterator[t
 @torch.no_grad()
 def export_part(model: Model, senders: Collection[int]) -> Iterator[tuple[str, Tensor]]:
     """The same of what the pipeline stage and the expert group of this rank hold, for the one of `senders` that sends
-    it: parameters of no expert first, by the sender of the first expert group; whole tensors there, put together in
-    groups of tensor parallelism, and empty ones on the other ranks of these, which draw along. The rest draws nothing.
+    it: parameters of no expert first, by the sender of the first expert group; whole tensors, put together in groups of
+    tensor parallelism. The other ranks of these draw along, and get nothing.
     """
     sends = dist.get_rank() in senders
     to = who(sends and model.groups.ep.rank() == 0, model.groups.tp)
@@ -81,7 +81,8 @@ def export_part(model: Model, senders: Collection[int]) -> Iterator[tuple[str, T
             continue
         rule = rule_for(name, model.architecture, model.layout.tp)
         shards = [plain(param)] if type(rule) is Whole else gather(plain(param), group, ranks)
-        yield from _named(rule, shards if group.rank() in ranks else None)
+        if group.rank() in ranks:
+            yield from _named(rule, shards)
 
 
 _GROUPED = re.compile(r"\.experts\.(linear_fc[12])\.weight(\d+)$")

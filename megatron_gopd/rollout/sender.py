@@ -100,11 +100,14 @@ class Sender:
 
     def leave(self, *, broken: bool = False) -> None:
         """Closing this side's connections is what frees a server that waits for a broadcast."""
-        if self._group is not None:
-            # to destroy a group of NCCL is to wait for what was begun in it
-            stuck = broken and dist.get_backend(self._group) == "nccl"
-            (c10d._abort_process_group if stuck else dist.destroy_process_group)(self._group)
-        self._group = None
+        group, self._group, self._begun = [self._group], None, Future()
+        if group[0] is None:
+            return
+        # to destroy a group of NCCL is to wait for what was begun in it
+        stuck = broken and dist.get_backend(group[0]) == "nccl"
+        (c10d._abort_process_group if stuck else dist.destroy_process_group)(group[0])
+        if broken:  # and so it is to forget one of gloo
+            in_a_thread(group.clear)
 
     def _is_done(self) -> bool:
         if not self._begun.done():

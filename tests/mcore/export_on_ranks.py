@@ -53,7 +53,7 @@ def _parts(folder: Path, layout: str) -> tuple[list[int], str, list[int]]:
     model = build_model(folder, Layout.parse(layout), "float32")
     weights.load(model, folder)
     ranks = senders(model.groups)
-    mine = [(name, tensor.clone()) for name, tensor in weights.export_part(model, ranks) if tensor.numel()]
+    mine = [(name, tensor.clone()) for name, tensor in weights.export_part(model, ranks)]
     every: list = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(every, mine)
     names = [name for part in every for name, _ in part]
