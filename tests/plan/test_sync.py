@@ -9,7 +9,8 @@ from megatron_gopd.plan.hardware import machine
 from megatron_gopd.plan.placement import place
 from megatron_gopd.plan.sync import sent_bytes, sync_seconds
 
-LARGE = ("student.model=examples/models/Qwen3-30B-A3B", "rollout.engine=sglang", "rollout.sglang.sync=distributed")
+SERVERS = ("rollout.engine=sglang", "rollout.sglang.sync=distributed", "rollout.sglang.urls=[http://away:30000]")
+LARGE = ("student.model=examples/models/Qwen3-30B-A3B", *SERVERS)
 H100 = machine("h100")
 
 
