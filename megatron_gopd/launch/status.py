@@ -18,6 +18,7 @@ from megatron_gopd.runs.servers import ServerRow, read_servers
 
 RECENT = 20  # steps over which speed is averaged
 BETWEEN = ("checkpoint", "evaluate")  # phases that no step holds
+WAITS = {"wait_for_rollout": "for responses", "wait_for_score": "for scores", "servers_paused": "servers paused"}
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,12 @@ def show(found: Status) -> str:
     state = "finished" if found.finished else "not begun" if not found.steps else _pace(found)
     lines = [f"{found.run}: step {found.step} of {found.steps or '?'}, {state}"]
     if found.seconds:
-        within = {name: value for name, value in found.seconds.items() if name not in ("step", *BETWEEN)}
+        within = {name: value for name, value in found.seconds.items() if name not in ("step", *BETWEEN, *WAITS)}
         between = {name: found.seconds[name] for name in BETWEEN if name in found.seconds}
         told = f"{found.seconds.get('step', 0):.1f} s ({_phases(within)}), {found.tokens_per_s:.0f} tokens/s"
         lines.append(f"a step   {told}{f'; between steps {_phases(between)}' if between else ''}")
+        if waits := {said: found.seconds[name] for name, said in WAITS.items() if name in found.seconds}:
+            lines.append(f"waits    {_phases(waits)}")
     lines += [f"servers  {node}: {_line(server)}" for node, those in found.servers.items() for server in those]
     lines.append(f"newest   {found.checkpoint or 'no checkpoint yet'}")
     for attempt in found.attempts:

@@ -16,6 +16,20 @@ from torch import Tensor
 Ranks = list[int]  # of a group
 
 
+def senders(groups: ProcessGroupCollection | None) -> list[int]:
+    """The first rank of each pipeline stage and expert group of a model, in their order: what these hold is all of it.
+
+    Collective over the job; None on a rank that has no part of the model.
+    """
+    told: list[tuple[int, int] | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(told, None if groups is None else (groups.pp.rank(), groups.ep.rank()))
+    first: dict[tuple[int, int], int] = {}
+    for rank, place in enumerate(told):
+        if place is not None:
+            first.setdefault(place, rank)
+    return [first[place] for place in sorted(first)]
+
+
 class Receivers:
     """Of an export, in each group of this rank; collective."""
 
@@ -23,14 +37,14 @@ class Receivers:
         """`receivers`: ranks of the job; None: all of them."""
         # backwards, from whole tensors to the shards that they are put together from
         self.here = receivers is None or dist.get_rank() in receivers
-        self.of_tp = _who(self.here, groups.tp)
-        self.of_ep = _who(self.here, groups.ep)
-        self.of_expt_tp = _who(bool(self.of_ep), groups.expt_tp)
-        self.of_shards = _who(bool(self.of_tp), groups.pp)
-        self.of_expert_shards = _who(bool(self.of_expt_tp), groups.pp)
+        self.of_tp = who(self.here, groups.tp)
+        self.of_ep = who(self.here, groups.ep)
+        self.of_expt_tp = who(bool(self.of_ep), groups.expt_tp)
+        self.of_shards = who(bool(self.of_tp), groups.pp)
+        self.of_expert_shards = who(bool(self.of_expt_tp), groups.pp)
 
 
-def _who(needs: bool, group: dist.ProcessGroup) -> Ranks:
+def who(needs: bool, group: dist.ProcessGroup) -> Ranks:
     """The ranks of a group that need something."""
     told = [needs] * group.size()
     if group.size() > 1:

@@ -16,7 +16,7 @@ from megatron_gopd.mcore.front_door import open_weights
 from megatron_gopd.mcore.mapping import Rule, Whole, rule_for
 from megatron_gopd.mcore.megatron_folder import MegatronFolder
 from megatron_gopd.mcore.model import Model
-from megatron_gopd.mcore.receivers import Receivers, gather, hand_out
+from megatron_gopd.mcore.receivers import Receivers, gather, hand_out, who
 
 _EXPERT = re.compile(r"(?<=\.local_experts\.)\d+")
 _LAYER = re.compile(r"(?<=^decoder\.layers\.)\d+")
@@ -63,6 +63,26 @@ def export(model: Model, receivers: Collection[int] | None = None) -> Iterator[t
             shard = plain(mine[name]) if name in mine else torch.empty(room, dtype=dtype, device=device())
             hand_out(shard, stage, model.groups.pp, to)
             yield from _whole(name, shard, model, wanted)
+
+
+@torch.no_grad()
+def export_part(model: Model, senders: Collection[int]) -> Iterator[tuple[str, Tensor]]:
+    """The same of what the pipeline stage and the expert group of this rank hold, for the one of `senders` that sends
+    it: parameters of no expert first, by the sender of the first expert group; whole tensors, put together in groups of
+    tensor parallelism. The other ranks of these draw along, and get nothing.
+    """
+    sends = dist.get_rank() in senders
+    to = who(sends and model.groups.ep.rank() == 0, model.groups.tp)
+    to_experts = who(sends, model.groups.expt_tp)
+    mine = [(_numbered_globally(name, model), param) for name, param in _parameters(model)]
+    for name, param in sorted(mine, key=lambda named: _EXPERT.search(named[0]) is not None):
+        ranks, group = (to_experts if _EXPERT.search(name) else to), _cut_over(name, model)
+        if not ranks or (name == "output_layer.weight" and model.architecture.tied):
+            continue
+        rule = rule_for(name, model.architecture, model.layout.tp)
+        shards = [plain(param)] if type(rule) is Whole else gather(plain(param), group, ranks)
+        if group.rank() in ranks:
+            yield from _named(rule, shards)
 
 
 _GROUPED = re.compile(r"\.experts\.(linear_fc[12])\.weight(\d+)$")

@@ -14,6 +14,7 @@ from megatron_gopd.plan.placement import ITEM, Placement
 from megatron_gopd.plan.roles import Role
 from megatron_gopd.plan.routed_experts import routed_experts_bytes
 from megatron_gopd.plan.supports import supports_bytes
+from megatron_gopd.plan.sync import sent_bytes
 from megatron_gopd.plan.workload import Workload
 
 
@@ -73,8 +74,17 @@ def phases(
     if where.kind != "none" and config.algorithm.SAMPLES_STUDENT:
         a = where.engine.architecture
         whole = 2 * a.vocab_size * a.hidden_size * ITEM[config.student.dtype]  # gathered, and as it is sent
-        found.append(Phase("sync", base | idle | served | {"whole tensors": whole}))
+        sending = {"whole tensors": whole} | _buckets(config, where)
+        found.append(Phase("sync", base | idle | served | sending))
     return found
+
+
+def _buckets(config: Config, where: Placement) -> dict[str, float]:
+    """Of a rank that sends weights to servers: one on its way, and the next, as tensors and as it will be sent."""
+    if where.kind == "embedded" or config.rollout.sglang.sync != "distributed":
+        return {}
+    most = max(sent_bytes(config, where.world).values())
+    return {"buckets": 3 * min(config.rollout.sglang.bucket_bytes, most)}
 
 
 def before_updates(config: Config, roles: list[Role], on: OnRank, where: Placement) -> float:

@@ -14,6 +14,7 @@ from megatron_gopd.plan.memory import OnRank, Phase
 from megatron_gopd.plan.placement import Placement
 from megatron_gopd.plan.roles import Role
 from megatron_gopd.plan.seconds import StepTime, micro_batches, step_time
+from megatron_gopd.plan.sync import sent_bytes
 from megatron_gopd.plan.workload import Workload
 
 
@@ -69,6 +70,12 @@ class Plan:
     def longest_response_s(self) -> float:
         """Of the rollout, what the longest response would take alone: more engines do not shorten that."""
         return self.where.engine.seconds(self.work.longest, 1, self.machine)
+
+    @property
+    def sent_bytes(self) -> dict[int, int]:
+        """{rank: bytes} of the student's weights that it broadcasts to the servers; empty where none does."""
+        broadcasts = self.config.rollout.engine == "sglang" and self.config.rollout.sglang.sync == "distributed"
+        return sent_bytes(self.config, self.where.world) if broadcasts and self.time.sync else {}
 
     @property
     def filled_rollout_s(self) -> float:

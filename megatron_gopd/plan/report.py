@@ -11,6 +11,8 @@ from megatron_gopd.plan.planned import Plan, micro_batches_of
 from megatron_gopd.plan.search import Found
 from megatron_gopd.plan.words import levers_in_words
 
+SENDERS = 8  # that are named
+
 
 def show(plan: Plan) -> str:
     """For a person, in Markdown."""
@@ -100,7 +102,17 @@ def _time(plan: Plan) -> str:
     if time.overlapped:
         rows.append(["beside each other", f"-{time.overlapped:.1f}"])
     rows.append(["step", f"{time.step:.1f}"])
-    return "\n\n".join([markdown_table(["phase", "s"], rows), *filter(None, [_longest(plan)]), *_idle(plan)])
+    parts = [markdown_table(["phase", "s"], rows), *filter(None, [_longest(plan), _senders(plan)])]
+    return "\n\n".join([*parts, *_idle(plan)])
+
+
+def _senders(plan: Plan) -> str:
+    """Who sends the student's weights to servers, and how much."""
+    if not (sent := plan.sent_bytes):
+        return ""
+    ranks = ", ".join(f"{rank} ({size / GIB:.2f})" for rank, size in list(sent.items())[:SENDERS])
+    more = f" and {len(sent) - SENDERS} more" if len(sent) > SENDERS else ""
+    return f"Ranks that send the weights to the servers, one bucket after the other, GiB: {ranks}{more}."
 
 
 def _longest(plan: Plan) -> str:

@@ -11,6 +11,7 @@ from megatron_gopd.plan.exact import Payload
 from megatron_gopd.plan.hardware import Machine
 from megatron_gopd.plan.placement import Placement
 from megatron_gopd.plan.roles import Role
+from megatron_gopd.plan.sync import sync_seconds
 from megatron_gopd.plan.workload import Workload
 
 LAST_CHUNK = 0.25  # of a batch: servers hand out quarters, so only the last one's scoring does not overlap
@@ -51,7 +52,7 @@ def step_time(
     if where.kind != "none":
         rollout = where.engine.seconds(work.spread_over(where.engines), at_a_time, machine)
     if where.kind != "none" and config.algorithm.SAMPLES_STUDENT:
-        sync = sync_seconds(config, held["student"], where, machine)
+        sync = sync_seconds(config, where, machine)
     score = {
         role.name: score_seconds(config, role, held[role.name], stages[role.name], where, work, machine, payload)
         for role in roles[1:]
@@ -125,19 +126,3 @@ def update_seconds(
     stepped = max(price.optimizer_seconds(stage, state, machine) for stage in stages)
     moved = 2 * state / machine.host_bandwidth if role.settings.offload else 0.0
     return computing + steps * (reduced + stepped + moved)
-
-
-def sync_seconds(config: Config, held: Held, where: Placement, machine: Machine) -> float:
-    """The student's weights gathered, and into the engine."""
-    weights = where.engine.weight_bytes * where.engine.tp
-    a = where.engine.architecture
-    gathered = weights / price.bandwidth(where.world <= machine.gpus_per_node, machine)
-    if where.kind == "embedded":
-        return gathered + 2 * weights / machine.memory_bandwidth
-    tensors = a.layers * (9 + (3 * a.experts.count if a.experts else 3)) + 3
-    ways = {
-        "disk": 2 * weights / machine.disk_bandwidth,  # written, and read by the servers
-        "distributed": weights / price.bandwidth(False, machine),
-        "tensor": weights / machine.host_bandwidth,
-    }
-    return gathered + tensors * machine.seconds.synced_tensor + ways[config.rollout.sglang.sync]

@@ -45,6 +45,7 @@ def _tree(plan: Plan) -> dict:
             "overlapped": time.overlapped,
             "step": time.step,
         },
+        "sent_bytes": plan.sent_bytes,
         "longest_response_s": plan.longest_response_s if time.rollout else 0.0,
         "idle_gpus": {"unused": plan.where.idle.unused, "waiting": plan.where.idle.waiting},
         "dominant": time.dominant,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -15,7 +14,7 @@ from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.policies.distribution_payload import DistributionPayload
 from megatron_gopd.policies.hidden_states import Held, Piece, hidden_states
 from megatron_gopd.policies.scorer_states import ScorerStates
-from megatron_gopd.policies.scorers import Scorers, _identity
+from megatron_gopd.policies.scorers import Asked, Scorers
 from megatron_gopd.policies.served_states import ServedStates, ranks_that_ask
 from megatron_gopd.policies.sglang_states import SGLangStates
 from megatron_gopd.policies.target_heads import shared_ids
@@ -34,18 +33,27 @@ class HiddenScorers(Scorers):
         self.dtype = getattr(torch, config.student.dtype)
         self.budget = int(config.training.hidden_states_gib * 2**30 / 2)
         self.ahead: list[Piece] = []
+        self._of_servers: list[tuple[Piece, str, Callable[[], Held]]] = []  # what they were asked
         self.payload = DistributionPayload(self)
 
     def score(self, chunk: list[Trajectory]) -> None:
-        """Hold the hidden states of a chunk, as far as memory allows. Collective; every rank passes the same chunk."""
+        """Begin to hold the hidden states of a chunk, as far as memory allows; servers go on until wait(). Collective;
+        every rank passes the same chunk."""
         for name in self.config.teachers:
             taught = [trajectory for trajectory in chunk if trajectory.prompt.teacher == name]
             held = sum(piece.tokens * self.token_bytes_held(piece.teacher) for piece in self.ahead)
             if taught and held + sum(map(len, taught)) * self.token_bytes_held(name) <= self.budget:
-                self.ahead.append(self.piece(name, taught))
+                self.ahead.append(self._begin_piece(name, taught))
+
+    def wait(self) -> None:
+        """Until what servers were asked is held."""
+        asked, self._of_servers = self._of_servers, []
+        for piece, who, states in asked:
+            piece.held[who] = states()
 
     def take(self) -> list[Piece]:
-        """What is held, which is held here no longer."""
+        """What is held, which is held here no longer. Collective."""
+        self.wait()
         taken, self.ahead = self.ahead, []
         return taken
 
@@ -54,16 +62,24 @@ class HiddenScorers(Scorers):
 
     def piece(self, teacher: str, taught: list[Trajectory]) -> Piece:
         """Compute. Collective over all ranks."""
+        piece = self._begin_piece(teacher, taught)
+        self.wait()
+        return piece
+
+    def _begin_piece(self, teacher: str, taught: list[Trajectory]) -> Piece:
+        """It holds what models of this job gave; what servers give comes in wait()."""
         lengths = torch.tensor([len(trajectory) for trajectory in taught])
         starts = lengths.cumsum(0) - lengths
-        prompts = {f"teachers.{teacher}": "teacher_tokens"}
-        asked, judges = {}, self.judges(teacher)
-        for who, settings in judges.items():
-            tokens = prompts.get(who, "reference_tokens")
-            rows = [Row(getattr(each.prompt, tokens), each.response_tokens) for each in taught]
-            asked[who] = self._begin(settings, rows, starts, taught)
-        order = sorted(asked, key=lambda who: judges[who].engine != "megatron")  # servers are waited for last
-        return Piece(teacher, taught, {who: asked[who]() for who in order})
+        piece, here = Piece(teacher, taught, {}), []
+        for who, settings in self.judges(teacher).items():
+            asked = Asked(who, settings, "teacher" if who == f"teachers.{teacher}" else "reference", taught)
+            if served := self._servers(settings):
+                self._of_servers.append((piece, who, served.begin(asked.rows, asked.names, starts)))
+            else:
+                here.append(asked)
+        for asked in here:
+            piece.held[asked.who] = self._hidden_states(asked.settings, asked.rows, starts)
+        return piece
 
     def token_bytes_held(self, teacher: str) -> float:
         """Of a token's hidden states, of all that judge it, on a rank that computes them; about."""
@@ -85,14 +101,6 @@ class HiddenScorers(Scorers):
     def _behind_servers(self, settings: schema.Scorer, who: str) -> ServedStates:
         kind = SGLangStates if settings.engine == "sglang" else ScorerStates
         return kind(settings, who, getattr(torch, self.config.student.dtype))
-
-    def _begin(
-        self, settings: schema.Scorer, rows: Sequence[Row], starts: torch.Tensor, taught: list[Trajectory]
-    ) -> Callable[[], Held]:
-        """What gives the hidden states of `rows`; servers compute them until it is called, beside this job."""
-        if served := self._served.get(_identity(settings)):
-            return served.begin(rows, [each.name for each in taught], starts)
-        return partial(self._hidden_states, settings, rows, starts)
 
     def _hidden_states(self, settings: schema.Scorer, rows: Sequence[Row], starts: torch.Tensor) -> Held:
         with self._resident(settings) as model:

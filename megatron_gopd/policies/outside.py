@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -21,8 +21,9 @@ class OutsideScorer(Protocol):
     def start(self, logs: Path) -> None:
         """Before the first score; what it logs goes to the folder `logs`."""
 
-    def score(self, rows: Sequence[Row], names: Sequence[str]) -> list[np.ndarray]:
-        """Log-prob of every response token of each row: [response] float32, nats. `names`: of the rows, in messages."""
+    def ask(self, rows: Sequence[Row], names: Sequence[str]) -> Callable[[], list[np.ndarray]]:
+        """Ask for the log-prob of every response token of each row; what is returned waits for them, and is collective,
+        too: [response] float32 a row, nats. `names`: of the rows, in messages."""
 
     def close(self) -> None:
         """End whatever was started."""
@@ -54,9 +55,13 @@ class OwnScorer:
     def start(self, logs: Path) -> None:
         on_first(lambda: self._asked(self._theirs.start, logs))
 
-    def score(self, rows: Sequence[Row], names: Sequence[str]) -> list[np.ndarray]:
-        """Raises UserError: the class fails, or answers with other than one log-prob a response token."""
-        return on_first(lambda: self._score(list(rows), names))
+    def ask(self, rows: Sequence[Row], names: Sequence[str]) -> Callable[[], list[np.ndarray]]:
+        """Their class answers at once: it need not be fit for threads.
+
+        Raises UserError: the class fails, or answers with other than one log-prob a response token.
+        """
+        answers = on_first(lambda: self._score(list(rows), names))
+        return lambda: answers
 
     def close(self) -> None:
         if self._theirs is not None:

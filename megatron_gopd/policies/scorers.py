@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -23,6 +24,24 @@ from megatron_gopd.policies.payload import LOGPROBS, Payload
 from megatron_gopd.policies.served import ServedScorer
 
 
+class Asked(NamedTuple):
+    """What one model is asked to score."""
+
+    who: str  # it is, in messages
+    settings: schema.Scorer
+    role: Literal["teacher", "reference"]  # whose prompt it reads, and whose log-probs it gives
+    trajectories: list[Trajectory]
+
+    @property
+    def rows(self) -> list[Row]:
+        prompts = (getattr(each.prompt, f"{self.role}_tokens") for each in self.trajectories)
+        return [Row(prompt, each.response_tokens) for prompt, each in zip(prompts, self.trajectories, strict=True)]
+
+    @property
+    def names(self) -> list[str]:
+        return [each.name for each in self.trajectories]
+
+
 class Scorers:
     """Every frozen model of the job, each held once, and who scores what.
 
@@ -36,6 +55,7 @@ class Scorers:
         self._models: dict[str, Model | None] = {}  # None where this rank holds no part
         self._offloaders: dict[str, Offloader] = {}
         self._served: dict[str, OutsideScorer] = {}
+        self._under_way: list[tuple[Asked, Callable[[], list[np.ndarray]]]] = []  # at servers
         for who, settings in config.scorers().items():
             self._hold(settings, who)
 
@@ -45,32 +65,25 @@ class Scorers:
             served.start(logs)
 
     def score(self, chunk: list[Trajectory]) -> None:
-        """Fill in teacher_logprobs and reference_logprobs, as far as the algorithm reads them.
+        """Begin to fill in teacher_logprobs and reference_logprobs, as far as the algorithm reads them: models of this
+        job have scored the chunk when this returns, servers that were asked go on beside what comes next, until wait().
 
         Collective; every rank passes the same chunk.
         """
-        asked = self.config.scorers()
-        if "the reference" in asked:  # of GRPO, for all
-            self._refer(asked["the reference"], "the reference", chunk)
-        for name in self.config.teachers:
-            taught = [trajectory for trajectory in chunk if trajectory.prompt.teacher == name]
-            if not taught:
-                continue
-            rows = [Row(trajectory.prompt.teacher_tokens, trajectory.response_tokens) for trajectory in taught]
-            answers = self._ask(asked[f"teachers.{name}"], f"teachers.{name}", rows, taught)
-            for trajectory, values in zip(taught, answers, strict=True):
-                trajectory.teacher_logprobs = values
-            who = f"the reference of teachers.{name}"
-            if who in asked:
-                self._refer(asked[who], who, taught)
-            elif self.config.extrapolates():  # others do; at lambda 1 any reference will do, as its term is 0
-                for trajectory in taught:
-                    trajectory.reference_logprobs = trajectory.teacher_logprobs
+        here = []
+        for asked in self._asked(chunk):
+            if served := self._servers(asked.settings):
+                self._under_way.append((asked, served.ask(asked.rows, asked.names)))
+            else:
+                here.append(asked)
+        for asked in here:
+            self._fill(asked, self._in_this_job(asked))
 
-    def _refer(self, settings: schema.Scorer, who: str, chunk: list[Trajectory]) -> None:
-        rows = [Row(trajectory.prompt.reference_tokens, trajectory.response_tokens) for trajectory in chunk]
-        for trajectory, values in zip(chunk, self._ask(settings, who, rows, chunk), strict=True):
-            trajectory.reference_logprobs = values
+    def wait(self) -> None:
+        """Until what servers were asked is filled in. Collective."""
+        under_way, self._under_way = self._under_way, []
+        for asked, answers in under_way:
+            self._fill(asked, answers())
 
     def close(self) -> None:
         """End the servers that were started here."""
@@ -109,21 +122,35 @@ class Scorers:
             return OwnScorer(code, settings, who, self.config.rollout.temperature)
         return ServedScorer(settings, who, self.config.rollout.temperature)
 
-    def _ask(self, settings: schema.Scorer, who: str, rows: list[Row], taught: list[Trajectory]) -> list[np.ndarray]:
-        if served := self._servers(settings):
-            logprobs = served.score(rows, [trajectory.name for trajectory in taught])
-        else:
-            with self._resident(settings) as model:
-                logprobs, _ = scoring.score(
-                    model,
-                    rows,
-                    temperature=self.config.rollout.temperature,
-                    max_tokens=self.config.training.max_tokens_per_micro_batch,
-                    naive=self.config.training.logprob == "naive",
-                )
-        for values, trajectory in zip(logprobs, taught, strict=True):
-            refuse_non_finite(who, settings, values, trajectory)
-        return logprobs
+    def _asked(self, chunk: list[Trajectory]) -> Iterator[Asked]:
+        """Who is asked for what of a chunk; a teacher before its reference."""
+        scorers = self.config.scorers()
+        if "the reference" in scorers:  # of GRPO, for all
+            yield Asked("the reference", scorers["the reference"], "reference", chunk)
+        for name in self.config.teachers:
+            taught = [trajectory for trajectory in chunk if trajectory.prompt.teacher == name]
+            for who, role in ((f"teachers.{name}", "teacher"), (f"the reference of teachers.{name}", "reference")):
+                if taught and who in scorers:
+                    yield Asked(who, scorers[who], role, taught)
+
+    def _in_this_job(self, asked: Asked) -> list[np.ndarray]:
+        with self._resident(asked.settings) as model:
+            return scoring.score(
+                model,
+                asked.rows,
+                temperature=self.config.rollout.temperature,
+                max_tokens=self.config.training.max_tokens_per_micro_batch,
+                naive=self.config.training.logprob == "naive",
+            )[0]
+
+    def _fill(self, asked: Asked, logprobs: list[np.ndarray]) -> None:
+        # where only others have a reference, any will do: at lambda 1 its term is 0
+        alone = f"the reference of {asked.who}" not in self.config.scorers()
+        for trajectory, values in zip(asked.trajectories, logprobs, strict=True):
+            refuse_non_finite(asked.who, asked.settings, values, trajectory)
+            setattr(trajectory, f"{asked.role}_logprobs", values)
+            if asked.role == "teacher" and alone and self.config.extrapolates():
+                trajectory.reference_logprobs = values
 
 
 def refuse_non_finite(who: str, settings: schema.Scorer, values: np.ndarray, trajectory: Trajectory) -> None:

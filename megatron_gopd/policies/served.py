@@ -16,7 +16,7 @@ from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.policies.identity import describe
 from megatron_gopd.policies.served_model import differences, refuse_another_model, refuse_unlike
-from megatron_gopd.ranks import on_first
+from megatron_gopd.ranks import is_first, on_first
 from megatron_gopd.servers.client import SGLangClient
 from megatron_gopd.servers.homes import Homes
 from megatron_gopd.servers.http_client import LostRequestError, RefusedError, UnknownPathError, naming
@@ -47,32 +47,40 @@ class ServedScorer:
         self._homes = Homes(f"{self.who}.server", self.settings.server, logs)
         on_first(lambda: self._start(logs))
 
-    def score(self, rows: Sequence[Row], names: Sequence[str] | None = None) -> list[np.ndarray]:
-        """Log-prob of every response token of each row: [response] float32, nats. `names`: of the rows, in messages.
+    def score(self, rows: Sequence[Row]) -> list[np.ndarray]:
+        """Log-prob of every response token of each row: [response] float32, nats.
 
         Raises:
             UserError: a server refuses a row, gives what cannot be its log-probs, or none is left.
         """
+        return self.ask(rows)()
+
+    def ask(self, rows: Sequence[Row], names: Sequence[str] | None = None) -> Callable[[], list[np.ndarray]]:
+        """Ask for what score() returns; what is returned waits for it, raises the same, and is collective, too.
+        `names`: of the rows, in messages."""
         if self.settings.engine == "sglang":
-            return [scored.logprobs for scored in self.score_top(rows, 0, names)]
-        return self._ask_of_each([partial(_of_our_scorer, row, self.temperature) for row in rows], names)
+            top = self.ask_top(rows, 0, names)
+            return lambda: [scored.logprobs for scored in top()]
+        return self._ask_each([partial(_of_our_scorer, row, self.temperature) for row in rows], names)
 
-    def score_top(self, rows: Sequence[Row], top_k: int, names: Sequence[str] | None = None) -> list[Scored]:
-        """As score, and the most likely tokens beside; SGLang's servers only."""
+    def ask_top(
+        self, rows: Sequence[Row], top_k: int, names: Sequence[str] | None = None
+    ) -> Callable[[], list[Scored]]:
+        """As ask, and the most likely tokens beside; SGLang's servers only."""
         assert self.temperature == 1  # the configuration sees to it
-        return self._ask_of_each([partial(_of_sglang, row, top_k) for row in rows], names)
+        return self._ask_each([partial(_of_sglang, row, top_k) for row in rows], names)
 
-    def score_ids(
+    def ask_ids(
         self, rows: Sequence[Row], ids: Sequence[np.ndarray], names: Sequence[str] | None = None
-    ) -> list[np.ndarray]:
-        """As score, the log-probs of each response token's own `ids` [response, k], of which it is the first; our
+    ) -> Callable[[], list[np.ndarray]]:
+        """As ask, the log-probs of each response token's own `ids` [response, k], of which it is the first; our
         scorer's only."""
         of_each = zip(rows, ids, strict=True)
-        return self._ask_of_each([partial(self._of_ids, row, of_row) for row, of_row in of_each], names)
+        return self._ask_each([partial(self._of_ids, row, of_row) for row, of_row in of_each], names)
 
-    def _ask_of_each(
+    def _ask_each(
         self, requests: list[Callable[[SGLangClient], Awaitable[Result]]], names: Sequence[str] | None
-    ) -> list[Result]:
+    ) -> Callable[[], list[Result]]:
         """What each tells."""
 
         async def named(request: Callable, name: str, client: SGLangClient) -> Result:
@@ -84,7 +92,8 @@ class ServedScorer:
             asked = (self._pool.ask(partial(named, *each)) for each in zip(requests, called, strict=True))
             return await asyncio.gather(*asked)
 
-        return on_first(lambda: self._pool.background.run(every()))
+        answers = self._pool.background.start(every()) if is_first() else None
+        return lambda: on_first(lambda: answers.result())
 
     def close(self) -> None:
         if self._pool:

@@ -32,7 +32,7 @@ from megatron_gopd.mcore.optimizer import (
     optimizer_tensors,
     wrap_for_training,
 )
-from megatron_gopd.mcore.receivers import hand_out
+from megatron_gopd.mcore.receivers import hand_out, senders
 from megatron_gopd.mcore.routing_replay import replay_routing
 from megatron_gopd.objective import TokenRows
 from megatron_gopd.policies import head_memory, scoring
@@ -146,6 +146,19 @@ class Student:
         first = self._span[0]
         mine = weights.export(self.model, [first]) if self.model is not None else None
         return _beyond_the_span(mine, first, range(dist.get_world_size()) if receivers is None else receivers)
+
+    @functools.cached_property
+    def senders(self) -> list[int]:
+        """See mcore.receivers.senders. Collective."""
+        return senders(self.model.groups if self.model is not None else None)
+
+    def export_part(self) -> Iterator[tuple[str, Tensor]]:
+        """What this rank, if it is one of `senders`, sends of the current weights, or what it draws along with one.
+
+        Draw the whole iterator on every rank; ranks wait for those only that put tensors together with them.
+        """
+        of_all = self.senders
+        return weights.export_part(self.model, of_all) if self.model is not None else iter(())
 
     @contextlib.contextmanager
     def state(self, *, loading: bool = False) -> Iterator[dict]:

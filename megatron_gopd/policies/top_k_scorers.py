@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from megatron_gopd.config import Config, schema
-from megatron_gopd.data.packing import Row
+from megatron_gopd.config import Config
 from megatron_gopd.data.trajectory import Trajectory
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.policies import scoring
-from megatron_gopd.policies.scorers import Scorers, refuse_non_finite
+from megatron_gopd.policies.scorers import Asked, Scorers, refuse_non_finite
 from megatron_gopd.policies.support import Support
 from megatron_gopd.policies.support_payload import SupportPayload
+from megatron_gopd.servers.top_logprobs import Scored
+
+# what a teacher is asked, what waits for the tokens that it names, and the references of its chunk, by who they are
+Naming = tuple[Asked, Callable[[], list[Scored]], dict[str, Asked]]
 
 
 class TopKScorers(Scorers):
@@ -23,6 +28,7 @@ class TopKScorers(Scorers):
         self.rows = _rows_of_all(config)
         super().__init__(config)
         self._supports: dict[int, Support] = {}  # by identity of the trajectory
+        self._naming: list[Naming] = []
         self.payload = SupportPayload(config, self.take)
 
     def take(self, batch: list[Trajectory]) -> list[Support]:
@@ -33,34 +39,53 @@ class TopKScorers(Scorers):
         # at lambda 1 any reference will do, as its term is 0
         return [each if each.reference is not None else each._replace(reference=each.teacher) for each in taken]
 
-    def _ask(self, settings: schema.Scorer, who: str, rows: list[Row], taught: list[Trajectory]) -> list[np.ndarray]:
-        """A teacher is asked before its reference, which tells of the tokens that the teacher named."""
-        told = self._teacher if settings.engine == "sglang" else self._reference
-        logprobs = told(settings, rows, taught)
-        for values, trajectory in zip(logprobs, taught, strict=True):
-            refuse_non_finite(who, settings, values.sum(axis=1), trajectory)
-        return [values[:, 0] for values in logprobs]
+    def score(self, chunk: list[Trajectory]) -> None:
+        """See Scorers.score. Teachers are asked now; references when what their teachers named has come: that of a
+        chunk is looked at when the next is there."""
+        named, self._naming = self._naming, []
+        references: dict[str, Asked] = {}
+        for asked in self._asked(chunk):
+            if asked.role == "teacher":
+                top = self._servers(asked.settings).ask_top(asked.rows, self.config.algorithm.top_k, asked.names)
+                self._naming.append((asked, top, references))
+            else:
+                references[asked.who] = asked
+        self._refer(named)
 
-    def _teacher(self, settings: schema.Scorer, rows: list[Row], taught: list[Trajectory]) -> list[np.ndarray]:
-        names = [trajectory.name for trajectory in taught]
-        answers = self._servers(settings).score_top(rows, self.config.algorithm.top_k, names)
-        for trajectory, scored in zip(taught, answers, strict=True):
-            self._supports[id(trajectory)] = Support.of(trajectory.response_tokens, scored, self.rows)
-        return [self._supports[id(trajectory)].teacher for trajectory in taught]
+    def wait(self) -> None:
+        """See Scorers.wait."""
+        named, self._naming = self._naming, []
+        self._refer(named)
+        super().wait()
 
-    def _reference(self, settings: schema.Scorer, rows: list[Row], taught: list[Trajectory]) -> list[np.ndarray]:
-        ids = [self._supports[id(trajectory)].ids for trajectory in taught]
-        served, names = self._servers(settings), [trajectory.name for trajectory in taught]
-        found = served.score_ids(rows, ids, names) if served else self._in_this_job(settings, rows, ids)
-        for trajectory, values in zip(taught, found, strict=True):
-            self._supports[id(trajectory)] = self._supports[id(trajectory)]._replace(reference=values)
-        return found
+    def _refer(self, named: list[Naming]) -> None:
+        """Teachers' answers, and what references are asked of them."""
+        for asked, top, references in named:
+            for trajectory, scored in zip(asked.trajectories, top(), strict=True):
+                self._supports[id(trajectory)] = Support.of(trajectory.response_tokens, scored, self.rows)
+            self._fill(asked, [self._supports[id(trajectory)].teacher for trajectory in asked.trajectories])
+            reference = references.get(f"the reference of {asked.who}")
+            if reference is None:
+                continue
+            ids = [self._supports[id(trajectory)].ids for trajectory in reference.trajectories]
+            if served := self._servers(reference.settings):
+                self._under_way.append((reference, served.ask_ids(reference.rows, ids, reference.names)))
+            else:
+                self._fill(reference, self._in_this_job(reference, ids))
 
-    def _in_this_job(self, settings: schema.Scorer, rows: list[Row], ids: list[np.ndarray]) -> list[np.ndarray]:
-        with self._resident(settings) as model:
+    def _fill(self, asked: Asked, logprobs: list[np.ndarray]) -> None:
+        """`logprobs`: [response, k] of each trajectory, of which the response's own token is the first."""
+        for trajectory, values in zip(asked.trajectories, logprobs, strict=True):
+            refuse_non_finite(asked.who, asked.settings, values.sum(axis=1), trajectory)
+            if asked.role == "reference":
+                self._supports[id(trajectory)] = self._supports[id(trajectory)]._replace(reference=values)
+        super()._fill(asked, [values[:, 0] for values in logprobs])
+
+    def _in_this_job(self, asked: Asked, ids: list[np.ndarray]) -> list[np.ndarray]:
+        with self._resident(asked.settings) as model:
             return scoring.score_support(
                 model,
-                rows,
+                asked.rows,
                 ids,
                 temperature=self.config.rollout.temperature,
                 max_tokens=self.config.training.max_tokens_per_micro_batch,

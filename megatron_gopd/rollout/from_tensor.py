@@ -27,13 +27,18 @@ class FromTensor(InBuckets):
     Sharing host memory between the two processes is not relied on: a server that dies would leave it behind.
     """
 
-    def buckets(self, tensors: Iterator[tuple[Texts, bool]]) -> Iterator[tuple[Texts, bool]]:
-        """They come as `pickled` made them, on all ranks."""
-        return tensors
-
-    def send_bucket(self, bucket: Texts, servers: list[Server], last: dict) -> None:
-        bodies = [{"serialized_named_tensors": texts} | last for texts in bucket]
-        self.wait(self.begin_post(servers, "/update_weights_from_tensor", bodies))
+    def send(self, buckets: Iterator[tuple[Texts, bool]], servers: list[Server], version: int) -> None:
+        """They come as `pickled` makes them, on all ranks: one while servers read the one before, the first before they
+        are paused."""
+        ahead = next(buckets, None)
+        with self.opened(servers):
+            while ahead:
+                bucket, is_last = ahead
+                about = self.about(version, is_last=is_last)
+                bodies = [{"serialized_named_tensors": texts} | about for texts in bucket]
+                read = self.begin_post(servers, "/update_weights_from_tensor", bodies)
+                ahead = next(buckets, None)
+                self.wait(read)
 
 
 def pickled(

@@ -20,6 +20,12 @@ class Exports(Protocol):
     def export(self, receivers: Collection[int] | None = None) -> Iterator[tuple[str, Tensor]]:
         """Its weights, under their Hugging Face names; `receivers`: ranks that get them, where not all need to."""
 
+    senders: list[int]
+    """The ranks of which each sends a part of it; collective where it is asked first."""
+
+    def export_part(self) -> Iterator[tuple[str, Tensor]]:
+        """Of its weights, what this rank sends, or draws along with one that does: to be drawn whole on every rank."""
+
     def score(self, rows: Sequence[Row], temperature: float) -> list[np.ndarray]:
         """Log-prob of every response token: [response] float32 a row, nats."""
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from megatron_gopd.config import Config
 from megatron_gopd.config.models import COLOCATED_MEMORY, Model, RolloutServers, Scorer, Servers
@@ -21,6 +22,7 @@ from megatron_gopd.data import Prompt, Trajectory, load_tokenizer, stop_ids
 from megatron_gopd.data.packing import Row
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
+from megatron_gopd.policies.passes import tokens_of_a_pass
 from megatron_gopd.policies.served_model import refuse_another_model
 from megatron_gopd.ranks import give_back_memory, is_first, on_first
 from megatron_gopd.rollout.batch import Batch, Turn
@@ -83,7 +85,8 @@ class SGLangEngine:
     def generate(
         self, prompts: list[Prompt], step: int, *, samples: int | None = None, max_tokens: int | None = None
     ) -> Iterator[list[Trajectory]]:
-        """See RolloutEngine.generate: chunks of at least a quarter of the responses, as they finish; colocated, one."""
+        """See RolloutEngine.generate: chunks of a quarter of the responses, or of what fills a pass of the scorers of
+        this job, as they finish; colocated, one."""
         wanted = [(prompt, i) for prompt in prompts for i in range(samples or self.config.rollout.samples_per_prompt)]
         limit = max_tokens or self.config.rollout.max_response_tokens
         self._refuse_unknown_ids(prompts)
@@ -195,7 +198,11 @@ class SGLangEngine:
                 yield turn
 
     def _batch(self, requests: Sequence[Callable[[], Awaitable[Response]]]) -> Batch:
-        return Batch(self._pool, requests, self._places)
+        return Batch(self._pool, requests, self._places, self._fill_a_pass)
+
+    def _fill_a_pass(self, responses: Sequence[Response]) -> bool:
+        """Of those who score them."""
+        return sum(len(each.tokens) for each in responses) >= tokens_of_a_pass(self.config, dist.get_world_size())
 
     def _begin_stream(self, feed: Feed) -> Stream:
         rollout = self.config.rollout
@@ -206,7 +213,8 @@ class SGLangEngine:
             held = {"ending": ending, "routers": self._routers}
             return await self._sample(asked.prompt, key, rollout.max_response_tokens, asked.together, **held)
 
-        return Stream(self._pool, feed, respond, samples=rollout.samples_per_prompt, places=self._places)
+        many = {"samples": rollout.samples_per_prompt, "places": self._places, "fills": self._fill_a_pass}
+        return Stream(self._pool, feed, respond, **many)
 
     @property
     def _responses(self) -> Responses:

@@ -7,7 +7,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -78,14 +78,16 @@ class Stream:
         *,
         samples: int,
         places: int,
+        fills: Callable[[Sequence[Response]], bool] = lambda responses: False,
     ):
         """
         Args:
             respond: samples the response of that number to a prompt.
             samples: of each prompt.
             places: requests at a time.
+            fills: whether so many responses are enough for those who wait for them.
         """
-        self._pool, self._feed, self._respond = pool, feed, respond
+        self._pool, self._feed, self._respond, self._fills = pool, feed, respond, fills
         self._samples, self._places = samples, places
         self._chunk: list[Taken] = []  # that grows, until it is large enough
         self._more = asyncio.Event()  # prompts may begin
@@ -99,14 +101,13 @@ class Stream:
         self._wake()
 
     def take(self) -> list[Taken] | Turn:
-        """What goes into the batch next, as soon as it is a quarter, or the rest.
+        """What goes into the batch next, as soon as it is a quarter, the rest, or what fills those who wait.
 
         Raises:
             UserError: of the first request that cannot be answered.
         """
         deadline = time.monotonic() + HEARTBEAT_S
-        enough = -(-self._feed.batch_size // CHUNKS)
-        while not self._fill() or (len(self._chunk) < enough and not self._feed.whole):
+        while not self._fill() or not self._is_enough:
             if self._feed.whole:
                 return Turn.END
             interruption.look()
@@ -128,6 +129,12 @@ class Stream:
             self._chunk.append(Taken(asked.number, asked.early, responses))
             self._wake()
         return bool(self._chunk)
+
+    @property
+    def _is_enough(self) -> bool:
+        if self._feed.whole or len(self._chunk) >= -(-self._feed.batch_size // CHUNKS):
+            return True
+        return self._fills([response for taken in self._chunk for response in taken.responses])
 
     def _wake(self) -> None:
         async def wake() -> None:

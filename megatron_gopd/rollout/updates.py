@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -78,8 +79,9 @@ class Update:
         self.told[server] = Told(ranks, comparable(about))
         return self.told[server]
 
-    def send(self, tensors: Tensors, servers: list[Server], version: int) -> None:
-        """Give `servers` the weights and name them `version`.
+    def send(self, weights, servers: list[Server], version: int) -> None:
+        """Give `servers` the weights, in the form that this way takes, and name them `version`. They are paused no
+        longer than their weights change.
 
         Raises:
             UpdateError: servers that were lost.
@@ -87,8 +89,15 @@ class Update:
         """
         raise NotImplementedError
 
-    def close(self) -> None:
-        pass
+    @contextlib.contextmanager
+    def paused(self, servers: list[Server]) -> Iterator[None]:
+        """Within the block they sample nothing; where one is lost in it, any may hold some new weights and some old."""
+        with self.pool.quiet(servers):
+            try:
+                yield
+            except UpdateError:
+                self.pool.withdraw(servers)
+                raise
 
     def post(self, servers: list[Server], path: str, body: dict | None = None) -> None:
         """The same request to all of `servers`, within the timeout; raises what send() raises."""
@@ -129,32 +138,28 @@ class FromDisk(Update):
         about |= {"flush_cache": self.settings.flushes}
         paths = [folders[server.home.node if server.home else this_node()] for server in servers]
         bodies = [about | {"model_path": path} for path in paths]
-        self.wait(self.begin_post(servers, "/update_weights_from_disk", bodies))
+        with self.paused(servers):
+            self.wait(self.begin_post(servers, "/update_weights_from_disk", bodies))
 
 
 class InBuckets(Update):
     """Begin, buckets of tensors, end: what the other two ways share."""
 
-    def send(self, tensors: Tensors, servers: list[Server], version: int) -> None:
-        self.prepare(servers)
-        try:
-            self.post(servers, "/begin_weight_update")
-            for bucket, is_last in self.buckets(tensors):
-                flushes = is_last and self.settings.flushes
-                self.send_bucket(bucket, servers, {"flush_cache": flushes, "weight_version": self.name_of(version)})
-        finally:  # also after a failure, if only another's to begin: a server with an open update takes no other
-            problems = self.begin_post(servers, "/end_weight_update", [{}] * len(servers))
-            problems.result()
-        self.wait(problems)
+    @contextlib.contextmanager
+    def opened(self, servers: list[Server]) -> Iterator[None]:
+        """Within the block they are paused, and take buckets."""
+        with self.paused(servers):
+            try:
+                self.post(servers, "/begin_weight_update")
+                yield
+            finally:  # also after a failure, if only another's to begin: a server with an open update takes no other
+                problems = self.begin_post(servers, "/end_weight_update", [{}] * len(servers))
+                problems.result()
+            self.wait(problems)
 
-    def prepare(self, servers: list[Server]) -> None:
-        pass
-
-    def buckets(self, tensors: Tensors) -> Iterator[tuple[list[tuple[str, Tensor]], bool]]:
-        return in_buckets(tensors, self.settings.bucket_bytes)
-
-    def send_bucket(self, bucket: list[tuple[str, Tensor]], servers: list[Server], last: dict) -> None:
-        raise NotImplementedError
+    def about(self, version: int, *, is_last: bool) -> dict:
+        """What a server is told of a bucket, whatever is in it."""
+        return {"flush_cache": is_last and self.settings.flushes, "weight_version": self.name_of(version)}
 
 
 def in_buckets(tensors: Tensors, size: int) -> Iterator[tuple[list[tuple[str, Tensor]], bool]]:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
+_told: defaultdict[str, float] = defaultdict(float)
+
+
+def tell(name: str, seconds: float) -> None:
+    """Seconds that someone has measured whom no Spans was handed to: whoever takes next, of any, has them."""
+    _told[name] += seconds
 
 
 class Spans:
@@ -44,8 +50,18 @@ class Spans:
                 return
             yield item
 
+    def of(self, name: str) -> float:
+        """Seconds under `name` since the last take()."""
+        return self._seconds.get(name, 0.0)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Seconds that were measured otherwise."""
+        self._seconds[name] += seconds
+
     def take(self) -> dict[str, float]:
-        """Seconds by name since the last call; a span still open counts in the next."""
-        seconds = dict(self._seconds)
+        """Seconds by name since the last call, with those that were told; a span still open counts in the next."""
+        seconds = Counter(self._seconds)
+        seconds.update(_told)
         self._seconds.clear()
-        return seconds
+        _told.clear()
+        return dict(seconds)

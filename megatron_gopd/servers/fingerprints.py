@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -38,6 +39,18 @@ class Fingerprints:
         for name, tensor in tensors:
             self._add(name, tensor)
             yield name, tensor
+
+    @classmethod
+    def gathered(cls, mine: Fingerprints | None) -> Fingerprints | None:
+        """Of what passed by on several ranks, on rank 0; None: nothing did here. Collective."""
+        every: list[Fingerprints | None] = [None] * dist.get_world_size()
+        dist.gather_object(mine, every if dist.get_rank() == 0 else None, dst=0)
+        found = cls()
+        for each in filter(None, every):
+            found._whole |= each._whole
+            for held, parts in each._parts.items():
+                found._parts.setdefault(held, {}).update(parts)
+        return found if dist.get_rank() == 0 else None
 
     def differences(self, theirs: dict[str, str]) -> list[str]:
         """Names of parameters that are not the same on both sides; empty: all are equal, bit for bit."""

@@ -17,6 +17,7 @@ from megatron_gopd.config.placement import gpus_of_servers
 from megatron_gopd.config.schema import Servers
 from megatron_gopd.errors import UserError
 from megatron_gopd.machine import visible_gpus
+from megatron_gopd.runs.spans import tell
 from megatron_gopd.servers.client import SGLangClient
 from megatron_gopd.servers.homes import Here, There
 from megatron_gopd.servers.http_client import LostRequestError, RefusedError
@@ -166,15 +167,17 @@ class ServerPool:
     def quiet(self, servers: list[Server]) -> Iterator[None]:
         """Within the block the servers sample nothing, and are not watched; requests go on afterwards.
 
-        Responses under way go on as the settings' on_update says. Raises UserError: a server knows no such pause.
+        Responses under way go on as the settings' on_update says. How long it takes is told as `servers_paused`.
+        Raises UserError: a server knows no such pause.
         """
-        self._supervisor.updating = True
+        self._supervisor.updating, began = True, time.perf_counter()
         try:
             self.background.run(self._to_all(servers, "/pause_generation", {"mode": self.settings.on_update}))
             yield
         finally:
             self.background.run(self._to_all(servers, "/continue_generation", {}))
             self._supervisor.updating = False
+            tell("servers_paused", time.perf_counter() - began)
 
     def recover(self, lost: Iterable[Server]) -> None:
         """Bring back servers that were lost in an update; when they are up, they need the weights."""

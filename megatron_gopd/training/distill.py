@@ -17,11 +17,12 @@ def distill(config: Config) -> None:
         job, spans = session.job, session.spans
         for step in session.steps():
             batch = []
-            for chunk in spans.over("rollout", job.batches.of(step)):
+            for chunk in session.chunks(step):
                 with spans("score"):
                     job.scorers.score(chunk)
                 session.grade(chunk)
                 batch += chunk
+            session.scored()
             if asked.rewards_for:
                 set_outcomes(batch, normalize_std=True)
             with spans("train"):

@@ -23,11 +23,12 @@ def grpo(config: Config) -> None:
         job, spans = session.job, session.spans
         for step in session.steps():
             batch = []
-            for chunk in spans.over("rollout", job.batches.of(step)):
-                session.grade(chunk)
+            for chunk in session.chunks(step):
                 with spans("score"):
                     job.scorers.score(chunk)  # by the reference, where its KL counts
+                session.grade(chunk)
                 batch += chunk
+            session.scored()
             set_outcomes(batch, normalize_std=asked.normalize_std)
             with spans("train"):
                 batch, update = _update(batch, job, loss, step)

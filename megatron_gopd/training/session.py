@@ -93,6 +93,7 @@ class Session:
         self.exams.examine_teachers()
         done = self.checkpoints.resume(self.recorder.resumed)
         self._end_if_told(done)
+        self.spans.take()  # servers were updated before the first step, too
         for step in range(done + 1, last + 1):
             self.grace.begins()
             with self.spans("step"):
@@ -109,6 +110,25 @@ class Session:
         save(self.job.student.export(), config.student.model, self.recorder.model, config.student.dtype)
         self.exams.compare()
         self.recorder.finish()
+
+    def chunks(self, step: int) -> Iterator[list[Trajectory]]:
+        """Of what a step trains on, as responses are finished; scored by the body of the loop over them.
+
+        Where servers sample, all of the rollout that the loop sees is a wait for them; and whatever the last chunk
+        takes to be scored, a wait for scores.
+        """
+        spans, before = self.spans, 0.0
+        for chunk in spans.over("rollout", self.job.batches.of(step)):
+            before = spans.of("score")
+            yield chunk
+        spans.add("wait_for_score", spans.of("score") - before)
+        if self.job.config.rollout.engine == "sglang":
+            spans.add("wait_for_rollout", spans.of("rollout"))
+
+    def scored(self) -> None:
+        """Wait for what servers score of the chunks of a step."""
+        with self.spans("wait_for_score"), self.spans("score"):
+            self.job.scorers.wait()
 
     def grade(self, chunk: list[Trajectory]) -> None:
         """Fill in the rewards of trajectories, where the run has any."""

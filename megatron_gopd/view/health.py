@@ -12,6 +12,7 @@ from megatron_gopd.view.run import Run
 
 DISTANCES = {"target_kl": "KL to target", "reverse_kl": "reverse KL", "loss": "loss"}  # the first that a run has
 PHASES = ("rollout", "score", "grade", "train", "sync", "checkpoint")
+WAITS = {"rollout": "waiting for responses", "score": "waiting for scores"}  # what of a phase is told apart
 
 
 def lights(run: Run, clipped: tuple[int, int] | None = None) -> list[Light]:
@@ -173,7 +174,12 @@ def _time(run: Run) -> Light:
 
 def phases(run: Run) -> dict[str, float]:
     """{phase: median seconds of a step and of the checkpoint after it}, `other` being what no phase accounts for."""
-    found = {name: median(run.series(f"timing/{name}_s")) for name in PHASES if run.has(f"timing/{name}_s")}
+    found = {}
+    for name in (phase for phase in PHASES if run.has(f"timing/{phase}_s")):
+        found[name] = median(run.series(f"timing/{name}_s"))
+        if name in WAITS and run.has(metric := f"timing/wait_for_{name}_s"):
+            found[WAITS[name]] = min(found[name], median(run.series(metric)))
+            found[name] -= found[WAITS[name]]
     step = run.series("timing/step_s")
     rest = median(step) - sum(found[name] for name in found if name != "checkpoint") if step else 0.0
     return found | ({"other": rest} if rest > 0 else {})

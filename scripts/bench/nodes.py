@@ -24,7 +24,7 @@ from tests.chat_models import save_chat_model, write_questions  # noqa: E402
 MODELS, SLOWER = 1.05, 1.15  # bounds: models that enter a node in an update; time of two nodes, over one's
 SIZES = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "num_key_value_heads": 4}
 RANKS = 2  # on a node, where weights are updated
-UPDATES, TURNS, PROMPTS, TOKENS = 5, 7, 32, 96
+UPDATES, TURNS, PROMPTS, TOKENS, BUCKET = 5, 7, 32, 96, 2**21
 WAIT_S = 1800  # for one step: the machine may be busy
 
 
@@ -37,8 +37,9 @@ def main() -> int:
         write_questions(folder / "train.jsonl", PROMPTS)
         models = []
         for nodes in (1, 2, 3):
-            for what, seconds, entered in on_cluster(cluster, nodes, RANKS, "updates", folder):
-                print(f"  {nodes} node(s), {what:36} {seconds:8.3f} s {entered:6.2f} models into a node", flush=True)
+            for what, seconds, paused, entered in on_cluster(cluster, nodes, RANKS, "updates", folder):
+                told = f"{seconds:8.3f} s, servers paused {paused:.3f} s, {entered:5.2f} models into a node"
+                print(f"  {nodes} node(s), {what:36} {told}", flush=True)
                 models.append(entered)
         ratios, seconds = on_cluster(cluster, 2, 1, "rollouts", folder)
     ratio = statistics.median(ratios)
@@ -87,16 +88,18 @@ def configuration(folder: Path, layout: dict | None = None, **servers):
     )
 
 
-def updates(folder: Path) -> list[tuple[str, float, float]]:
-    """On every rank of a step: (what, median seconds, models that entered the node that most entered) of updates.
+def updates(folder: Path) -> list[tuple[str, float, float, float]]:
+    """On every rank of a step: (what, median seconds, seconds in which servers were paused, on average, models that
+    entered the node that most entered) of updates.
 
-    Of those of a node, every rank finds the same.
+    Of those of a node, every rank finds the same; of the pause, rank 0.
     """
     import torch.distributed as dist
 
     from megatron_gopd.policies.student import Student
     from megatron_gopd.rollout import SGLangEngine
     from megatron_gopd.rollout.server_weights import ServerWeights
+    from megatron_gopd.runs import Spans
 
     nodes = dist.get_world_size() // RANKS
     layouts = {"whole on every rank": {}}
@@ -111,15 +114,16 @@ def updates(folder: Path) -> list[tuple[str, float, float]]:
         engine.start(students["whole on every rank"], folder / "logs" / f"of-{nodes}")
         engine._weights.close()
         for way in ("disk", "distributed"):
-            settings = configuration(folder, sync=way)
+            settings = configuration(folder, sync=way, bucket_bytes=BUCKET)
             engine._weights = ServerWeights(settings, engine._pool, [], engine._homes.first_ranks)
             for name, student in students.items():
                 engine.sync(student)  # connections are made
-                before = entered()
+                before, _ = entered(), Spans().take()
                 taken = statistics.median(seconds(lambda student=student: engine.sync(student)) for _ in range(UPDATES))
+                paused = Spans().take().get("servers_paused", 0.0) / UPDATES
                 everywhere = [0] * dist.get_world_size()
                 dist.all_gather_object(everywhere, entered() - before)
-                found.append((f"{way}, {name}", taken, max(everywhere) / UPDATES / bytes_))
+                found.append((f"{way}, {name}", taken, paused, max(everywhere) / UPDATES / bytes_))
             engine._weights.close()
     finally:
         engine.close()

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.chat_models import save_chat_model, write_questions  # noqa: E402
 
 AGREEMENT, THROUGHPUT = 2e-5, 0.95
-ROUNDS, CONCURRENCY, TOKENS = 5, 64, 128
+ROUNDS, CONCURRENCY, TOKENS, BUCKET = 5, 64, 128, 2**21
 
 
 def main() -> int:
@@ -74,21 +74,29 @@ def agreement(folder: Path, family: str, models: dict[str, Path]) -> float:
 
 def measure(folder: Path, models: dict[str, Path]) -> float:
     """Updates, throughput and overlap with one server of a larger model; returns our share of a plain load's rate."""
-    from megatron_gopd.rollout.server_weights import WAYS
+    from megatron_gopd.rollout.server_weights import WAYS, ServerWeights
     from megatron_gopd.rollout.sglang import PLAIN
+    from megatron_gopd.runs import Spans
     from megatron_gopd.training.job import build_job
 
     sizes = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6}
     student = save_chat_model(folder / "larger", seed=3, **sizes)
     teacher = save_chat_model(folder / "larger-teacher", seed=4, **sizes)
-    config = configuration(folder, "larger", student, teacher, max_response_tokens=TOKENS, sglang={"verify_every": 0})
-    job = build_job(config)
+
+    def settings(**servers):
+        keys = {"verify_every": 0} | servers
+        return configuration(folder, "larger", student, teacher, max_response_tokens=TOKENS, sglang=keys)
+
+    job = build_job(settings())
     with job.serving(folder / "logs"):
-        engine, weights = job.rollout, job.rollout._weights
-        for name, way in WAYS.items():
-            weights._way = way(engine._pool, config)
+        engine = job.rollout
+        for name in WAYS:
+            engine._weights.close()
+            engine._weights = ServerWeights(settings(sync=name, bucket_bytes=BUCKET), engine._pool, [], [0])
+            engine.sync(job.student)  # connections are made
+            Spans().take()
             table(name, seconds(lambda: engine.sync(job.student)))
-            weights._way.close()
+            table("  of which servers are paused", Spans().take()["servers_paused"] / ROUNDS)
         bytes_ = sum(tensor.nbytes for _, tensor in job.student.export())
         source, target = student / "model.safetensors", Path("/dev/shm/bench-sglang")
         table(f"(plain copy of the {bytes_ / 2**20:.0f} MiB to /dev/shm)", seconds(lambda: shutil.copy(source, target)))
@@ -154,6 +162,7 @@ def step(job, prompts, overlapped: bool) -> float:
     chunks = job.rollout.generate(prompts, 1)
     for chunk in chunks if overlapped else list(chunks):
         job.scorers.score(chunk)
+    job.scorers.wait()
     return time.perf_counter() - start
 
 

@@ -41,6 +41,14 @@ def test_a_run_that_was_stopped_says_how_it_goes_on(invoke, run):
     assert shown.endswith("\nstopped  SIGINT after step 4 of 10. To go on:\n  megatron-gopd train it.yaml\n")
 
 
+def test_who_waits_is_told_beside_the_phases(invoke, run):
+    row = {"step": 1, "timing/step_s": 2.0, "timing/rollout_s": 1.5, "timing/wait_for_rollout_s": 1.4}
+    (run / "metrics.jsonl").write_text(json.dumps(row | {"timing/servers_paused_s": 0.2, "tokens_per_s": 100.0}))
+    shown = invoke("status", run).out
+    assert "2.0 s (rollout 1.5)" in shown
+    assert "waits    for responses 1.4 servers paused 0.2" in shown
+
+
 def test_for_programs(invoke, run):
     said = json.loads(invoke("status", run, "--json").out)
     assert (said["step"], said["steps"], said["eta_s"], said["finished"]) == (4, 10, 12.0, False)

@@ -115,7 +115,7 @@ def test_our_scorer_on_two_ranks_scores_at_any_temperature(
 def test_our_scorer_tells_of_given_tokens(our_scorer, served, chat_models, plain, with_token):
     """Rows of as many ids each are computed together; -1 stands for none."""
     ids = [np.array([[t, 7 + n, 295, *([-1] * (n % 2))] for t in row.response_tokens]) for n, row in enumerate(ROWS)]
-    found = served("served", chat_models["teacher"], our_scorer, 0.5).score_ids(ROWS, ids)
+    found = served("served", chat_models["teacher"], our_scorer, 0.5).ask_ids(ROWS, ids)()
     for row, of_row, values in zip(ROWS, ids, found, strict=True):
         law = law_of(plain["teacher"], row.prompt_tokens, row.response_tokens, 0.5).numpy()
         expected = np.where(of_row < 0, 0.0, np.take_along_axis(law, of_row, axis=1))
@@ -136,7 +136,7 @@ def test_log_probs_of_given_tokens_are_not_made_up(our_scorer, served, chat_mode
     said = JSONResponse({"logprobs": [[-1.0]]}, status)
     proxy = Proxy(our_scorer, lambda path, count: said if path == "/support" else None)
     with pytest.raises(UserError, match=message):
-        served("served", chat_models["teacher"], proxy.url).score_ids(ROWS[:1], [np.array([[7, 8]])])
+        served("served", chat_models["teacher"], proxy.url).ask_ids(ROWS[:1], [np.array([[7, 8]])])()
     proxy.close()
 
 

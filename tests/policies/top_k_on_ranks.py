@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -70,15 +71,15 @@ class StandIn:
     def __init__(self, said: Answers, reference: Path):
         self.said, self.reference = said, reference
 
-    def score_top(self, rows: list[Row], top_k: int, names: list[str]) -> list[Scored]:
+    def ask_top(self, rows: list[Row], top_k: int, names: list[str]) -> Callable[[], list[Scored]]:
         assert top_k == TOP_K and len(names) == len(rows)
-        return [self.said[(*row.prompt_tokens, *row.response_tokens)] for row in rows]
+        return lambda: [self.said[(*row.prompt_tokens, *row.response_tokens)] for row in rows]
 
-    def score_ids(self, rows: list[Row], ids: list[np.ndarray], names=None) -> list[np.ndarray]:
+    def ask_ids(self, rows: list[Row], ids: list[np.ndarray], names=None) -> Callable[[], list[np.ndarray]]:
         model = load_plain(self.reference)
         laws = [law_of(model, list(row.prompt_tokens), row).detach().numpy() for row in rows]
         # of -1, an id that counts for nothing, anything will do
-        return [np.take_along_axis(law, of_row, axis=1) for law, of_row in zip(laws, ids, strict=True)]
+        return lambda: [np.take_along_axis(law, of_row, axis=1) for law, of_row in zip(laws, ids, strict=True)]
 
 
 def take_step(folders: dict[str, Path], said: Answers, **keys) -> tuple[object, dict[str, np.ndarray], list]:
@@ -88,6 +89,7 @@ def take_step(folders: dict[str, Path], said: Answers, **keys) -> tuple[object, 
     scorers._served = dict.fromkeys(scorers._served, StandIn(said, folders["past"]))
     scorers.score(trajectories[:2])
     scorers.score(trajectories[2:])
+    scorers.wait()
     update = student.update(trajectories, loss_of(config.algorithm), scorers.payload)
     return update, weights_of(student), trajectories
 

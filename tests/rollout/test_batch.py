@@ -19,6 +19,16 @@ def background():
     loop.close()
 
 
+def test_what_fills_a_pass_is_handed_out_before_it_is_a_quarter_of_the_batch(background):
+    async def answer(number):
+        return number if number < 2 else await asyncio.Event().wait()
+
+    requests = [lambda number=number: answer(number) for number in range(16)]
+    batch = Batch(SimpleNamespace(background=background, stale=[]), requests, 16, lambda found: sum(found) >= 1)
+    assert sorted(batch.take()) == [(0, 0), (1, 1)]
+    batch.cancel()
+
+
 def test_who_waits_for_a_quarter_of_the_batch_hears_that_it_goes_on(background, monkeypatch):
     monkeypatch.setattr(batches, "HEARTBEAT_S", 0.3)
     more = asyncio.Event()

@@ -52,6 +52,8 @@ def make_engine(plain, sglang_server, chat_models, tmp_path, one_rank):
 def exports(model) -> SimpleNamespace:
     return SimpleNamespace(
         export=lambda receivers=None: ((name, tensor.detach()) for name, tensor in model.named_parameters()),
+        export_part=lambda: ((name, tensor.detach()) for name, tensor in model.named_parameters()),
+        senders=[0],
         score=lambda rows, temperature: [
             logprobs_of(model, row.prompt_tokens, row.response_tokens, temperature) for row in rows
         ],
@@ -162,9 +164,11 @@ def test_pipeline_stages_of_a_server_are_out_of_reach(make_engine, sglang_server
 def test_a_server_that_was_started_anew_under_its_address_joins_a_new_group(make_engine, sglang_server, plain):
     from starlette.responses import JSONResponse
 
+    from megatron_gopd.rollout.sender_handle import SenderHandle
+
     proxy = Proxy(sglang_server)
     engine = make_engine(url=proxy.url, sync="distributed", patience_s=2)
-    group = {"group_name": engine._weights._way._name}
+    group = {"group_name": engine._weights._way._name_of(SenderHandle(0, None))}
     httpx.post(f"{sglang_server}/destroy_weights_update_group", json=group, timeout=60, trust_env=False)
     until = time.monotonic() + 6
     proxy.fault = lambda path, n: JSONResponse({}, 500) if path == "/generate" and time.monotonic() < until else None

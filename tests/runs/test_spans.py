@@ -5,6 +5,7 @@ import time
 import pytest
 
 from megatron_gopd.runs import Spans
+from megatron_gopd.runs.spans import tell
 
 
 @pytest.fixture
@@ -89,6 +90,14 @@ def test_each_entry_is_announced(clock):
         with spans("score"):
             pass
     assert entered == ["rollout", "score", "rollout", "score", "rollout"]
+
+
+def test_what_somebody_without_spans_measured_is_taken_once():
+    spans = Spans()
+    tell("servers_paused", 0.25)
+    tell("servers_paused", 0.5)
+    assert spans.take() == {"servers_paused": 0.75}
+    assert spans.take() == {}
 
 
 def test_seconds_are_those_of_the_wall_clock():

@@ -25,6 +25,7 @@ METRICS = {
         for teacher in TEACHERS
     ),
     *(f"timing/{phase}_s" for phase in ("rollout", "score", "grade", "train", "sync", "checkpoint", "step")),
+    "timing/wait_for_score_s",
 }
 
 

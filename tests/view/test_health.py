@@ -103,6 +103,12 @@ def test_time_by_phase(tmp_path):
     assert (found.state, found.reason) == ("good", "4 s a step: rollout 50%, train 45%, other 5%")
 
 
+def test_waiting_is_told_apart_from_the_phase_that_it_is_part_of(tmp_path):
+    seconds = {"step": 4.0, "rollout": 2.0, "wait_for_rollout": 2.0, "score": 2.0, "wait_for_score": 0.4}
+    found = light(tmp_path, "time", **{f"timing__{name}_s": value for name, value in seconds.items()})
+    assert found.reason == "4 s a step: waiting for responses 50%, score 40%, waiting for scores 10%"
+
+
 def test_a_checkpoint_is_beside_the_time_of_its_step(tmp_path):
     found = light(tmp_path, "time", timing__step_s=4.0, timing__rollout_s=4.0, timing__checkpoint_s=4.0)
     assert "8 s a step: rollout 50%, checkpoint 50%" in found.reason

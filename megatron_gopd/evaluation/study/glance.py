@@ -10,7 +10,11 @@ from megatron_gopd.evaluation.study.variants import flat
 
 BESIDE = {"run.name", "run.folder"}  # different in any two runs
 LONGEST = 40  # characters of a value
-PHASES = ("rollout", "score", "grade", "train", "sync", "evaluate", "checkpoint")
+PHASES = {phase: phase for phase in ("rollout", "score", "grade", "train", "sync", "evaluate", "checkpoint")} | {
+    "wait_for_rollout": "rollout: waits",
+    "wait_for_score": "score: waits",
+    "servers_paused": "sync: servers paused",
+}
 # what is told of each run: metric -> heading; where none of the runs has it, it is left out
 NUMBERS = {
     "loss": "loss",
@@ -46,7 +50,8 @@ def timing_rows(study: Study) -> list[list[str]]:
     runs = [run for run in study.runs if any("timing/step_s" in row for row in run.metrics)]
     phases = [phase for phase in PHASES if any(f"timing/{phase}_s" in row for run in runs for row in run.metrics)]
     rows = [[run.config.run.name, *(_seconds(run, phase) for phase in ("step", *phases)), *_whole(run)] for run in runs]
-    return [["run", "a step", *phases, "tokens/s", "all steps (h)"], *rows] if rows else []
+    headings = [PHASES[phase] for phase in phases]
+    return [["run", "a step", *headings, "tokens/s", "all steps (h)"], *rows] if rows else []
 
 
 def names(study: Study, most: int = 4) -> str:
