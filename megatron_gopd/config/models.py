@@ -16,6 +16,7 @@ Dtype = Annotated[
     Literal["float32", "bfloat16"], Field(description="of weights and activations; log-probs and losses are float32")
 ]
 Lever = Literal[True, False, "auto"]  # auto: as fast as fits
+Offload = Literal[True, False, "ahead", "auto"]
 
 
 class Fp8(Section):
@@ -44,10 +45,10 @@ class Model(Section):
     layout: Layout = Layout()
     dtype: Dtype = "bfloat16"
     fp8: Fp8 | None = Field(None, description="GEMMs in FP8, on GPUs that have them; null: in dtype")
-    offload: Lever = Field(
+    offload: Offload = Field(
         "auto",
-        description="between uses, keep in host memory: a frozen model's weights, the student's optimizer; auto: on a "
-        "GPU",
+        description="between uses, keep in host memory: a frozen model's weights, the student's optimizer; ahead: and "
+        "bring them back while what is before their use computes; auto: as memory asks for",
     )
 
     @model_validator(mode="before")
@@ -185,8 +186,8 @@ class Student(Model):
 
     recompute: Literal["auto", "none", "selective", "full"] = Field(
         "auto",
-        description="activations computed again in the backward pass: none, attention's, or every layer's; auto: full "
-        "on a GPU, else none",
+        description="activations computed again in the backward pass: none, attention's, or every layer's; auto: as "
+        "memory asks for",
     )
     overlap_communication: Lever = Field(
         "auto", description="reduce gradients over data-parallel ranks while the backward pass goes on; auto: on a GPU"

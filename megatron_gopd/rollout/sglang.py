@@ -20,6 +20,7 @@ from megatron_gopd.data import Prompt, Trajectory, load_tokenizer, stop_ids
 from megatron_gopd.data.packing import Row
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
+from megatron_gopd.mcore.copies import copies
 from megatron_gopd.policies.served_model import refuse_another_model
 from megatron_gopd.ranks import give_back_memory, is_first, on_first
 from megatron_gopd.rollout.batch import Batch, Turn
@@ -218,6 +219,7 @@ class SGLangEngine:
     def _occupy(self) -> None:
         """Colocated: the servers take back the memory they gave away. Collective."""
         if self._colocated:
+            copies().finish()  # what is on its way to the host is memory that they lack
             give_back_memory()
             on_first(lambda: self._pool.occupy())
 

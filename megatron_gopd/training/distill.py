@@ -17,6 +17,7 @@ def distill(config: Config) -> None:
         job, spans = session.job, session.spans
         for step in session.steps():
             batch = []
+            job.scorers.prepare()
             for chunk in spans.over("rollout", job.batches.of(step)):
                 with spans("score"):
                     job.scorers.score(chunk)

@@ -23,6 +23,7 @@ def grpo(config: Config) -> None:
         job, spans = session.job, session.spans
         for step in session.steps():
             batch = []
+            job.scorers.prepare()
             for chunk in spans.over("rollout", job.batches.of(step)):
                 session.grade(chunk)
                 with spans("score"):
