@@ -57,9 +57,6 @@ class Model(Section):
         return {"model": tree} if isinstance(tree, str) else tree
 
 
-# of what is free when they start, for servers on a trainer's GPUs. SGLang wants an eighth of a card for activations and
-# graphs; the rest is for what the trainer keeps meanwhile: communicators, workspaces, an update's buckets
-COLOCATED_MEMORY = 0.7
 # options under which SGLang gives the final hidden states of every token it is asked about: of tokens in its cache, and
 # of all but the last chunk, it has none
 WHOLE_STATES = {"enable-return-hidden-states": True, "chunked-prefill-size": -1, "disable-radix-cache": True}

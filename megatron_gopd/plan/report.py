@@ -9,7 +9,7 @@ from megatron_gopd.plan.hardware import GIB
 from megatron_gopd.plan.overrides import dotted
 from megatron_gopd.plan.planned import Plan, micro_batches_of
 from megatron_gopd.plan.search import Found
-from megatron_gopd.plan.words import levers_in_words
+from megatron_gopd.plan.words import lacking, levers_in_words
 
 
 def show(plan: Plan) -> str:
@@ -143,7 +143,9 @@ def _verdict(plan: Plan) -> str:
             f"The host memory of a node is {short:.0f} GiB short: offload less, cut the student over more ranks (tp, "
             f"pp), or write no checkpoints (checkpoint.every: 0)."
         )
-    if plan.cache_tokens is not None and plan.cache_tokens < plan.longest:
+    if why := lacking(plan):
+        lines.append(why)
+    elif plan.cache_tokens is not None and plan.cache_tokens < plan.longest:
         lines.append(
             f"A server cannot hold one sequence of {plan.longest:,} tokens: raise rollout.sglang.options.tp-size, or "
             f"lower rollout.max_response_tokens."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_gopd.config import Config
-from megatron_gopd.plan import price
+from megatron_gopd.plan import fetches, price
 from megatron_gopd.plan.dry_run import Held, Stage
 from megatron_gopd.plan.exact import Payload
 from megatron_gopd.plan.hardware import Machine
@@ -52,11 +52,14 @@ def step_time(
         rollout = where.engine.seconds(work.spread_over(where.engines), at_a_time, machine)
     if where.kind != "none" and config.algorithm.SAMPLES_STUDENT:
         sync = sync_seconds(config, held["student"], where, machine)
-    score = {
-        role.name: score_seconds(config, role, held[role.name], stages[role.name], where, work, machine, payload)
-        for role in roles[1:]
-    }
-    update = update_seconds(config, roles[0], held["student"], stages["student"], where, work, machine, payload)
+    scorers, parts = roles[1:], chunks(config, where, work)
+    score = {role.name: scoring_seconds(config, role, stages[role.name], where, work, machine) for role in scorers}
+    waited = fetches.of_scorers(scorers, held, score, rollout / parts, parts, machine)
+    for role in scorers:
+        again = late_seconds(config, role, held[role.name], payload, machine) if payload else 0.0
+        score[role.name] += waited[role.name] + again
+    after = 0.0 if where.kind == "colocated" else sync + rollout  # its servers wait until the memory is free
+    update = update_seconds(config, roles[0], held["student"], stages["student"], where, work, machine, payload, after)
     if config.algorithm.updates > 1:
         score["old log-probs"] = update / 4  # a forward pass beside forward, recomputation and backward
     scored = sum(score.values())
@@ -75,29 +78,30 @@ def micro_batches(config: Config, role: Role, where: Placement, work: Workload, 
 
 
 def chunks(config: Config, where: Placement, work: Workload) -> int:
-    """In how many parts a batch is scored: quarters of servers, or what the ranks decode together."""
+    """In how many parts a batch is scored: one of colocated servers, quarters of others, what ranks decode together."""
+    if where.kind == "colocated":
+        return 1
     if where.kind == "embedded":
         return -(-work.sequences // (config.rollout.max_batch_size * where.engines))
     return round(1 / LAST_CHUNK)
 
 
-def score_seconds(
-    config: Config,
-    role: Role,
-    held: Held,
-    stages: list[Stage],
-    where: Placement,
-    work: Workload,
-    machine: Machine,
-    payload: Payload | None = None,
+def scoring_seconds(
+    config: Config, role: Role, stages: list[Stage], where: Placement, work: Workload, machine: Machine
 ) -> float:
-    """One scorer's passes over what it is asked, and its weights from the host for every chunk."""
-    asked = sum(1 / max(1, len(config.teachers)) for name in role.names) if config.teachers else 1.0
-    batches = micro_batches(config, role, where, work, min(1.0, asked))
-    fp8 = role.settings.fp8 is not None
-    restore = 2 * held.weights / machine.host_bandwidth if role.settings.offload else 0.0
-    passes = chunks(config, where, work) + (min(1.0, asked) * payload.late if payload else 0)
-    return restore * passes + price.pipeline_seconds(stages, batches, machine, fp8=fp8)
+    """One scorer's passes over what it is asked, with its weights there."""
+    batches = micro_batches(config, role, where, work, _asked(config, role))
+    return price.pipeline_seconds(stages, batches, machine, fp8=role.settings.fp8 is not None)
+
+
+def late_seconds(config: Config, role: Role, held: Held, payload: Payload, machine: Machine) -> float:
+    """A scorer's weights from the host in an update, for hidden states that are computed within it."""
+    return _asked(config, role) * payload.late * held.weights / machine.host_bandwidth if role.settings.offload else 0.0
+
+
+def _asked(config: Config, role: Role) -> float:
+    """The part of a batch that a scorer is asked about."""
+    return min(1.0, len(role.names) / max(1, len(config.teachers))) if config.teachers else 1.0
 
 
 def update_seconds(
@@ -109,9 +113,12 @@ def update_seconds(
     work: Workload,
     machine: Machine,
     payload: Payload | None = None,
+    after: float = 0.0,
 ) -> float:
     """Forward, recomputation and backward of all micro-batches, gradients summed, the optimizer's step; hidden states
-    that come from scorers, in portions each of which fills the pipeline anew."""
+    that come from scorers, in portions each of which fills the pipeline anew.
+
+    after: seconds that pass until the next update, and not in want of the memory that this one leaves."""
     batches = micro_batches(config, role, where, work)
     computing = price.pipeline_seconds(stages, batches, machine, fp8=role.settings.fp8 is not None)
     if payload:
@@ -123,8 +130,8 @@ def update_seconds(
         reduced = max(reduced / 10, reduced - computing / len(batches) / 2)
     state = held.masters + held.moments
     stepped = max(price.optimizer_seconds(stage, state, machine) for stage in stages)
-    moved = 2 * state / machine.host_bandwidth if role.settings.offload else 0.0
-    return computing + steps * (reduced + stepped + moved)
+    waited = fetches.of_optimizer(role.settings, state, computing / steps, after, steps, machine)
+    return computing + steps * (reduced + stepped) + waited
 
 
 def sync_seconds(config: Config, held: Held, where: Placement, machine: Machine) -> float:

@@ -50,6 +50,7 @@ def _tree(plan: Plan) -> dict:
         "dominant": time.dominant,
         "tokens_per_s_per_gpu": plan.tokens_per_second_per_gpu,
         "gpu_hours": plan.gpu_hours,
+        "mem_fraction_static": plan.where.fraction,
         "levers": {"taken": plan.levers, "line": levers_in_words(plan)},
         "changes": {phase.name: plan.changes(phase) for phase in plan.misfits},
         "said": plan.said,

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from megatron_gopd.config import Config
-from megatron_gopd.config.models import COLOCATED_MEMORY, Model, RolloutServers, Scorer, Servers
+from megatron_gopd.config.models import Model, RolloutServers, Scorer, Servers
 from megatron_gopd.config.placement import ROLLOUT
 from megatron_gopd.data import Prompt, Trajectory, load_tokenizer, stop_ids
 from megatron_gopd.data.packing import Row
@@ -40,12 +40,9 @@ PLAIN = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "frequency_penalty": 0.0, "pre
     "repetition_penalty": 1.0,
     "skip_special_tokens": False,
 }
-# without the first two SGLang says that it gave memory away, and keeps it; or it takes back weights that hold anything
-COLOCATED = {
-    "enable-memory-saver": True,
-    "enable-weights-cpu-backup": True,
-    "mem-fraction-static": COLOCATED_MEMORY,
-}
+# without these SGLang says that it gave memory away, and keeps it; or it takes back weights that hold anything. What it
+# may have of a GPU is decided when a run starts (plan/colocation.py)
+COLOCATED = {"enable-memory-saver": True, "enable-weights-cpu-backup": True}
 
 Sampled = tuple[int, tuple[Response, int]]  # number of the request; its response, version of the weights that began it
 

@@ -109,7 +109,7 @@ def build_job(config: Config) -> Job:
     progress.enter("loading the models")
     student = Student(held)
     scorers = resolve_name(config.algorithm.SCORERS)(held)
-    rollout = _rollout(config)
+    rollout = _rollout(held)
     source = rollout if config.algorithm.SAMPLES_STUDENT else _writers(config)
     return Job(config, tokenizers, loader, student, scorers, rollout, source, Batches(config, loader, source), taken)
 
