@@ -47,6 +47,8 @@ def fastest(config: Config, gpus: int, machine: Machine, work: Workload, where: 
     check_context(config)
     _check_layouts(roles, where, machine)
     held = {rank: construct(resident, roles, rank, where.world) for rank in sample_ranks(roles, where.world)}
+    for shares in held.values():  # a model under two names may be held twice, once one of them waits in host memory
+        shares |= {name: shares[role.name] for role in roles for name in role.names}
     sizes = {role.settings.model: largest_of([role], held)[role.name].weights for role in roles[1:]}
     stepped = Stepped(where.world, longest_micro_batch(config))
     taken = misfit = None
