@@ -100,7 +100,13 @@ def _time(plan: Plan) -> str:
     if time.overlapped:
         rows.append(["beside each other", f"-{time.overlapped:.1f}"])
     rows.append(["step", f"{time.step:.1f}"])
-    return "\n\n".join([_table(["phase", "s"], rows), *filter(None, [_longest(plan)]), *_idle(plan)])
+    return "\n\n".join([_table(["phase", "s"], rows), *filter(None, [_update(plan), _longest(plan)]), *_idle(plan)])
+
+
+def _update(plan: Plan) -> str:
+    """Its parts, which sum up to it."""
+    parts = ", ".join(f"{what} {seconds:.2f}" for what, seconds in plan.time.of_update.items() if seconds >= 0.005)
+    return f"Of the update, in s: {parts}."
 
 
 def _longest(plan: Plan) -> str:

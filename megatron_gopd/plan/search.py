@@ -107,12 +107,12 @@ def _candidate(config: Config, role: Role, layout: Layout, where: Placement, lay
 
 def _best(options: list, config: Config, work: Workload, where: Placement, machine: Machine) -> list:
     """The fastest few whose own bytes fit."""
-    from megatron_gopd.plan.seconds import scoring_seconds, update_seconds
+    from megatron_gopd.plan.seconds import scoring_seconds, update_parts
 
     def seconds(option) -> float:
         role, held, stages = option
         if role.trained:
-            return update_seconds(config, role, held, stages, where, work, machine)
+            return sum(update_parts(config, role, held, stages, where, work, machine).values())
         return held.weights / machine.host_bandwidth + scoring_seconds(config, role, stages, where, work, machine)
 
     def fits(option) -> bool:

@@ -21,6 +21,7 @@ class StepTime:
     rollout: float
     score: dict[str, float]  # by role
     update: float
+    of_update: price.Parts
     sync: float
     overlapped: float  # seconds that pass beside others
 
@@ -59,7 +60,8 @@ def step_time(
         again = late_seconds(config, role, held[role.name], payload, machine) if payload else 0.0
         score[role.name] += waited[role.name] + again
     after = 0.0 if where.kind == "colocated" else sync + rollout  # its servers wait until the memory is free
-    update = update_seconds(config, roles[0], held["student"], stages["student"], where, work, machine, payload, after)
+    parts = update_parts(config, roles[0], held["student"], stages["student"], where, work, machine, payload, after)
+    update = sum(parts.values())
     if config.algorithm.updates > 1:
         score["old log-probs"] = update / 4  # a forward pass beside forward, recomputation and backward
     scored = sum(score.values())
@@ -68,7 +70,7 @@ def step_time(
         overlapped = min(rollout, (1 - LAST_CHUNK) * scored)
         if config.rollout.max_staleness:
             overlapped = min(rollout, scored + update)
-    return StepTime(rollout, score, update, sync, overlapped)
+    return StepTime(rollout, score, update, parts, sync, overlapped)
 
 
 def micro_batches(config: Config, role: Role, where: Placement, work: Workload, fraction: float = 1.0) -> list:
@@ -104,7 +106,7 @@ def _asked(config: Config, role: Role) -> float:
     return min(1.0, len(role.names) / max(1, len(config.teachers))) if config.teachers else 1.0
 
 
-def update_seconds(
+def update_parts(
     config: Config,
     role: Role,
     held: Held,
@@ -114,16 +116,17 @@ def update_seconds(
     machine: Machine,
     payload: Payload | None = None,
     after: float = 0.0,
-) -> float:
+) -> price.Parts:
     """Forward, recomputation and backward of all micro-batches, gradients summed, the optimizer's step; hidden states
     that come from scorers, in portions each of which fills the pipeline anew.
 
     after: seconds that pass until the next update, and not in want of the memory that this one leaves."""
     batches = micro_batches(config, role, where, work)
-    computing = price.pipeline_seconds(stages, batches, machine, fp8=role.settings.fp8 is not None)
+    parts = price.pipeline_parts(stages, batches, machine, fp8=role.settings.fp8 is not None)
     if payload:
-        filling = (len(stages) - 1) * computing / (len(batches) + len(stages) - 1)
-        computing += (payload.portions - 1) * filling + payload.seconds
+        filling = parts["filling of the pipeline"]
+        parts |= {"filling of the pipeline": payload.portions * filling, "hidden states": payload.seconds}
+    computing = sum(parts.values())
     steps = config.algorithm.updates
     reduced = max(price.reduction_seconds(stage, machine) for stage in stages)
     if role.settings.overlap_communication:
@@ -131,7 +134,7 @@ def update_seconds(
     state = held.masters + held.moments
     stepped = max(price.optimizer_seconds(stage, state, machine) for stage in stages)
     waited = fetches.of_optimizer(role.settings, state, computing / steps, after, steps, machine)
-    return computing + steps * (reduced + stepped) + waited
+    return parts | {"gradients reduced": steps * reduced, "optimizer": steps * stepped, "host memory": waited}
 
 
 def sync_seconds(config: Config, held: Held, where: Placement, machine: Machine) -> float:

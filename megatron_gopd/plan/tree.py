@@ -41,6 +41,7 @@ def _tree(plan: Plan) -> dict:
             "rollout": time.rollout,
             "score": time.score,
             "update": time.update,
+            "of_update": time.of_update,
             "sync": time.sync,
             "overlapped": time.overlapped,
             "step": time.step,
