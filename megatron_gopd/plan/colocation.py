@@ -21,8 +21,7 @@ def with_share(
     set by hand stays."""
     if where.kind != "colocated" or where.fraction is not None:
         return config, where
-    found = max(0.0, min(_share(config, roles, on, where, work, machine) for on in ranks))
-    share = math.floor(100 * found) / 100
+    share = math.floor(100 * min(_share(config, roles, on, where, work, machine) for on in ranks)) / 100
     servers = config.rollout.sglang
     servers = servers.model_copy(update={"options": servers.options | {SHARE: share}})
     rollout = config.rollout.model_copy(update={"sglang": servers})
@@ -34,4 +33,4 @@ def _share(config: Config, roles: list[Role], on: OnRank, where: Placement, work
     phases = memory.phases(config, roles, on, elsewhere, work, machine)
     beside = max(phase.bytes for phase in phases if phase.name in memory.WITH_SERVERS)
     left = machine.usable_bytes - beside - memory.server_rest(machine)
-    return left / (machine.free - memory.at_start(config, roles, on, where))
+    return left / (machine.free - memory.at_start(config, roles, on, where)) if left > 0 else 0.0

@@ -40,9 +40,9 @@ PLAIN = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "frequency_penalty": 0.0, "pre
     "repetition_penalty": 1.0,
     "skip_special_tokens": False,
 }
-# without these SGLang says that it gave memory away, and keeps it; or it takes back weights that hold anything. What it
-# may have of a GPU is decided when a run starts (plan/colocation.py)
-COLOCATED = {"enable-memory-saver": True, "enable-weights-cpu-backup": True}
+# without the first two SGLang says that it gave memory away, and keeps it; or it takes back weights that hold anything.
+# The share is decided when a run starts (plan/colocation.py), but of servers that only evaluate, which no plan counts
+COLOCATED = {"enable-memory-saver": True, "enable-weights-cpu-backup": True, "mem-fraction-static": 0.7}
 
 Sampled = tuple[int, tuple[Response, int]]  # number of the request; its response, version of the weights that began it
 

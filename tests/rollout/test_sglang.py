@@ -356,13 +356,18 @@ def test_colocated_servers_have_given_their_memory_away_before_anything_is_score
     proxy.close()
 
 
-def test_colocated_servers_on_gpus_have_the_share_that_the_run_gives_them(make_engine, monkeypatch, tmp_path):
+def test_colocated_servers_on_gpus_leave_the_trainer_some_memory(make_engine, monkeypatch, tmp_path):
     engine = make_engine(colocated=True, options={"mem_fraction_static": 0.4})
     engine._pool.close()
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     engine._start(tmp_path)
     options = engine._pool._launch(engine._pool.servers[0]).options
     assert options["mem-fraction-static"] == 0.4
+    engine._servers.options.clear()
+    engine._pool.close()
+    engine._start(tmp_path)
+    options = engine._pool._launch(engine._pool.servers[0]).options
+    assert options["mem-fraction-static"] == 0.7
 
 
 def test_colocated_servers_on_gpus_can_give_memory_away(make_engine, monkeypatch, tmp_path):
