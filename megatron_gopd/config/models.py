@@ -16,6 +16,7 @@ Dtype = Annotated[
     Literal["float32", "bfloat16"], Field(description="of weights and activations; log-probs and losses are float32")
 ]
 Lever = Literal[True, False, "auto"]  # auto: as fast as fits
+Offload = Literal[True, False, "ahead", "auto"]
 
 
 class Fp8(Section):
@@ -44,10 +45,10 @@ class Model(Section):
     layout: Layout = Layout()
     dtype: Dtype = "bfloat16"
     fp8: Fp8 | None = Field(None, description="GEMMs in FP8, on GPUs that have them; null: in dtype")
-    offload: Lever = Field(
+    offload: Offload = Field(
         "auto",
-        description="between uses, keep in host memory: a frozen model's weights, the student's optimizer; auto: on a "
-        "GPU",
+        description="between uses, keep in host memory: a frozen model's weights, the student's optimizer; ahead: and "
+        "bring them back while what is before their use computes; auto: as memory asks for",
     )
 
     @model_validator(mode="before")
@@ -56,9 +57,6 @@ class Model(Section):
         return {"model": tree} if isinstance(tree, str) else tree
 
 
-# of what is free when they start, for servers on a trainer's GPUs. SGLang wants an eighth of a card for activations and
-# graphs; the rest is for what the trainer keeps meanwhile: communicators, workspaces, an update's buckets
-COLOCATED_MEMORY = 0.7
 # options under which SGLang gives the final hidden states of every token it is asked about: of tokens in its cache, and
 # of all but the last chunk, it has none
 WHOLE_STATES = {"enable-return-hidden-states": True, "chunked-prefill-size": -1, "disable-radix-cache": True}
@@ -195,8 +193,8 @@ class Student(Model):
 
     recompute: Literal["auto", "none", "selective", "full"] = Field(
         "auto",
-        description="activations computed again in the backward pass: none, attention's, or every layer's; auto: full "
-        "on a GPU, else none",
+        description="activations computed again in the backward pass: none, attention's, or every layer's; auto: as "
+        "memory asks for",
     )
     overlap_communication: Lever = Field(
         "auto", description="reduce gradients over data-parallel ranks while the backward pass goes on; auto: on a GPU"

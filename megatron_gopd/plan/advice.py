@@ -6,8 +6,8 @@ import math
 
 from megatron_gopd.config import Config
 from megatron_gopd.plan.hardware import GIB, Machine
-from megatron_gopd.plan.memory import OnRank, Phase
-from megatron_gopd.plan.placement import Placement
+from megatron_gopd.plan.memory import OnRank, Phase, fraction_of
+from megatron_gopd.plan.placement import SHARE, Placement
 
 
 def advice(config: Config, phase: Phase, on: OnRank, where: Placement, machine: Machine) -> list[str]:
@@ -40,8 +40,13 @@ def _changes(config: Config, phase: Phase, on: OnRank, where: Placement, machine
             found.append(("student.recompute=full", 0.8 * active))
     if not student.offload and phase.name != "update" and (held := on.held["student"]):
         at_start = held.gradients + held.masters  # of which servers that share the GPU take their fraction
-        taken = at_start * _fraction(where, machine) if where.shares_gpus and "KV cache" in parts else 0.0
+        taken = at_start * fraction_of(where, machine) if where.shares_gpus and "KV cache" in parts else 0.0
         found.append(("student.offload=true", at_start + held.moments - taken))
+    if student.offload == "ahead" and phase.name == "update" and "activations" in parts:
+        found.append(("student.offload=true", parts["optimizer"]))
+    ahead = sum(size for what, size in parts.items() if what.endswith((", ahead", "next scorer's weights")))
+    if ahead:
+        found.append(("offload: true for the scorers that come ahead", ahead))
     sharded = parts["student weights"] + parts.get("gradients", 0.0)
     found.append((f"student.layout.tp={2 * layout.tp}", sharded / 2))
     for name, held in on.held.items():
@@ -60,15 +65,10 @@ def _less_cache(config: Config, phase: Phase, where: Placement, machine: Machine
     """A smaller share for servers on the same GPUs, down to a cache of one sequence."""
     writers = () if config.algorithm.SAMPLES_STUDENT else config.teachers
     key = next((f"teachers.{name}.server" for name in writers), "rollout.sglang")
-    cache, fraction = phase.parts["KV cache"], _fraction(where, machine)
+    cache, fraction = phase.parts["KV cache"], fraction_of(where, machine)
     static = cache + where.engine.weight_bytes
     longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
     least = where.engine.weight_bytes + longest * where.engine.kv_bytes
     wanted = math.floor(100 * fraction * max(static - excess, least) / static) / 100
-    change = f"{key}.options.mem-fraction-static={wanted:g}"
+    change = f"{key}.options.{SHARE}={wanted:g}"
     return change, static * (1 - wanted / fraction)
-
-
-def _fraction(where: Placement, machine: Machine) -> float:
-    """Of what is free when a server starts, its share."""
-    return where.fraction or machine.memory.static_fraction

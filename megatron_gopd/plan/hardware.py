@@ -61,6 +61,7 @@ class Memory(_Section):
     context_gib: float
     fragmentation: float
     static_fraction: float
+    server_rest: float
 
 
 class Hardware(_Section):
@@ -85,11 +86,18 @@ class Machine(_Section):
     free_bytes: float | None = None  # of a card that is there; None: all of it
 
     @property
+    def whole(self) -> float:
+        """Bytes of a GPU's memory."""
+        return self.chip.memory_gib * GIB
+
+    @property
+    def free(self) -> float:
+        return self.whole if self.free_bytes is None else self.free_bytes
+
+    @property
     def usable_bytes(self) -> float:
         """Of a GPU's memory, what a program may plan with."""
-        whole = self.chip.memory_gib * GIB
-        free = whole if self.free_bytes is None else self.free_bytes
-        return free - self.memory.fragmentation * whole - self.memory.context_gib * GIB
+        return self.free - self.memory.fragmentation * self.whole - self.memory.context_gib * GIB
 
     @property
     def memory_bandwidth(self) -> float:

@@ -1,4 +1,4 @@
-"""Bytes on a GPU in every phase of a step, and in the host memory of its node."""
+"""Bytes on a GPU in every phase of a step."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import numpy as np
 
 from megatron_gopd.config import Config
 from megatron_gopd.plan.dry_run import Held, Stage
-from megatron_gopd.plan.exact import Payload, heads_bytes
-from megatron_gopd.plan.hardware import GIB, Machine
+from megatron_gopd.plan.exact import heads_bytes
+from megatron_gopd.plan.hardware import Machine
 from megatron_gopd.plan.placement import ITEM, Placement
 from megatron_gopd.plan.roles import Role
-from megatron_gopd.plan.routed_experts import routed_experts_bytes
-from megatron_gopd.plan.supports import supports_bytes
 from megatron_gopd.plan.sync import sent_bytes
 from megatron_gopd.plan.workload import Workload
+
+WITH_SERVERS = ("rollout", "sync")  # phases in which colocated servers have their memory
+OF_SERVERS = ("engine weights", "KV cache", "engine work space")
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,11 @@ def phases(
 ) -> list[Phase]:
     """rollout, score, update and sync of one rank.
 
-    Under `offload` gradients and the optimizer's state are away but in an update. Servers start before the first, when
-    there are no moments yet, and take their share of what is free. Colocated ones give it away when a batch is sampled,
-    before its first row is scored, and take it back before the weights are.
+    Under `offload` gradients and the optimizer's state are away but in an update, and `ahead` in all of it. Servers
+    start before the first, when there are no moments yet, and take their share of what is free. Colocated ones give it
+    away when a batch is sampled, before its first row is scored, and take it back before the weights are.
     """
-    student, offloads = on.held["student"] or Held(0, 0), bool(config.student.offload)
+    student, offloads = on.held["student"] or Held(0, 0), config.student.offload
     stage = on.stages["student"]
     activations = stage.peak_bytes if stage else 0.0
     base = _always(config, roles, on, where)
@@ -56,18 +57,19 @@ def phases(
     idle = {} if offloads else gradients | optimizer
     served = {}
     if where.shares_gpus:
-        at_start = _sum(base) + (0 if offloads else student.gradients + student.masters)
-        kv = max(0.0, cache_bytes(machine, where, at_start))
+        kv = max(0.0, cache_bytes(machine, where, at_start(config, roles, on, where)))
         served = {"engine weights": where.engine.weight_bytes, "KV cache": kv}
+    if where.kind == "colocated":
+        served["engine work space"] = server_rest(machine)
     if where.kind == "resident":
         base |= served
     found = []
     if where.kind != "none":
         cache = {"KV cache": embedded_cache(config, where, work)} if where.kind == "embedded" else served
-        found.append(Phase("rollout", base | idle | cache))
+        found.append(Phase("rollout", base | idle | cache | _coming(config, roles, on)))
     if len(roles) > 1:
         found.append(Phase("score", base | idle | _scoring(roles, on)))
-    learning = idle | gradients | {"activations": activations}
+    learning = idle | gradients | {"activations": activations} | (optimizer if offloads == "ahead" else {})
     work_space = stage.step.peak_bytes - stage.step.kept_bytes if stage else 0.0  # it keeps the moments
     update = max((base | learning, base | gradients | optimizer | {"work space": work_space}), key=_sum)
     found.append(Phase("update", update))
@@ -90,8 +92,15 @@ def _buckets(config: Config, where: Placement) -> dict[str, float]:
 def before_updates(config: Config, roles: list[Role], on: OnRank, where: Placement) -> float:
     """Bytes of a rank when its first update begins: its gradients, and no moments yet."""
     student = on.held["student"] or Held(0, 0)
-    masters = 0 if config.student.offload else student.masters
+    masters = 0 if config.student.offload is True else student.masters
     return _sum(_always(config, roles, on, where)) + student.gradients + masters
+
+
+def at_start(config: Config, roles: list[Role], on: OnRank, where: Placement) -> float:
+    """Bytes of a rank when servers start."""
+    student = on.held["student"] or Held(0, 0)
+    idle = 0 if config.student.offload else student.gradients + student.masters
+    return _sum(_always(config, roles, on, where)) + idle
 
 
 def _always(config: Config, roles: list[Role], on: OnRank, where: Placement) -> dict[str, float]:
@@ -115,14 +124,25 @@ def _resident(roles: list[Role], on: OnRank) -> dict[str, float]:
     return {"scorers that stay": weights} if weights else {}
 
 
+def _coming(config: Config, roles: list[Role], on: OnRank) -> dict[str, float]:
+    """The first scorer that comes ahead, while a batch is sampled."""
+    ahead = [role for role in roles[1:] if role.settings.offload == "ahead" and on.held[role.name]]
+    if not (ahead and config.algorithm.SAMPLES_STUDENT):
+        return {}
+    return {f"{ahead[0].name} weights, ahead": on.held[ahead[0].name].weights}
+
+
 def _scoring(roles: list[Role], on: OnRank) -> dict[str, float]:
-    """Of the scorers, one at a time, the one that takes most."""
+    """Of the scorers, one at a time and the next of those that come ahead, what takes most."""
     most = {}
+    ahead = {r.name: on.held[r.name].weights for r in roles[1:] if r.settings.offload == "ahead" and on.held[r.name]}
     for role in roles[1:]:
         held, stage = on.held[role.name], on.stages[role.name]
         if held is None:
             continue
         weights = {f"{role.name} weights": held.weights} if role.settings.offload else {}
+        if following := [size for name, size in ahead.items() if name != role.name]:
+            weights["the next scorer's weights"] = max(following)
         most = max(most, weights | {"activations": stage.peak_bytes}, key=_sum)
     return most
 
@@ -151,31 +171,14 @@ def cache_bytes(machine: Machine, where: Placement, others: float = 0.0) -> floa
 
     Its fraction is of what is free when it starts (SGLang's kv_pool_runtime.py), and holds its weights, too.
     """
-    static = (where.fraction or machine.memory.static_fraction) * (machine.chip.memory_gib * GIB - others)
-    return static - where.engine.weight_bytes
+    return fraction_of(where, machine) * (machine.free - others) - where.engine.weight_bytes
 
 
-def host_bytes(
-    config: Config,
-    roles: list[Role],
-    on: OnRank,
-    where: Placement,
-    work: Workload,
-    ranks_per_node: int,
-    payload: Payload | None,
-) -> dict[str, float]:
-    """Of one node: what its ranks offload, hidden states or supports of scorers, routed experts, weights on their way
-    to servers, and a checkpoint on its way to the disk: the optimizer's state of a rank's part of the model, in
-    float32, on every data-parallel rank."""
-    student = on.held["student"] or Held(0, 0)
-    moved = {"optimizer": (student.masters + student.moments) * ranks_per_node if config.student.offload else 0.0}
-    frozen = [on.held[role.name] for role in roles[1:] if role.settings.offload]
-    moved["scorers"] = sum(held.weights for held in frozen if held) * ranks_per_node
-    moved["hidden states"] = payload.host * ranks_per_node if payload else 0.0
-    moved["supports"] = supports_bytes(config, work) * ranks_per_node
-    moved["routed experts"] = routed_experts_bytes(config, work, where.world) * ranks_per_node
-    if config.rollout.engine == "sglang" and config.rollout.sglang.sync == "disk":
-        moved[config.rollout.sglang.sync_folder] = where.engine.weight_bytes * where.engine.tp
-    if config.checkpoint.every and config.optimizer.type == "adam":
-        moved["a checkpoint"] = 12 * student.parameters * ranks_per_node
-    return {what: size for what, size in moved.items() if size}
+def fraction_of(where: Placement, machine: Machine) -> float:
+    """Of what is free when a server starts, its share."""
+    return machine.memory.static_fraction if where.fraction is None else where.fraction
+
+
+def server_rest(machine: Machine) -> float:
+    """Bytes of a colocated server beside its share."""
+    return machine.memory.server_rest * machine.whole

@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from megatron_gopd.config import Config
-from megatron_gopd.config.models import COLOCATED_MEMORY, Model, Servers
+from megatron_gopd.config.models import Model, Servers
 from megatron_gopd.config.placement import ROLLOUT, Idle, Node, gpus_of_servers, idle, lay_out, serving, share_out
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
 from megatron_gopd.plan.decode import Engine
 
 ITEM = {"float32": 4, "bfloat16": 2}
+SHARE = "mem-fraction-static"  # of what is free when a server starts, that for its weights and KV cache
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Placement:
     engines: int
     engine: Engine
     a_server: int = 1  # engines of one server: its dp-size
-    fraction: float | None = None  # mem-fraction-static, where it is set
+    fraction: float | None = None  # SHARE, where it is set or was decided
+    by_memory: bool = False  # it was decided
     copies: int = 1  # models that an embedded engine holds
     server_gpus: int = 0  # of their own
     ranks_per_node: int = 0
@@ -98,11 +100,10 @@ def _served(kind: str, world: int, model: Model, servers: Servers, key: str, nod
     tp, dp, engine = servers.tp, int(servers.flags.get("dp-size", 1)), _engine(model, servers.tp)
     if engine.architecture.heads % tp:
         raise UserError(f"{key}.options: {engine.architecture.heads} attention heads cannot be cut over tp-size {tp}")
-    fraction = servers.flags.get(name := "mem-fraction-static", COLOCATED_MEMORY if kind == "colocated" else None)
     try:
-        fraction = fraction and float(fraction)
+        fraction = float(servers.flags[SHARE]) if SHARE in servers.flags else None
     except ValueError:
-        raise UserError(f"{key}.options.{name}: {fraction!r} is not a number") from None
+        raise UserError(f"{key}.options.{SHARE}: {servers.flags[SHARE]!r} is not a number") from None
     count = len(servers.urls) or servers.count * serving(key, servers, len(nodes))
     own_gpus = count * servers.gpus_each if kind in ("split", "disjoint") else 0
     most = 0

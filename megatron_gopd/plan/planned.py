@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, replace
 from megatron_gopd.config import Config
 from megatron_gopd.plan import memory
 from megatron_gopd.plan.advice import advice
+from megatron_gopd.plan.colocation import with_share
 from megatron_gopd.plan.dry_run import Held, Stage
 from megatron_gopd.plan.exact import Payload, payload_of
 from megatron_gopd.plan.hardware import Machine
+from megatron_gopd.plan.host import host_bytes
 from megatron_gopd.plan.memory import OnRank, Phase
 from megatron_gopd.plan.placement import Placement
 from megatron_gopd.plan.roles import Role
@@ -48,6 +50,11 @@ class Plan:
     @property
     def fits(self) -> bool:
         return not self.misfits and (self.cache_tokens is None or self.cache_tokens >= self.longest)
+
+    @property
+    def short_of_cache(self) -> bool:
+        """Whether servers that share memory with the trainer would decode more at a time if they had more of it."""
+        return self.where.kind == "colocated" and self.at_a_time < _at_a_time(self.config, self.where, self.work, None)
 
     @property
     def longest(self) -> int:
@@ -102,6 +109,7 @@ def assemble(
 ) -> Plan:
     """Memory and time, from what ranks hold and stages do."""
     ranks = [OnRank(rank, shares, _stages_of(rank, roles, stepped, where)) for rank, shares in held.items()]
+    config, where = with_share(config, roles, ranks, where, work, machine)
     fullest, phases = {}, []
     by_rank = [memory.phases(config, roles, on, where, work, machine) for on in ranks]
     for same in zip(*by_rank, strict=True):
@@ -113,7 +121,7 @@ def assemble(
     at_a_time = _at_a_time(config, where, work, cache_tokens)
     ranks_per_node = min(where.world, machine.gpus_per_node)
     payload = payload_of(config, roles, where, work, machine)
-    hosts = [memory.host_bytes(config, roles, on, where, work, ranks_per_node, payload) for on in ranks]
+    hosts = [host_bytes(config, roles, on, where, work, ranks_per_node, payload) for on in ranks]
     host = max(hosts, key=lambda parts: sum(parts.values()))  # the node of the ranks that hold most
     time = step_time(config, roles, largest, stepped, where, work, machine, at_a_time, payload)
     return Plan(

@@ -12,7 +12,14 @@ from megatron_gopd.plan.hardware import Machine
 _RING = {"all_reduce": 2.0, "all_gather": 1.0, "reduce_scatter": 1.0, "all_to_all": 1.0, "broadcast": 1.0}
 
 
+Parts = dict[str, float]  # of what -> seconds
+
+
 def micro_batch_seconds(stage: Stage, rows: np.ndarray, machine: Machine, *, fp8: bool = False) -> float:
+    return sum(micro_batch_parts(stage, rows, machine, fp8=fp8).values())
+
+
+def micro_batch_parts(stage: Stage, rows: np.ndarray, machine: Machine, *, fp8: bool = False) -> Parts:
     """One micro-batch of rows of these lengths on one pipeline stage.
 
     What was counted for one row of stage.tokens tokens is scaled: products, memory and messages with the tokens,
@@ -21,11 +28,13 @@ def micro_batch_seconds(stage: Stage, rows: np.ndarray, machine: Machine, *, fp8
     share = float(rows.sum()) / stage.tokens
     squares = float((rows.astype(float) ** 2).sum()) / stage.tokens**2
     counts = stage.micro_batch
-    busy = share * gemm_seconds(counts, machine, fp8=fp8)
-    busy += squares * counts.attention_flops / (machine.chip.bf16_flops * machine.reached.attention)
-    busy += share * counts.moved_bytes * machine.reached.fused / machine.memory_bandwidth
+    parts = {
+        "products": share * gemm_seconds(counts, machine, fp8=fp8),
+        "attention": squares * counts.attention_flops / (machine.chip.bf16_flops * machine.reached.attention),
+        "other operations": share * counts.moved_bytes * machine.reached.fused / machine.memory_bandwidth,
+    }
     sent = message_seconds(counts, machine, scale=share)
-    return busy + sent - min(sent * machine.reached.hidden, busy)
+    return parts | {"messages": sent - min(sent * machine.reached.hidden, sum(parts.values()))}
 
 
 def gemm_seconds(counts: Counts, machine: Machine, *, fp8: bool = False) -> float:
@@ -74,10 +83,20 @@ def bandwidth(within: bool, machine: Machine) -> float:
 def pipeline_seconds(
     stages: list[Stage], micro_batches: list[np.ndarray], machine: Machine, *, fp8: bool = False
 ) -> float:
+    return sum(pipeline_parts(stages, micro_batches, machine, fp8=fp8).values())
+
+
+def pipeline_parts(
+    stages: list[Stage], micro_batches: list[np.ndarray], machine: Machine, *, fp8: bool = False
+) -> Parts:
     """All micro-batches through all stages: the slowest stage for each, and the filling of the pipeline."""
-    slowest = [max(micro_batch_seconds(stage, rows, machine, fp8=fp8) for stage in stages) for rows in micro_batches]
-    mean = sum(slowest) / len(slowest)
-    return sum(slowest) + (len(stages) - 1) * mean
+    found: Parts = {}
+    for rows in micro_batches:
+        each = (micro_batch_parts(stage, rows, machine, fp8=fp8) for stage in stages)
+        for what, seconds in max(each, key=lambda parts: sum(parts.values())).items():
+            found[what] = found.get(what, 0.0) + seconds
+    mean = sum(found.values()) / len(micro_batches)
+    return found | {"filling of the pipeline": (len(stages) - 1) * mean}
 
 
 def reduction_seconds(stage: Stage, machine: Machine) -> float:

@@ -9,7 +9,7 @@ from megatron_gopd.plan.hardware import GIB
 from megatron_gopd.plan.overrides import dotted
 from megatron_gopd.plan.planned import Plan, micro_batches_of
 from megatron_gopd.plan.search import Found
-from megatron_gopd.plan.words import levers_in_words
+from megatron_gopd.plan.words import lacking, levers_in_words
 
 SENDERS = 8  # that are named
 
@@ -102,8 +102,14 @@ def _time(plan: Plan) -> str:
     if time.overlapped:
         rows.append(["beside each other", f"-{time.overlapped:.1f}"])
     rows.append(["step", f"{time.step:.1f}"])
-    parts = [markdown_table(["phase", "s"], rows), *filter(None, [_longest(plan), _senders(plan)])]
-    return "\n\n".join([*parts, *_idle(plan)])
+    of_parts = [_update(plan), _longest(plan), _senders(plan)]
+    return "\n\n".join([markdown_table(["phase", "s"], rows), *filter(None, of_parts), *_idle(plan)])
+
+
+def _update(plan: Plan) -> str:
+    """Its parts, which sum up to it."""
+    parts = ", ".join(f"{what} {seconds:.2f}" for what, seconds in plan.time.of_update.items() if seconds >= 0.005)
+    return f"Of the update, in s: {parts}."
 
 
 def _senders(plan: Plan) -> str:
@@ -155,7 +161,9 @@ def _verdict(plan: Plan) -> str:
             f"The host memory of a node is {short:.0f} GiB short: offload less, cut the student over more ranks (tp, "
             f"pp), or write no checkpoints (checkpoint.every: 0)."
         )
-    if plan.cache_tokens is not None and plan.cache_tokens < plan.longest:
+    if why := lacking(plan):
+        lines.append(why)
+    elif plan.cache_tokens is not None and plan.cache_tokens < plan.longest:
         lines.append(
             f"A server cannot hold one sequence of {plan.longest:,} tokens: raise rollout.sglang.options.tp-size, or "
             f"lower rollout.max_response_tokens."

@@ -107,12 +107,13 @@ def _candidate(config: Config, role: Role, layout: Layout, where: Placement, lay
 
 def _best(options: list, config: Config, work: Workload, where: Placement, machine: Machine) -> list:
     """The fastest few whose own bytes fit."""
-    from megatron_gopd.plan.seconds import score_seconds, update_seconds
+    from megatron_gopd.plan.seconds import scoring_seconds, update_parts
 
     def seconds(option) -> float:
         role, held, stages = option
-        price = update_seconds if role.trained else score_seconds
-        return price(config, role, held, stages, where, work, machine)
+        if role.trained:
+            return sum(update_parts(config, role, held, stages, where, work, machine).values())
+        return held.weights / machine.host_bandwidth + scoring_seconds(config, role, stages, where, work, machine)
 
     def fits(option) -> bool:
         _, held, stages = option

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_gopd.config import Config
-from megatron_gopd.plan import price
+from megatron_gopd.plan import fetches, price
 from megatron_gopd.plan.dry_run import Held, Stage
 from megatron_gopd.plan.exact import Payload
 from megatron_gopd.plan.hardware import Machine
@@ -22,6 +22,7 @@ class StepTime:
     rollout: float
     score: dict[str, float]  # by role
     update: float
+    of_update: price.Parts
     sync: float
     overlapped: float  # seconds that pass beside others
 
@@ -53,11 +54,15 @@ def step_time(
         rollout = where.engine.seconds(work.spread_over(where.engines), at_a_time, machine)
     if where.kind != "none" and config.algorithm.SAMPLES_STUDENT:
         sync = sync_seconds(config, where, machine)
-    score = {
-        role.name: score_seconds(config, role, held[role.name], stages[role.name], where, work, machine, payload)
-        for role in roles[1:]
-    }
-    update = update_seconds(config, roles[0], held["student"], stages["student"], where, work, machine, payload)
+    scorers, parts = roles[1:], chunks(config, where, work)
+    score = {role.name: scoring_seconds(config, role, stages[role.name], where, work, machine) for role in scorers}
+    waited = fetches.of_scorers(scorers, held, score, rollout / parts, parts, machine)
+    for role in scorers:
+        again = late_seconds(config, role, held[role.name], payload, machine) if payload else 0.0
+        score[role.name] += waited[role.name] + again
+    after = 0.0 if where.kind == "colocated" else sync + rollout  # its servers wait until the memory is free
+    parts = update_parts(config, roles[0], held["student"], stages["student"], where, work, machine, payload, after)
+    update = sum(parts.values())
     if config.algorithm.updates > 1:
         score["old log-probs"] = update / 4  # a forward pass beside forward, recomputation and backward
     scored = sum(score.values())
@@ -66,7 +71,7 @@ def step_time(
         overlapped = min(rollout, (1 - LAST_CHUNK) * scored)
         if config.rollout.max_staleness:
             overlapped = min(rollout, scored + update)
-    return StepTime(rollout, score, update, sync, overlapped)
+    return StepTime(rollout, score, update, parts, sync, overlapped)
 
 
 def micro_batches(config: Config, role: Role, where: Placement, work: Workload, fraction: float = 1.0) -> list:
@@ -76,13 +81,33 @@ def micro_batches(config: Config, role: Role, where: Placement, work: Workload, 
 
 
 def chunks(config: Config, where: Placement, work: Workload) -> int:
-    """In how many parts a batch is scored: quarters of servers, or what the ranks decode together."""
+    """In how many parts a batch is scored: one of colocated servers, quarters of others, what ranks decode together."""
+    if where.kind == "colocated":
+        return 1
     if where.kind == "embedded":
         return -(-work.sequences // (config.rollout.max_batch_size * where.engines))
     return round(1 / LAST_CHUNK)
 
 
-def score_seconds(
+def scoring_seconds(
+    config: Config, role: Role, stages: list[Stage], where: Placement, work: Workload, machine: Machine
+) -> float:
+    """One scorer's passes over what it is asked, with its weights there."""
+    batches = micro_batches(config, role, where, work, _asked(config, role))
+    return price.pipeline_seconds(stages, batches, machine, fp8=role.settings.fp8 is not None)
+
+
+def late_seconds(config: Config, role: Role, held: Held, payload: Payload, machine: Machine) -> float:
+    """A scorer's weights from the host in an update, for hidden states that are computed within it."""
+    return _asked(config, role) * payload.late * held.weights / machine.host_bandwidth if role.settings.offload else 0.0
+
+
+def _asked(config: Config, role: Role) -> float:
+    """The part of a batch that a scorer is asked about."""
+    return min(1.0, len(role.names) / max(1, len(config.teachers))) if config.teachers else 1.0
+
+
+def update_parts(
     config: Config,
     role: Role,
     held: Held,
@@ -91,38 +116,23 @@ def score_seconds(
     work: Workload,
     machine: Machine,
     payload: Payload | None = None,
-) -> float:
-    """One scorer's passes over what it is asked, and its weights from the host for every chunk."""
-    asked = sum(1 / max(1, len(config.teachers)) for name in role.names) if config.teachers else 1.0
-    batches = micro_batches(config, role, where, work, min(1.0, asked))
-    fp8 = role.settings.fp8 is not None
-    restore = 2 * held.weights / machine.host_bandwidth if role.settings.offload else 0.0
-    passes = chunks(config, where, work) + (min(1.0, asked) * payload.late if payload else 0)
-    return restore * passes + price.pipeline_seconds(stages, batches, machine, fp8=fp8)
-
-
-def update_seconds(
-    config: Config,
-    role: Role,
-    held: Held,
-    stages: list[Stage],
-    where: Placement,
-    work: Workload,
-    machine: Machine,
-    payload: Payload | None = None,
-) -> float:
+    after: float = 0.0,
+) -> price.Parts:
     """Forward, recomputation and backward of all micro-batches, gradients summed, the optimizer's step; hidden states
-    that come from scorers, in portions each of which fills the pipeline anew."""
+    that come from scorers, in portions each of which fills the pipeline anew.
+
+    after: seconds that pass until the next update, and not in want of the memory that this one leaves."""
     batches = micro_batches(config, role, where, work)
-    computing = price.pipeline_seconds(stages, batches, machine, fp8=role.settings.fp8 is not None)
+    parts = price.pipeline_parts(stages, batches, machine, fp8=role.settings.fp8 is not None)
     if payload:
-        filling = (len(stages) - 1) * computing / (len(batches) + len(stages) - 1)
-        computing += (payload.portions - 1) * filling + payload.seconds
+        filling = parts["filling of the pipeline"]
+        parts |= {"filling of the pipeline": payload.portions * filling, "hidden states": payload.seconds}
+    computing = sum(parts.values())
     steps = config.algorithm.updates
     reduced = max(price.reduction_seconds(stage, machine) for stage in stages)
     if role.settings.overlap_communication:
         reduced = max(reduced / 10, reduced - computing / len(batches) / 2)
     state = held.masters + held.moments
     stepped = max(price.optimizer_seconds(stage, state, machine) for stage in stages)
-    moved = 2 * state / machine.host_bandwidth if role.settings.offload else 0.0
-    return computing + steps * (reduced + stepped + moved)
+    waited = fetches.of_optimizer(role.settings, state, computing / steps, after, steps, machine)
+    return parts | {"gradients reduced": steps * reduced, "optimizer": steps * stepped, "host memory": waited}

@@ -39,6 +39,10 @@ class HiddenScorers(Scorers):
     def score(self, chunk: list[Trajectory]) -> None:
         """Begin to hold the hidden states of a chunk, as far as memory allows; servers go on until wait(). Collective;
         every rank passes the same chunk."""
+        with self._in_turn(chunk):
+            self._score(chunk)
+
+    def _score(self, chunk: list[Trajectory]) -> None:
         for name in self.config.teachers:
             taught = [trajectory for trajectory in chunk if trajectory.prompt.teacher == name]
             held = sum(piece.tokens * self.token_bytes_held(piece.teacher) for piece in self.ahead)

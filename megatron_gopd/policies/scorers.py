@@ -17,11 +17,11 @@ from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.frozen import frozen_model
 from megatron_gopd.mcore.levers import settle
 from megatron_gopd.mcore.model import Model
-from megatron_gopd.mcore.offload import Offloader
 from megatron_gopd.policies import scoring
 from megatron_gopd.policies.outside import OutsideScorer, OwnScorer
 from megatron_gopd.policies.payload import LOGPROBS, Payload
 from megatron_gopd.policies.served import ServedScorer
+from megatron_gopd.policies.turns import Turns
 
 
 class Asked(NamedTuple):
@@ -53,7 +53,7 @@ class Scorers:
         self.config = config
         self.payload: Payload = LOGPROBS
         self._models: dict[str, Model | None] = {}  # None where this rank holds no part
-        self._offloaders: dict[str, Offloader] = {}
+        self._turns = Turns()
         self._served: dict[str, OutsideScorer] = {}
         self._under_way: list[tuple[Asked, Callable[[], list[np.ndarray]]]] = []  # at servers
         for who, settings in config.scorers().items():
@@ -63,6 +63,10 @@ class Scorers:
         """Start or find the servers of scorers that are not in this job; their logs go to the folder `logs`."""
         for served in self._served.values():
             served.start(logs)
+
+    def prepare(self) -> None:
+        """A chunk is on its way."""
+        self._turns.prepare()
 
     def score(self, chunk: list[Trajectory]) -> None:
         """Begin to fill in teacher_logprobs and reference_logprobs, as far as the algorithm reads them: models of this
@@ -76,8 +80,9 @@ class Scorers:
                 self._under_way.append((asked, served.ask(asked.rows, asked.names)))
             else:
                 here.append(asked)
-        for asked in here:
-            self._fill(asked, self._in_this_job(asked))
+        with self._in_turn(chunk):
+            for asked in here:
+                self._fill(asked, self._in_this_job(asked))
 
     def wait(self) -> None:
         """Until what servers were asked is filled in. Collective."""
@@ -96,10 +101,18 @@ class Scorers:
         with self._resident(self.config.teachers[name]) as model:
             yield model
 
+    def _in_turn(self, chunk: list[Trajectory]) -> contextlib.AbstractContextManager[None]:
+        """Within the block the chunk is scored, by the reference of all, or by each teacher and then its own."""
+        asked, present = self.config.scorers(), {trajectory.prompt.teacher for trajectory in chunk}
+        order = ["the reference"]
+        for name in self.config.teachers:
+            order += [f"teachers.{name}", f"the reference of teachers.{name}"] if name in present else []
+        return self._turns.of(_identity(asked[who]) for who in order if who in asked)
+
     @contextlib.contextmanager
     def _resident(self, settings: schema.Scorer) -> Iterator[Model | None]:
         identity = _identity(settings)
-        with self._offloaders[identity].resident() if identity in self._offloaders else contextlib.nullcontext():
+        with self._turns.resident(identity):
             yield self._models[identity]
 
     def _servers(self, settings: schema.Scorer) -> OutsideScorer | None:
@@ -112,9 +125,8 @@ class Scorers:
                 self._served[_identity(settings)] = self._behind_servers(settings, who)
         elif _identity(settings) not in self._models:
             model = frozen_model(settings.model, settings.layout, settings.dtype, fp8=settings.fp8)
-            if model is not None and settle(settings).offload:
-                self._offloaders[_identity(settings)] = Offloader(model.module.parameters, frozen=True)
-                self._offloaders[_identity(settings)].release()
+            if model is not None and (away := settle(settings).offload):
+                self._turns.send_away(_identity(settings), model, ahead=away == "ahead")
             self._models[_identity(settings)] = model
 
     def _behind_servers(self, settings: schema.Scorer, who: str) -> OutsideScorer:

@@ -82,7 +82,9 @@ class Student:
         table = TokenTable([len(trajectory) for trajectory in batch], ["logprobs", "entropy", *told, "loss"])
         if self.model is not None:
             if self._away is not None:
-                self._wrapped.restore_grad_buffers()
+                self._wrapped.restore_grad_buffers(synchronize=False)
+            if self.settings.offload == "ahead":
+                self._away.fetch()
             self._wrapped.zero_grad_buffer()
             self._optimizer.zero_grad()
         for portion in payload.portions(batch):
@@ -202,8 +204,9 @@ class Student:
             self._release()
 
     def _release(self) -> None:
+        """Beside what is computed next: Megatron would wait for all of the GPU, copies included."""
         self._away.release()
-        self._wrapped.offload_grad_buffers()
+        self._wrapped.offload_grad_buffers(synchronize=False, empty_cache=False)
 
     def _router_drift(self) -> float | None:
         """How far the routers of all layers have moved since the start; None for a dense student. Collective."""

@@ -16,12 +16,13 @@ import torch
 import torch.distributed as dist
 
 from megatron_gopd.config import Config
-from megatron_gopd.config.models import COLOCATED_MEMORY, Model, RolloutServers, Scorer, Servers
+from megatron_gopd.config.models import Model, RolloutServers, Scorer, Servers
 from megatron_gopd.config.placement import ROLLOUT
 from megatron_gopd.data import Prompt, Trajectory, load_tokenizer, stop_ids
 from megatron_gopd.data.packing import Row
 from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.architecture import Architecture
+from megatron_gopd.mcore.copies import copies
 from megatron_gopd.policies.passes import tokens_of_a_pass
 from megatron_gopd.policies.served_model import refuse_another_model
 from megatron_gopd.ranks import give_back_memory, is_first, on_first
@@ -41,12 +42,9 @@ from megatron_gopd.servers.http_client import LostRequestError, RefusedError
 from megatron_gopd.servers.pool import ServerPool, Together
 from megatron_gopd.servers.routed_experts import FLAG, Routers
 
-# without the first two SGLang says that it gave memory away, and keeps it; or it takes back weights that hold anything
-COLOCATED = {
-    "enable-memory-saver": True,
-    "enable-weights-cpu-backup": True,
-    "mem-fraction-static": COLOCATED_MEMORY,
-}
+# without the first two SGLang says that it gave memory away, and keeps it; or it takes back weights that hold anything.
+# The share is decided when a run starts (plan/colocation.py), but of servers that only evaluate, which no plan counts
+COLOCATED = {"enable-memory-saver": True, "enable-weights-cpu-backup": True, "mem-fraction-static": 0.7}
 
 Sampled = tuple[int, Response]  # number of the request, and what came of it
 
@@ -250,6 +248,7 @@ class SGLangEngine:
     def _occupy(self) -> None:
         """Colocated: the servers take back the memory they gave away. Collective."""
         if self._colocated:
+            copies().finish()  # what is on its way to the host is memory that they lack
             give_back_memory()
             on_first(lambda: self._pool.occupy())
 

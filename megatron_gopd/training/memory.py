@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 PLAN = "megatron_gopd.plan.of_run:take"  # of another room, run by another process
 PHASES = {"rollout": "rollout", "score": "score", "train": "update", "sync": "sync"}  # spans -> phases of a plan
 GIB = 2**30
-BY_HAND = "student.recompute, student.offload and teachers.NAME.offload"
+BY_HAND = (
+    "student.recompute, student.offload, teachers.NAME.offload and, of colocated servers, "
+    "rollout.sglang.options.mem-fraction-static"
+)
 
 
 def take_levers(config: Config, nodes: list[Node]) -> Taken | None:

@@ -16,6 +16,7 @@ from megatron_gopd.config import Config
 from megatron_gopd.data.trajectory import Trajectory
 from megatron_gopd.errors import StoppedError
 from megatron_gopd.evaluation.node_graders import NodeGraders
+from megatron_gopd.mcore.copies import copies
 from megatron_gopd.mcore.save import save
 from megatron_gopd.policies.update import Update
 from megatron_gopd.ranks import is_first, on_first
@@ -118,6 +119,7 @@ class Session:
         takes to be scored, a wait for scores.
         """
         spans, before = self.spans, 0.0
+        self.job.scorers.prepare()
         for chunk in spans.over("rollout", self.job.batches.of(step)):
             before = spans.of("score")
             yield chunk
@@ -156,7 +158,9 @@ class Session:
         """
         if self._trained:
             step, batch, update = self._trained
-            self.recorder.step(step, batch, update, self.spans.take(), found)
+            waited = copies().take_waited_s()
+            seconds = self.spans.take() | ({} if waited is None else {"offload_wait": waited})
+            self.recorder.step(step, batch, update, seconds, found)
         self._trained = None
 
 

@@ -62,8 +62,8 @@ def test_a_variant_that_failed_is_its_own_failure(on_a_card):
 
 def test_two_runs_are_compared_where_both_ran(on_a_card):
     both = {
-        trainer.LEVERS[0].name: {"update": {"seconds": 1.0}},
-        trainer.OFFLOADED.name: {"update": {"seconds": 1.4}},
+        trainer.BASE.name: {"update": {"seconds": 1.0}},
+        trainer.OFFLOADED[0].name: {"update": {"seconds": 1.4}},
     }
     (check,) = trainer.compared(on_a_card, both | {trainer.WIDE.name: "OutOfMemoryError"})
     assert (check.figure, check.bound, check.holds) == ("1.40", "<= 1.3", False)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from megatron_gopd.mcore import offload
+from megatron_gopd.mcore import pinned
 from megatron_gopd.mcore.offload import Offloader
 
 
@@ -95,7 +95,7 @@ def test_pinned_memory_is_registered_while_it_is_held(monkeypatch):
     )
     monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
     monkeypatch.setattr(torch.cuda, "check_error", lambda error: None)
-    first, second = offload._host_memory([10, 20], pinned=True)
+    first, second = pinned.host_memory([10, 20], pinned=True)
     first.fill_(1)
     assert registered == {first.data_ptr(): 30}
     del first

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from megatron_gopd.config.placement import Node
+from megatron_gopd.plan import planning
 from megatron_gopd.plan.hardware import GIB, card, machine
 from megatron_gopd.plan.levers import rungs
 from megatron_gopd.plan.of_run import take
@@ -29,12 +30,37 @@ def peak(found) -> float:
 
 
 def levers(config) -> tuple:
-    student = config.student
-    return student.recompute, sum(each.offload for each in config.scorers().values()), student.offload
+    """What is computed again, how many frozen models are away, whether the optimizer is; how each comes back."""
+    student, scorers = config.student, [each.offload for each in config.scorers().values()]
+    come = [each is True for each in (*scorers, student.offload)]
+    return student.recompute, sum(map(bool, scorers)), bool(student.offload), come
 
 
 @pytest.fixture(scope="module")
-def ladder(dense, tmp_path_factory):
+def built_once():
+    """What fake ranks hold and do is the same whatever a card has free."""
+    known = {}
+
+    def construct(config, roles, rank, world):
+        if rank not in known:
+            known[rank] = construct_(config, roles, rank, world)
+        return known[rank]
+
+    def stages(config, role, *args):
+        key = role.name, role.settings.recompute if role.trained else "", config.training.lm_head_gib
+        if key not in known:
+            known[key] = stages_(config, role, *args)
+        return known[key]
+
+    construct_, stages_ = planning.construct, planning.stages
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "construct", construct)
+        patch.setattr(planning, "stages", stages)
+        yield
+
+
+@pytest.fixture(scope="module")
+def ladder(dense, tmp_path_factory, built_once):
     """The configuration, and its plans, fastest first: each with a byte less than the one before needs."""
     from megatron_gopd.config import load_config
     from tests.plan.conftest import TEXT
@@ -43,7 +69,7 @@ def ladder(dense, tmp_path_factory):
     file.write_text(TEXT.format(folder=dense))
     config = load_config(file, list(TIGHT))
     found = [on_card(config, 80 * GIB)]
-    while found[-1].fits and len(found) < 9:
+    while found[-1].fits and len(found) < 15:
         found.append(on_card(config, peak(found[-1]) - 1))
     return config, found
 
@@ -59,16 +85,9 @@ def test_where_all_fits_nothing_is_saved(ladder):
 def test_each_byte_less_takes_the_next_lever(ladder):
     _, found = ladder
     fitting = [each for each in found if each.fits]
-    taken = [
-        (
-            each.config.student.recompute,
-            sum(s.offload for s in each.config.scorers().values()),
-            each.config.student.offload,
-        )
-        for each in fitting
-    ]
+    taken = [levers(each.config) for each in fitting]
     assert taken == sorted(taken, key=lambda one: (one[2], one[1], ("none", "selective", "full").index(one[0])))
-    assert len(set(taken)) == len(taken) >= 3
+    assert len({each.levers for each in fitting}) == len(taken) >= 3
     assert [peak(each) for each in fitting] == sorted(map(peak, fitting), reverse=True)
 
 
@@ -90,8 +109,16 @@ def test_the_line_says_what_the_next_faster_setting_needs(ladder):
 def test_the_last_lever_is_the_optimizer_and_frozen_models_go_before_it(configured):
     config = configured()
     asked = [pulled for _, pulled in rungs(config, {config.student.model: 1.0})]
-    assert [one.student.offload for one in asked] == [False] * (len(asked) - 1) + [True]
-    assert all(settings.offload for settings in asked[-2].scorers().values())
+    optimizer = [one.student.offload for one in asked]
+    stays = optimizer.index("ahead")
+    assert optimizer == [False] * stays + ["ahead"] * 2 + [True] * 2
+    assert all(settings.offload for settings in asked[stays - 1].scorers().values())
+
+
+def test_what_waits_on_the_host_comes_ahead_where_there_is_room_and_else_when_it_is_used(configured):
+    config = configured("student.recompute=full", "student.offload=false")
+    asked = [pulled for _, pulled in rungs(config, {config.student.model: 1.0})]
+    assert [one.teachers["teacher"].offload for one in asked] == [False, "ahead", True]
 
 
 def test_what_is_set_by_hand_stays(configured):

@@ -103,8 +103,14 @@ def as_usual(folders, alone):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     "levers",
-    [{"offload": True}, {"recompute": "full"}, {"recompute": "selective"}, {"overlap_communication": True}],
-    ids=lambda levers: next(iter(levers)),
+    [
+        {"offload": True},
+        {"offload": "ahead"},
+        {"recompute": "full"},
+        {"recompute": "selective"},
+        {"overlap_communication": True},
+    ],
+    ids=lambda levers: "-".join(map(str, *levers.items())),
 )
 def test_memory_levers_change_nothing(as_usual, folders, levers, dtype):
     updates, weights = take_steps(folders[DENSE], 3, dtype=dtype, student=levers, **ADAM)

@@ -9,7 +9,7 @@ from scripts.gpu.checks.runs import reward, sound, tree
 from scripts.gpu.checks.scores import largest, mean, read_scores, write_rows
 from scripts.gpu.sections.phases import beside_the_plan
 
-NOT_IN_A_QUICK = ("score float32, experts", "gopd bf16 without TE", "offload")
+NOT_IN_A_QUICK = ("score float32, experts", "gopd bf16 without TE", "offload", "offload ahead")
 EXACT, NEAR = 1e-5, 0.02  # nats: of float32, the worst; of bf16, in the mean
 
 
@@ -24,7 +24,8 @@ def cases(bench: Bench) -> list[Case]:
         "gopd bf16 with TE": lambda: with_te(bench),
         "grpo": lambda: grpo(bench),
         "sft": lambda: sft(bench),
-        "offload": lambda: offload(bench),
+        "offload": lambda: offload(bench, "true"),
+        "offload ahead": lambda: offload(bench, "ahead"),
     }
     return [Case("loop", name, run) for name, run in every.items() if not (bench.quick and name in NOT_IN_A_QUICK)]
 
@@ -79,9 +80,9 @@ def sft(bench: Bench) -> Check:
     return sound("sft, 1 step", bench.train(given), steps=1, dtype="bfloat16")
 
 
-def offload(bench: Bench) -> Check:
+def offload(bench: Bench, how: str) -> Check:
     def run(on: str):
         asked = [f"student.offload={on}", f"teachers.one.offload={on}"]
         return bench.train(tree(bench, f"offload-{on}", dtype="bfloat16", steps=2), *asked, extra=DETERMINISTIC)
 
-    return equal("offload on and off, 2 steps", run("true").differences(run("false")))
+    return equal(f"offload {how} and false, 2 steps", run(how).differences(run("false")))
