@@ -42,11 +42,11 @@ class Ahead:
         return self._admission.whole
 
     def draw(self) -> Asked | None:
-        """See Feed.draw. No prompt is under way twice, so that no batch holds it twice."""
+        """See Feed.draw."""
         with self._lock:
             if not self._admission or not self._admission.room:
                 return None
-            number = self._loader.draw({asked.number for asked in self._asked.values()})
+            number = self._loader.draw(self._held())
             if number is None:
                 return None
             prompt = self._loader.prompts[number]
@@ -77,6 +77,12 @@ class Ahead:
             trained = self._batch if step >= self._step else ()
             untrained = [asked.number for pending, asked in self._asked.items() if pending not in trained]
             return self._loader.state_dict(untrained)
+
+    def _held(self) -> set[int]:
+        """Numbers that do not begin now, so that no batch holds a prompt twice: those that may still come into this
+        one, or are in it while it may still grow."""
+        gone = self._batch if self.whole else ()
+        return {asked.number for pending, asked in self._asked.items() if pending not in gone}
 
     def _begun_at(self, step: int) -> Admission:
         rollout = self._config.rollout

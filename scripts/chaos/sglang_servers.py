@@ -75,9 +75,9 @@ class Scene:
 
             run = begun()
             hit = strike(run, phase, self.chance)
-            code = run.wait(900)
+            code = run.wait(1800)
             if code == -signal.SIGKILL:
-                code = begun().wait(900)
+                code = begun().wait(1800)
         return Outcome(hit, code, trained_on(seen, STEPS * BATCH // steps), path.with_suffix(".out").read_text())
 
 

@@ -17,6 +17,7 @@ from megatron_gopd.rollout.sampling import Response
 from megatron_gopd.rollout.stream import Stream
 from megatron_gopd.servers.loop import Background
 from megatron_gopd.training.batches import Batches
+from tests.servers.real_server import wait_for
 
 PROMPTS, BATCH = 24, 4
 EPOCH = PROMPTS // BATCH
@@ -105,6 +106,15 @@ def test_no_response_began_under_weights_older_than_allowed(background):
 def test_a_batch_holds_no_prompt_twice(background):
     for batch in run(Batches(config(over_sampling=3), loader(), Servers(background)), range(1, 3 * EPOCH + 1)):
         assert len({taken.number for taken in batch}) == BATCH
+
+
+def test_where_a_batch_is_all_of_the_data_the_next_begins_while_it_trains(background):
+    servers, few = Servers(background), PromptLoader(loader().prompts[:BATCH], BATCH, seed=1)
+    batches = Batches(config(max_staleness=1, over_sampling=1.0), few, servers)
+    run(batches, range(1, 2))
+    wait_for(lambda: len(servers.begun) == 2 * BATCH, 30)
+    run(batches, range(2, 5))
+    assert [version for _, version, _ in servers.begun][: 2 * BATCH] == [0] * 2 * BATCH
 
 
 def test_batches_hold_as_many_of_each_teacher_as_the_datas_own(background):

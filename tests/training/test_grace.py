@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from megatron_gopd.errors import StoppedError
 from megatron_gopd.runs.interruption import known_by, look
 from megatron_gopd.training.grace import Grace, NoTimeError
+from tests.training.runs_on_ranks import metrics_of
 
 
 @pytest.fixture
@@ -52,6 +55,23 @@ def test_of_the_first_step_nobody_knows_how_long_it_takes(clock):
     clock.at += 2
     with pytest.raises(NoTimeError):
         grace.look()
+
+
+def test_a_step_that_is_given_up_leaves_the_checkpoint_of_the_last(make_config, distill, monkeypatch):
+    config = make_config("given-up", checkpoint={"every": 50, "grace_s": 1.0})
+    ended = Grace.ended
+
+    def told(self):
+        ended(self)
+        if (Path(config.run.folder, "given-up") / "metrics.jsonl").read_text().count("\n") == 1:  # this is step 2
+            self._stop.terminated_at = -100.0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Grace, "ended", told)
+        with pytest.raises(StoppedError, match=r"grace_s \(1\) after step 2 of 5; the checkpoint of step 2 is in"):
+            distill(config)
+    distill(config)
+    assert [row["step"] for row in metrics_of(Path(config.run.folder, "given-up", "metrics.jsonl"))] == [1, 2, 3, 4, 5]
 
 
 def test_whoever_waits_hears_of_it_within_the_block():
