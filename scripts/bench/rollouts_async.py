@@ -1,9 +1,9 @@
 """Rollouts ahead of the steps, measured beside what plan's simulation says of them.
 
 Called by make bench-async. One real SGLang server on a core, a trainer on another, a tiny model whose responses are
-heavy-tailed (chain_model.py). The run at K = 0 is measured first: its lengths, its seconds of score, update and sync,
-and the server's speed by the number of sequences go into the simulation, which then tells the other settings' steps a
-minute. Prints a table and one line that sums up; exit code 0 when no prediction is off by more than the bound.
+heavy-tailed (chain_model.py). The run at K = 0, first and once more at the end, tells lengths, seconds of score, update
+and sync, and the server's speed by the number of sequences; from these the simulation tells the steps a minute of all
+settings. Prints a table and one line that sums up; exit code 0 when no prediction is off by more than the bound.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,34 +48,34 @@ class Run:
 
     step_s: float
     rows: list[dict]  # of metrics.jsonl
-    lengths: list[list[int]]  # of each step's responses, from the first step on
+    looked_at: list[list[int]]  # lengths of the responses of each step
+    lengths: list[list[int]]  # and those of all steps, from the first on
     beside_s: float  # of a step, in no phase: metrics, kept responses
-
-    @property
-    def lengths_looked_at(self) -> list[list[int]]:
-        return self.lengths[WARM_UP : WARM_UP + STEPS]
 
 
 def main() -> int:
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         raise SystemExit("bench-async: server and trainer need a core each, and this process has one")
-    with tempfile.TemporaryDirectory(prefix="bench-async-") as name:
+    states = np.rint(log_normal(MEAN_STATE, LAST_STATE, PROMPTS)).astype(int).tolist()
+    with tempfile.TemporaryDirectory(prefix="bench-async-") as name, ExitStack() as stack:
         folder = Path(name)
         student = save_chain_model(folder / "student", HOLD)
         save_chain_model(folder / "teacher", 1.2 * HOLD)
-        write_prompts(
-            folder / "prompts.jsonl", np.rint(log_normal(MEAN_STATE, LAST_STATE, PROMPTS)).astype(int).tolist()
-        )
+        write_prompts(folder / "prompts.jsonl", states)
         with on_core(cores[-1]):
-            served = real_server(student, folder / "server.log", {"max-running-requests": PLACES})
-            url = served.__enter__()
-        try:
-            measured = [run(folder, setting, url, cores[0]) for setting in SETTINGS]
-            costs = calibrated(measured[0], seconds_of_a_prompt_token(url))
-        finally:
-            served.__exit__(None, None, None)
-    return report(measured, [predicted(costs, setting, measured[0]) for setting in SETTINGS])
+            options = {"max-running-requests": PLACES}
+            url = stack.enter_context(real_server(student, folder / "server.log", options))
+        measured = [run(folder / str(n), each, url, cores[0]) for n, each in enumerate([*SETTINGS, SETTINGS[0]])]
+        prompt_token_s = seconds_of_a_prompt_token(url)
+    measured[0] = base = both(measured[0], measured.pop())  # a machine that slows down meanwhile does so for all
+    costs = calibrated(base, prompt_token_s)
+    return report(measured, [predicted(costs, setting, base) for setting in SETTINGS])
+
+
+def both(one: Run, other: Run) -> Run:
+    mean = {key: (getattr(one, key) + getattr(other, key)) / 2 for key in ("step_s", "beside_s")}
+    return Run(rows=one.rows + other.rows, looked_at=one.looked_at + other.looked_at, lengths=one.lengths, **mean)
 
 
 @contextmanager
@@ -91,14 +91,15 @@ def on_core(core: int) -> Iterator[None]:
 
 def run(folder: Path, setting: Setting, url: str, core: int) -> Run:
     name = f"k{setting.max_staleness}"
+    folder.mkdir()
     ahead = {key: value for key, value in vars(setting).items() if value is not None and setting.max_staleness}
     fp32 = {"dtype": "float32"}
     config = {
         "run": {"name": name, "steps": ALL_STEPS, "folder": str(folder), "device": "cpu"},
-        "student": {"model": str(folder / "student")} | fp32,
-        "teachers": {"one": {"model": str(folder / "teacher")} | fp32},
+        "student": {"model": str(folder.parent / "student")} | fp32,
+        "teachers": {"one": {"model": str(folder.parent / "teacher")} | fp32},
         "algorithm": {"lambda": 1.0},
-        "data": {"train": str(folder / "prompts.jsonl"), "batch_size": BATCH},
+        "data": {"train": str(folder.parent / "prompts.jsonl"), "batch_size": BATCH},
         "rollout": {"engine": "sglang", "max_response_tokens": 2 * HOLD * STATES, "max_batch_size": PLACES} | ahead,
         "optimizer": {"lr": 1e-12},  # the lengths are to stay what they are
         "checkpoint": {"every": 0},
@@ -120,7 +121,7 @@ def run(folder: Path, setting: Setting, url: str, core: int) -> Run:
         sum(row[f"timing/{phase}_s"] for phase in ("rollout", "score", "train", "sync")) for row in rows[looked_at]
     ]
     lengths = [lengths_of(file) for _, file in sorted(steps_kept(folder / name / "trajectories").items())]
-    return Run(step_s, rows[looked_at], lengths, step_s - sum(phases) / STEPS)
+    return Run(step_s, rows[looked_at], lengths[looked_at], lengths, step_s - sum(phases) / STEPS)
 
 
 def times_of_rows(metrics: Path, process: subprocess.Popen) -> Iterator[float]:
@@ -143,11 +144,11 @@ def lengths_of(file: Path) -> list[int]:
 def calibrated(base: Run, prompt_token_s: float) -> Costs:
     """From the run at K = 0, where all responses of a step begin together: a rollout of it takes a constant for each
     decoding step, of which there are as many as the longest response has tokens, one for each token, and one more."""
-    longest, tokens = (np.array([do(step) for step in base.lengths_looked_at]) for do in (max, sum))
+    longest, tokens = (np.array([do(step) for step in base.looked_at]) for do in (max, sum))
     waits = np.array(
         [row["timing/rollout_s"] + 0.75 * row["timing/score_s"] for row in base.rows]
     )  # a quarter is after
-    factors = np.stack([longest, tokens, np.ones(STEPS)], axis=1)
+    factors = np.stack([longest, tokens, np.ones(len(tokens))], axis=1)
     step, sequence, batch = nonnegative(factors, waits)
     print(
         f"  decoding: {1e3 * step:.2f} ms + {1e3 * sequence:.2f} ms a sequence; {1e3 * batch:.0f} ms a batch, ", end=""
