@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.front_door import open_weights
 from megatron_gopd.mcore.megatron_folder import MegatronFolder
 from megatron_gopd.ranks import on_first
+from megatron_gopd.rollout.fixed_decode import FixedDecoder
 from megatron_gopd.rollout.protocol import Exports
 from megatron_gopd.rollout.sampling import Response, decode, logprobs
 from megatron_gopd.rollout.trajectories import trajectory_of
@@ -49,6 +51,9 @@ class EmbeddedEngine:
         self._folder = folder
         self.weight_version = 0
         self.model = load_for_decoding(folder, dtype)
+        self._fixed = None  # on a CPU, a cache that grows reads no token in vain, and there is nothing to capture
+        if self.model.device.type == "cuda":
+            self._fixed = FixedDecoder(self.model, max_batch_size, memory=torch.cuda.mem_get_info()[1])
 
     @classmethod
     def of(cls, model: Model, config: Config) -> EmbeddedEngine:
@@ -78,7 +83,9 @@ class EmbeddedEngine:
         try:
             for first in range(0, len(wanted), wave):
                 part = wanted[first : first + wave]
-                yield self._generate_together(part, step, max_tokens or self.max_response_tokens, count)
+                chunk = self._generate_together(part, step, max_tokens or self.max_response_tokens, count)
+                self.release()  # scorers come
+                yield chunk
         finally:
             count.close()
 
@@ -90,8 +97,8 @@ class EmbeddedEngine:
         count: progress.Count | None = None,
     ) -> list[Response]:
         """Responses to token ids, on this rank alone; greedy without uniforms [prompts, max_tokens]."""
-        return decode(
-            self.model,
+        sampled = self._fixed.decode if self._fixed else partial(decode, self.model)
+        return sampled(
             prompts,
             max_tokens=max_tokens,
             stop_ids=self.stop_ids,
@@ -115,7 +122,9 @@ class EmbeddedEngine:
         self.weight_version = self.weight_version + 1 if version is None else version
 
     def release(self) -> None:
-        """The replica stays."""
+        """The replica stays; a large cache of a GPU goes."""
+        if self._fixed:
+            self._fixed.rest()
 
     def close(self) -> None:
         """Nothing outlives this engine."""
