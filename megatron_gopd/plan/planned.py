@@ -9,7 +9,7 @@ from megatron_gopd.plan import memory
 from megatron_gopd.plan.advice import advice
 from megatron_gopd.plan.dry_run import Held, Stage
 from megatron_gopd.plan.exact import Payload, payload_of
-from megatron_gopd.plan.hardware import Machine
+from megatron_gopd.plan.hardware import GIB, Machine
 from megatron_gopd.plan.memory import OnRank, Phase
 from megatron_gopd.plan.placement import Placement
 from megatron_gopd.plan.roles import Role
@@ -74,7 +74,9 @@ class Plan:
     def filled_rollout_s(self) -> float:
         """Of a rollout with servers wherever ranks have GPUs for one."""
         engines = max(self.where.engines, self.where.most_engines)
-        at_a_time = _at_a_time(self.config, replace(self.where, engines=engines), self.work, self.cache_tokens)
+        at_a_time = _at_a_time(
+            self.config, replace(self.where, engines=engines), self.work, self.machine, self.cache_tokens
+        )
         return self.where.engine.seconds(self.work.spread_over(engines), at_a_time, self.machine)
 
     def changes(self, phase: Phase) -> list[str]:
@@ -103,7 +105,7 @@ def assemble(
         phases.append(same[index])
     largest = largest_of(roles, held)
     cache_tokens = _cache_tokens(where, machine, by_rank)
-    at_a_time = _at_a_time(config, where, work, cache_tokens)
+    at_a_time = _at_a_time(config, where, work, machine, cache_tokens)
     ranks_per_node = min(where.world, machine.gpus_per_node)
     payload = payload_of(config, roles, where, work, machine)
     hosts = [memory.host_bytes(config, roles, on, where, work, ranks_per_node, payload) for on in ranks]
@@ -156,10 +158,12 @@ def _cache_tokens(where: Placement, machine: Machine, by_rank: list[list[Phase]]
     return max(0, int(size / where.engine.kv_bytes))
 
 
-def _at_a_time(config: Config, where: Placement, work: Workload, cache_tokens: int | None) -> int:
+def _at_a_time(config: Config, where: Placement, work: Workload, machine: Machine, cache_tokens: int | None) -> int:
     """Sequences that an engine decodes together."""
     most = max(1, config.rollout.max_batch_size // where.a_server)
     most = min(most, max(1, -(-work.sequences // max(1, where.engines))))
+    if where.kind == "embedded":
+        return memory.embedded_rows(config, where, work, machine.chip.memory_gib * GIB)
     if cache_tokens is None:
         return most
     mean = work.prompt_tokens + float(work.responses.mean()) / 2

@@ -22,6 +22,7 @@ from megatron_gopd.mcore.front_door import open_weights
 from megatron_gopd.mcore.megatron_folder import MegatronFolder
 from megatron_gopd.ranks import on_first
 from megatron_gopd.rollout.fixed_decode import FixedDecoder
+from megatron_gopd.rollout.fixed_layers import fuse
 from megatron_gopd.rollout.protocol import Exports
 from megatron_gopd.rollout.sampling import Response, decode, logprobs
 from megatron_gopd.rollout.trajectories import trajectory_of
@@ -216,4 +217,7 @@ def load_for_decoding(folder: str | Path, dtype: str):
             model = AutoModelForCausalLM.from_pretrained(folder, **local, **kind)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: transformers cannot load this model: {str(error).splitlines()[0]}") from None
-    return model.eval().requires_grad_(False).to(machine.device())
+    model = model.eval().requires_grad_(False).to(machine.device())
+    if model.device.type == "cuda" or model.dtype == torch.float32:
+        fuse(model)
+    return model

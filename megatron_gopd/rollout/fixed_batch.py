@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from megatron_gopd.rollout.buckets import Bucket, bucket
+from megatron_gopd.data.buckets import Bucket, bucket
 from megatron_gopd.rollout.fixed_cache import FixedCache
 from megatron_gopd.rollout.fixed_step import EVERY, Slots, draw, step
 from megatron_gopd.rollout.graphs import Graphs

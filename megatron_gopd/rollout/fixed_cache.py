@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer
 
-from megatron_gopd.rollout.buckets import Bucket
+from megatron_gopd.data.buckets import Bucket
 
 
 class FixedLayer(DynamicLayer):
@@ -28,7 +28,7 @@ class FixedLayer(DynamicLayer):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Zeros: what is not attended to is multiplied by 0, and must be finite."""
-        super().lazy_initialization(key_states, value_states)
+        self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
         new = key_states, value_states
         self._shapes = [(each.shape[1], each.shape[3]) for each in new]
         self._whole = [each.new_zeros(self._room * each.shape[1] * each.shape[3]) for each in new]

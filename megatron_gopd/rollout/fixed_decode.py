@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from megatron_gopd.data.buckets import MOST, bucket, rows_at_a_time, stays
 from megatron_gopd.ranks import is_first
-from megatron_gopd.rollout.buckets import MOST, bucket, rows_at_a_time, stays
 from megatron_gopd.rollout.fixed_batch import Asked, FixedBatch, Room
 from megatron_gopd.rollout.fixed_cache import token_bytes
 from megatron_gopd.rollout.sampling import Response
@@ -21,7 +21,7 @@ class FixedDecoder:
     """Decodes with whatever `model` holds: captured steps know the places of its weights, not their values."""
 
     def __init__(self, model: PreTrainedModel, most_rows: int, memory: float):
-        """`memory`: bytes of the GPU, of which the cache takes its share (buckets.py) when prompts come."""
+        """`memory`: bytes of the GPU, of which the cache takes its share (data/buckets.py) when prompts come."""
         self._model, self._most_rows, self._memory = model, most_rows, memory
         self._token_bytes = token_bytes(model.config, model.dtype.itemsize)
         self._room: Room | None = None
@@ -40,8 +40,9 @@ class FixedDecoder:
     ) -> list[Response]:
         """See sampling.decode; as many rows at a time as the cache's share of the memory holds."""
         tokens = max(map(len, prompts)) + max_tokens
-        rows = rows_at_a_time(self._most_rows, tokens, self._token_bytes, self._memory)
-        if rows < min(self._most_rows, len(prompts)):
+        asked = min(self._most_rows, len(prompts))
+        rows = rows_at_a_time(asked, tokens, self._token_bytes, self._memory)
+        if rows < asked:
             self._tell(rows, tokens)
         room = self._room_for(rows, tokens)
         room.slots.temperature.fill_(temperature)

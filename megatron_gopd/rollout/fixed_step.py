@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from megatron_gopd.rollout.buckets import Bucket
+from megatron_gopd.data.buckets import Bucket
 from megatron_gopd.rollout.fixed_cache import FixedCache
 from megatron_gopd.rollout.sampling import choose
 
