@@ -118,7 +118,7 @@ def _scoring(roles: list[Role], on: OnRank) -> dict[str, float]:
 
 
 def embedded_rows(config: Config, where: Placement, work: Workload, memory: float) -> int:
-    """That the embedded engine decodes at a time on a GPU of `memory` bytes: all may take as long as the longest may."""
+    """That the embedded engine decodes at a time on a GPU of `memory` bytes: each may become as long as any."""
     asked = min(config.rollout.max_batch_size, work.spread_over(where.engines).sequences)
     return buckets.rows_at_a_time(asked, _tokens_of_row(config, work), where.engine.kv_bytes, memory)
 

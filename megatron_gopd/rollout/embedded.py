@@ -23,10 +23,12 @@ from megatron_gopd.mcore.megatron_folder import MegatronFolder
 from megatron_gopd.ranks import on_first
 from megatron_gopd.rollout.fixed_decode import FixedDecoder
 from megatron_gopd.rollout.fixed_layers import fuse
+from megatron_gopd.rollout.growing_cache import has_windows
 from megatron_gopd.rollout.protocol import Exports
 from megatron_gopd.rollout.sampling import Response, decode, logprobs
 from megatron_gopd.rollout.trajectories import trajectory_of
 from megatron_gopd.runs import progress
+from megatron_gopd.terminal import say
 
 
 class EmbeddedEngine:
@@ -52,9 +54,7 @@ class EmbeddedEngine:
         self._folder = folder
         self.weight_version = 0
         self.model = load_for_decoding(folder, dtype)
-        self._fixed = None  # on a CPU, a cache that grows reads no token in vain, and there is nothing to capture
-        if self.model.device.type == "cuda":
-            self._fixed = FixedDecoder(self.model, max_batch_size, memory=torch.cuda.mem_get_info()[1])
+        self._fixed = _fixed_decoder(self.model, max_batch_size)
 
     @classmethod
     def of(cls, model: Model, config: Config) -> EmbeddedEngine:
@@ -158,6 +158,16 @@ class EmbeddedEngine:
             folder=str(self._folder),
             last_id=self._last_id,
         )
+
+
+def _fixed_decoder(model: torch.nn.Module, most_rows: int) -> FixedDecoder | None:
+    """Of a GPU. On a CPU there is nothing to capture, and a cache that grows reads no token in vain."""
+    if model.device.type != "cuda":
+        return None
+    if has_windows(model.config):
+        say("layers with a sliding window: decoding launches every operation of a step by itself, which is slow")
+        return None
+    return FixedDecoder(model, most_rows, memory=torch.cuda.mem_get_info()[1])
 
 
 def _fill(model: torch.nn.Module, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:

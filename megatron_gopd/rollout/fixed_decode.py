@@ -62,10 +62,8 @@ class FixedDecoder:
     def _tell(self, rows: int, tokens: int) -> None:
         """Once."""
         if not self._told and is_first():
-            share = MOST * self._memory / 2**30
-            say(
-                f"decoding {rows} rows at a time, not {self._most_rows}: {share:.1f} GiB hold no more of {tokens} tokens"
-            )
+            room = f"{MOST * self._memory / 2**30:.1f} GiB hold no more of {tokens} tokens"
+            say(f"decoding {rows} rows at a time, not {self._most_rows}: {room}")
         self._told = True
 
     def _room_for(self, rows: int, tokens: int) -> Room:

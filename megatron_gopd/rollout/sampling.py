@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from megatron_gopd.data.packing import Row
-from megatron_gopd.rollout.growing_cache import growing_cache
+from megatron_gopd.rollout.growing_cache import growing_cache, has_windows
+from megatron_gopd.rollout.threads import suited_threads
 from megatron_gopd.runs.progress import Count
 
 SHRINK = 0.9  # finished rows leave the batch once this share, or less, is still being decoded
@@ -64,34 +65,36 @@ def decode(
         uniforms: [prompts, max_tokens] numbers in [0, 1), one decides one token; None: the most likely token.
         count: told after every token how many responses it ended, and how many it belongs to.
     """
+    count = count or Count(0)
     responses = [Growing() for _ in prompts]
     active = range(len(prompts))  # rows of the batch whose responses go on
     rows = np.arange(len(prompts))  # which response each row of the batch belongs to
     tokens, mask = left_padded(prompts, model.device)
     drawn = None if uniforms is None else torch.from_numpy(uniforms).to(model.device)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    cache = growing_cache(model.config)
-    for step in range(max_tokens):
-        hidden = model.model(
-            input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        ).last_hidden_state
-        logprobs = (model.lm_head(hidden[:, -1]).float() / temperature).log_softmax(dim=-1)
-        chosen = choose(logprobs, None if drawn is None else drawn[rows, step, None])
-        _append([responses[row] for row in rows], chosen, logprobs, stop_ids)
-        growing = len(active)
-        active = [index for index, row in enumerate(rows) if not responses[row].finished]
-        if count:
+    cache, windows = growing_cache(model.config), has_windows(model.config)
+    with suited_threads(model) as suit:
+        for step in range(max_tokens):
+            suit(len(rows) if step else mask.numel())
+            seen = mask if windows or not step else _added(mask, model.dtype)
+            hidden = model.model(
+                input_ids=tokens, attention_mask=seen, position_ids=positions, past_key_values=cache, use_cache=True
+            ).last_hidden_state
+            logprobs = (model.lm_head(hidden[:, -1]).float() / temperature).log_softmax(dim=-1)
+            chosen = choose(logprobs, None if drawn is None else drawn[rows, step, None])
+            _append([responses[row] for row in rows], chosen, logprobs, stop_ids)
+            growing = len(active)
+            active = [index for index, row in enumerate(rows) if not responses[row].finished]
             count.add(growing - len(active), growing)
-        if not active:
-            break
-        if len(active) <= SHRINK * len(rows):
-            kept = torch.tensor(active, device=model.device)
-            cache.batch_select_indices(kept)
-            rows, chosen, mask, positions = rows[active], chosen[kept], mask[kept], positions[kept]
-        tokens, positions = chosen[:, None], positions[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-    if count:
-        count.add(len(active), 0)  # cut short
+            if not active:
+                break
+            if len(active) <= SHRINK * len(rows):
+                kept = torch.tensor(active, device=model.device)
+                cache.batch_select_indices(kept)
+                rows, chosen, mask, positions = rows[active], chosen[kept], mask[kept], positions[kept]
+            tokens, positions = chosen[:, None], positions[:, -1:] + 1
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+    count.add(len(active), 0)  # cut short
     return [response.response() for response in responses]
 
 
@@ -119,6 +122,12 @@ def left_padded(prompts: Sequence[Sequence[int]], device) -> tuple[Tensor, Tenso
         tokens[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
     return tokens, mask
+
+
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """[rows, 1, 1, tokens] what attention adds to the scores of a new token: made once for all layers."""
+    added = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(mask == 0, float("-inf"))
+    return added[:, None, None]
 
 
 def choose(logprobs: Tensor, uniforms: Tensor | None) -> Tensor:
