@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,25 @@ def one_rank(chat_models):
 
     with ranks():
         yield
+
+
+@pytest.fixture(scope="session")
+def guard(tmp_path_factory) -> Path:
+    """The library by which a CPU build of torch takes tensors of a GPU; to be loaded before torch."""
+    import torch
+    from torch.utils import cpp_extension
+
+    if torch.version.cuda is not None:
+        pytest.skip("a CUDA build of torch has a guard of its own")
+    if shutil.which("c++") is None:
+        pytest.skip("the stand-in for CUDA's guard is compiled")
+    library = tmp_path_factory.mktemp("guard") / "cuda_guard.so"
+    paths = [f"-I{path}" for path in cpp_extension.include_paths()]
+    paths += [word for path in cpp_extension.library_paths() for word in (f"-L{path}", f"-Wl,-rpath,{path}")]
+    flags = f"-std=c++20 -w -fPIC -shared -D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}".split()
+    source = str(Path(__file__).parent / "cuda_guard.cpp")
+    subprocess.run(["c++", *flags, source, *paths, "-lc10", "-ltorch_cpu", "-o", str(library)], check=True, timeout=300)
+    return library
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from megatron_gopd.config import Config
+from megatron_gopd.data import buckets
 from megatron_gopd.plan.dry_run import Held, Stage
 from megatron_gopd.plan.exact import heads_bytes
 from megatron_gopd.plan.hardware import Machine
@@ -63,9 +62,11 @@ def phases(
         served["engine work space"] = server_rest(machine)
     if where.kind == "resident":
         base |= served
-    found = []
+    found, cache = [], served
+    if where.kind == "embedded":
+        cache = {"KV cache": embedded_cache(config, where, work, machine.whole)}
+        base |= cache if buckets.stays(cache["KV cache"], machine.whole) else {}
     if where.kind != "none":
-        cache = {"KV cache": embedded_cache(config, where, work)} if where.kind == "embedded" else served
         found.append(Phase("rollout", base | idle | cache | _coming(config, roles, on)))
     if len(roles) > 1:
         found.append(Phase("score", base | idle | _scoring(roles, on)))
@@ -147,23 +148,20 @@ def _scoring(roles: list[Role], on: OnRank) -> dict[str, float]:
     return most
 
 
-def embedded_cache(config: Config, where: Placement, work: Workload) -> float:
-    """Bytes of the embedded engine's cache at its largest.
+def embedded_rows(config: Config, where: Placement, work: Workload, memory: float) -> int:
+    """That the embedded engine decodes at a time on a GPU of `memory` bytes: each may become as long as any."""
+    asked = min(config.rollout.max_batch_size, work.spread_over(where.engines).sequences)
+    return buckets.rows_at_a_time(asked, _tokens_of_row(config, work), where.engine.kv_bytes, memory)
 
-    As rollout/growing_cache.py and sampling.py have it: room for half as many tokens again is made whenever it is
-    full, and finished rows leave once a quarter of those held is finished.
-    """
-    share = work.spread_over(where.engines)
-    rows = np.sort(share.responses)[-config.rollout.max_batch_size :]
-    held, room, most = len(rows), 0, 0
-    for finished, length in enumerate(rows.tolist()):
-        while room < work.prompt_tokens + length:
-            tokens = room + 1 if room else work.prompt_tokens
-            room = tokens + max(32, tokens // 2)
-            most = max(most, held * room)
-        alive = len(rows) - finished - 1
-        held = alive if alive <= 0.75 * held else held
-    return float(most) * where.engine.kv_bytes
+
+def embedded_cache(config: Config, where: Placement, work: Workload, memory: float) -> float:
+    """Bytes of the embedded engine's cache, which is made for them at once (data/buckets.py)."""
+    rows = embedded_rows(config, where, work, memory)
+    return float(buckets.bucket(rows, _tokens_of_row(config, work), rows).room * where.engine.kv_bytes)
+
+
+def _tokens_of_row(config: Config, work: Workload) -> int:
+    return work.prompt_tokens + config.rollout.max_response_tokens
 
 
 def cache_bytes(machine: Machine, where: Placement, others: float = 0.0) -> float:

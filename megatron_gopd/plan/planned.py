@@ -88,7 +88,9 @@ class Plan:
     def filled_rollout_s(self) -> float:
         """Of a rollout with servers wherever ranks have GPUs for one."""
         engines = max(self.where.engines, self.where.most_engines)
-        at_a_time = _at_a_time(self.config, replace(self.where, engines=engines), self.work, self.cache_tokens)
+        at_a_time = _at_a_time(
+            self.config, replace(self.where, engines=engines), self.work, self.machine, self.cache_tokens
+        )
         return self.where.engine.seconds(self.work.spread_over(engines), at_a_time, self.machine)
 
     def changes(self, phase: Phase) -> list[str]:
@@ -118,7 +120,7 @@ def assemble(
         phases.append(same[index])
     largest = largest_of(roles, held)
     cache_tokens = _cache_tokens(where, machine, by_rank)
-    at_a_time = _at_a_time(config, where, work, cache_tokens)
+    at_a_time = _at_a_time(config, where, work, machine, cache_tokens)
     ranks_per_node = min(where.world, machine.gpus_per_node)
     payload = payload_of(config, roles, where, work, machine)
     hosts = [host_bytes(config, roles, on, where, work, ranks_per_node, payload) for on in ranks]
@@ -171,8 +173,10 @@ def _cache_tokens(where: Placement, machine: Machine, by_rank: list[list[Phase]]
     return max(0, int(size / where.engine.kv_bytes))
 
 
-def _at_a_time(config: Config, where: Placement, work: Workload, cache_tokens: int | None) -> int:
+def _at_a_time(config: Config, where: Placement, work: Workload, machine: Machine, cache_tokens: int | None) -> int:
     """Sequences of one step that an engine decodes together."""
+    if where.kind == "embedded":
+        return memory.embedded_rows(config, where, work, machine.whole)
     of_step = max(1, -(-work.sequences // max(1, where.engines)))
     return min(of_step, most_at_a_time(config, where, work, cache_tokens))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,14 @@ from megatron_gopd.errors import UserError
 from megatron_gopd.mcore.front_door import open_weights
 from megatron_gopd.mcore.megatron_folder import MegatronFolder
 from megatron_gopd.ranks import on_first
+from megatron_gopd.rollout.fixed_decode import FixedDecoder
+from megatron_gopd.rollout.fixed_layers import fuse
+from megatron_gopd.rollout.growing_cache import has_windows
 from megatron_gopd.rollout.protocol import Exports
 from megatron_gopd.rollout.sampling import Response, decode, logprobs
 from megatron_gopd.rollout.trajectories import trajectory_of
 from megatron_gopd.runs import progress
+from megatron_gopd.terminal import say
 
 
 class EmbeddedEngine:
@@ -49,6 +54,7 @@ class EmbeddedEngine:
         self._folder = folder
         self.weight_version = 0
         self.model = load_for_decoding(folder, dtype)
+        self._fixed = _fixed_decoder(self.model, max_batch_size)
 
     @classmethod
     def of(cls, model: Model, config: Config) -> EmbeddedEngine:
@@ -78,7 +84,9 @@ class EmbeddedEngine:
         try:
             for first in range(0, len(wanted), wave):
                 part = wanted[first : first + wave]
-                yield self._generate_together(part, step, max_tokens or self.max_response_tokens, count)
+                chunk = self._generate_together(part, step, max_tokens or self.max_response_tokens, count)
+                self.release()  # scorers come
+                yield chunk
         finally:
             count.close()
 
@@ -90,8 +98,8 @@ class EmbeddedEngine:
         count: progress.Count | None = None,
     ) -> list[Response]:
         """Responses to token ids, on this rank alone; greedy without uniforms [prompts, max_tokens]."""
-        return decode(
-            self.model,
+        sampled = self._fixed.decode if self._fixed else partial(decode, self.model)
+        return sampled(
             prompts,
             max_tokens=max_tokens,
             stop_ids=self.stop_ids,
@@ -115,7 +123,9 @@ class EmbeddedEngine:
         self.weight_version = self.weight_version + 1 if version is None else version
 
     def release(self) -> None:
-        """The replica stays."""
+        """The replica stays; a large cache of a GPU goes."""
+        if self._fixed:
+            self._fixed.rest()
 
     def close(self) -> None:
         """Nothing outlives this engine."""
@@ -148,6 +158,16 @@ class EmbeddedEngine:
             folder=str(self._folder),
             last_id=self._last_id,
         )
+
+
+def _fixed_decoder(model: torch.nn.Module, most_rows: int) -> FixedDecoder | None:
+    """Of a GPU. On a CPU there is nothing to capture, and a cache that grows reads no token in vain."""
+    if model.device.type != "cuda":
+        return None
+    if has_windows(model.config):
+        say("layers with a sliding window: decoding launches every operation of a step by itself, which is slow")
+        return None
+    return FixedDecoder(model, most_rows, memory=torch.cuda.mem_get_info()[1])
 
 
 def _fill(model: torch.nn.Module, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
@@ -207,4 +227,7 @@ def load_for_decoding(folder: str | Path, dtype: str):
             model = AutoModelForCausalLM.from_pretrained(folder, **local, **kind)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: transformers cannot load this model: {str(error).splitlines()[0]}") from None
-    return model.eval().requires_grad_(False).to(machine.device())
+    model = model.eval().requires_grad_(False).to(machine.device())
+    if model.device.type == "cuda" or model.dtype == torch.float32:
+        fuse(model)
+    return model

@@ -46,6 +46,11 @@ class GrowingLayer(DynamicLayer):
         return long
 
 
+def has_windows(config: PretrainedConfig) -> bool:
+    """Whether a layer forgets what is beyond a sliding window."""
+    return any(DynamicCache(config=config).is_sliding)
+
+
 def growing_cache(config: PretrainedConfig) -> DynamicCache:
     """DynamicCache(config=config) whose layers grow; those of a sliding window are transformers' own."""
     cache = DynamicCache(config=config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from megatron_gopd.data.packing import Row
-from megatron_gopd.rollout.growing_cache import growing_cache
+from megatron_gopd.rollout.growing_cache import growing_cache, has_windows
+from megatron_gopd.rollout.threads import suited_threads
 from megatron_gopd.runs.progress import Count
 
 SHRINK = 0.9  # finished rows leave the batch once this share, or less, is still being decoded
@@ -42,6 +43,15 @@ class Growing:
         """Positions of prompt and response whose experts are known."""
         return sum(map(len, self.routed_experts))
 
+    def add(self, tokens: Sequence[int], logprobs: Sequence[float], stop_ids: Collection[int]) -> int:
+        """What was sampled, up to the first stop id; how many tokens that is."""
+        last = next((place for place, token in enumerate(tokens) if token in stop_ids), None)
+        whole = len(tokens) if last is None else last + 1
+        self.tokens += tokens[:whole]
+        self.logprobs += logprobs[:whole]
+        self.finished = last is not None
+        return whole
+
     def response(self, *, ended_by_age: bool = False) -> Response:
         tokens, logprobs = np.array(self.tokens, dtype=np.int32), np.array(self.logprobs, dtype=np.float32)
         chosen = np.concatenate(self.routed_experts) if self.routed_experts else None
@@ -66,40 +76,43 @@ def decode(
         uniforms: [prompts, max_tokens] numbers in [0, 1), one decides one token; None: the most likely token.
         count: told after every token how many responses it ended, and how many it belongs to.
     """
+    count = count or Count(0)
     responses = [Growing() for _ in prompts]
     active = range(len(prompts))  # rows of the batch whose responses go on
     rows = np.arange(len(prompts))  # which response each row of the batch belongs to
-    tokens, mask = _left_padded(prompts, model.device)
+    tokens, mask = left_padded(prompts, model.device)
+    drawn = None if uniforms is None else torch.from_numpy(uniforms).to(model.device)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    cache = growing_cache(model.config)
-    for step in range(max_tokens):
-        hidden = model.model(
-            input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        ).last_hidden_state
-        logprobs = (model.lm_head(hidden[:, -1]).float() / temperature).log_softmax(dim=-1)
-        chosen = _choose(logprobs, None if uniforms is None else uniforms[rows, step])
-        _append([responses[row] for row in rows], chosen, logprobs, stop_ids)
-        growing = len(active)
-        active = [index for index, row in enumerate(rows) if not responses[row].finished]
-        if count:
+    cache, windows = growing_cache(model.config), has_windows(model.config)
+    with suited_threads(model) as suit:
+        for step in range(max_tokens):
+            suit(len(rows) if step else mask.numel())
+            seen = mask if windows or not step else _added(mask, model.dtype)
+            hidden = model.model(
+                input_ids=tokens, attention_mask=seen, position_ids=positions, past_key_values=cache, use_cache=True
+            ).last_hidden_state
+            logprobs = (model.lm_head(hidden[:, -1]).float() / temperature).log_softmax(dim=-1)
+            chosen = choose(logprobs, None if drawn is None else drawn[rows, step, None])
+            _append([responses[row] for row in rows], chosen, logprobs, stop_ids)
+            growing = len(active)
+            active = [index for index, row in enumerate(rows) if not responses[row].finished]
             count.add(growing - len(active), growing)
-        if not active:
-            break
-        if len(active) <= SHRINK * len(rows):
-            kept = torch.tensor(active, device=model.device)
-            cache.batch_select_indices(kept)
-            rows, chosen, mask, positions = rows[active], chosen[kept], mask[kept], positions[kept]
-        tokens, positions = chosen[:, None], positions[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-    if count:
-        count.add(len(active), 0)  # cut short
+            if not active:
+                break
+            if len(active) <= SHRINK * len(rows):
+                kept = torch.tensor(active, device=model.device)
+                cache.batch_select_indices(kept)
+                rows, chosen, mask, positions = rows[active], chosen[kept], mask[kept], positions[kept]
+            tokens, positions = chosen[:, None], positions[:, -1:] + 1
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+    count.add(len(active), 0)  # cut short
     return [response.response() for response in responses]
 
 
 @torch.inference_mode()
 def logprobs(model: PreTrainedModel, rows: Sequence[Row]) -> list[np.ndarray]:
     """Log-prob of every response token at temperature 1, computed as `decode` would: [response] float32 a row, nats."""
-    tokens, mask = _left_padded([[*row.prompt_tokens, *row.response_tokens] for row in rows], model.device)
+    tokens, mask = left_padded([[*row.prompt_tokens, *row.response_tokens] for row in rows], model.device)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     cache = growing_cache(model.config)
     hidden = model.model(
@@ -112,7 +125,8 @@ def logprobs(model: PreTrainedModel, rows: Sequence[Row]) -> list[np.ndarray]:
     return [of_row.cpu().numpy() for of_row in law.gather(1, targets[:, None])[:, 0].split(sizes)]
 
 
-def _left_padded(prompts: Sequence[Sequence[int]], device) -> tuple[Tensor, Tensor]:
+def left_padded(prompts: Sequence[Sequence[int]], device) -> tuple[Tensor, Tensor]:
+    """Token ids, 0 on the left of the shorter ones, and which are a prompt's, 1 or 0: [prompts, longest] both."""
     width = max(map(len, prompts))
     tokens, mask = torch.zeros(2, len(prompts), width, dtype=torch.long, device=device)
     for row, prompt in enumerate(prompts):
@@ -121,12 +135,21 @@ def _left_padded(prompts: Sequence[Sequence[int]], device) -> tuple[Tensor, Tens
     return tokens, mask
 
 
-def _choose(logprobs: Tensor, uniforms: np.ndarray | None) -> Tensor:
-    """[rows] the token where the cumulative probability passes the uniform number; the likeliest without one."""
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """[rows, 1, 1, tokens] what attention adds to the scores of a new token: made once for all layers."""
+    added = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(mask == 0, float("-inf"))
+    return added[:, None, None]
+
+
+def choose(logprobs: Tensor, uniforms: Tensor | None) -> Tensor:
+    """[rows] the token where the cumulative probability passes the uniform number; the likeliest without one.
+
+    logprobs [rows, V], uniforms [rows, 1] float64.
+    """
     if uniforms is None:
         return logprobs.argmax(dim=-1)
     cumulative = logprobs.double().exp().cumsum(dim=-1)  # float64: 150,000 float32 terms lose the tail
-    threshold = torch.from_numpy(uniforms).to(cumulative)[:, None] * cumulative[:, -1:]
+    threshold = uniforms * cumulative[:, -1:]
     return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=logprobs.shape[1] - 1)
 
 

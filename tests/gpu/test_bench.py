@@ -11,7 +11,7 @@ from scripts.gpu.checks.bench import Bench
 from scripts.gpu.checks.children import Children
 from scripts.gpu.checks.result import Check
 from scripts.gpu.checks.table import table
-from scripts.gpu.figures import kernel, trainer
+from scripts.gpu.figures import decoding, kernel, trainer
 
 CARD = {"name": "NVIDIA H100 80GB HBM3", "capability": 90, "memory_gib": 79.0}
 
@@ -67,6 +67,20 @@ def test_two_runs_are_compared_where_both_ran(on_a_card):
     }
     (check,) = trainer.compared(on_a_card, both | {trainer.WIDE.name: "OutOfMemoryError"})
     assert (check.figure, check.bound, check.holds) == ("1.40", "<= 1.3", False)
+
+
+@pytest.mark.parametrize(("step_s", "holds"), [(0.0079, True), (0.034, False)])
+def test_a_replayed_step_of_64_rows_is_judged_and_a_launched_one_is_told(on_a_card, step_s, holds):
+    way = {"step_s": step_s, "first_s": 2.0}
+    found = {str(rows): {"replayed": way, "launched": way, "launches": 809} for rows in (64, 32)}
+    checks = [check for rows in (64, 32) for check in decoding.of_rows(on_a_card, rows, found)]
+    assert [check.holds for check in checks] == [holds, None, None, None]
+    assert "809 operations" in checks[0].figure
+
+
+@pytest.mark.parametrize(("equal", "nats", "holds"), [(1.0, 2e-6, True), (0.9, 2e-6, False), (1.0, 1e-3, False)])
+def test_replayed_steps_must_draw_what_launched_ones_do(equal, nats, holds):
+    assert decoding.agreement({"equal": equal, "nats": nats}).holds is holds
 
 
 def test_the_line_that_sums_up_names_what_missed():

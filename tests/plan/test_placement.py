@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from megatron_gopd.config import load_config
+from megatron_gopd.data.buckets import MOST, Bucket, bucket
 from megatron_gopd.errors import UserError
 from megatron_gopd.plan.advice import _changes
 from megatron_gopd.plan.hardware import GIB, machine
-from megatron_gopd.plan.memory import embedded_cache
+from megatron_gopd.plan.memory import embedded_cache, embedded_rows
 from megatron_gopd.plan.overrides import dotted
 from megatron_gopd.plan.placement import place
 from megatron_gopd.plan.planning import MODELS, of_ranks, plan
@@ -19,7 +20,7 @@ from megatron_gopd.plan.report import show
 from megatron_gopd.plan.roles import located
 from megatron_gopd.plan.servers import placements
 from megatron_gopd.plan.workload import Workload
-from megatron_gopd.rollout.growing_cache import GrowingLayer
+from megatron_gopd.rollout.fixed_cache import FixedLayer
 
 COLOCATED = ("rollout.engine=sglang", "rollout.sglang.colocated=true", "rollout.sglang.count=2")
 
@@ -126,15 +127,22 @@ def test_rows_are_scored_when_colocated_servers_have_given_their_memory_away(con
 
 
 def test_the_embedded_cache_has_the_room_that_the_engine_makes(configured):
-    """One row of 192 tokens after a prompt of 64, against the cache itself."""
-    layer, token = GrowingLayer(), torch.zeros(1, 1, 1, 1)
-    layer.update(*[token.expand(1, 1, 64, 1)] * 2)
-    for _ in range(191):
-        layer.update(token, token)
-    config = configured("data.batch_size=1")
-    where = place(config, 1, 8)
-    size = embedded_cache(config, where, Workload.of(config, 192, 64))
-    assert size == layer._long[0].shape[2] * where.engine.kv_bytes
+    """Three rows of up to 192 tokens after a prompt of 70, against the cache itself."""
+    config = configured("data.batch_size=3", "rollout.max_response_tokens=192")
+    where, layer = place(config, 1, 8), FixedLayer(bucket(3, 70 + 192, 3).room, torch.zeros(1))
+    layer.begin(Bucket(3, 128))
+    layer.update(*[torch.zeros(3, 1, 70, 1)] * 2)
+    size = embedded_cache(config, where, Workload.of(config, 100, 70), 80 * GIB)
+    assert size == len(layer._whole[0]) * where.engine.kv_bytes
+
+
+def test_rows_of_the_embedded_cache_are_as_many_as_its_share_of_the_memory_holds(configured):
+    config = configured("data.batch_size=64", "rollout.max_response_tokens=16384")
+    where, memory = place(config, 1, 8), 80 * GIB
+    work = Workload.of(config)
+    rows, size = embedded_rows(config, where, work, memory), embedded_cache(config, where, work, memory)
+    assert 1 < rows < 64
+    assert size <= MOST * memory < size * (rows + 1) / rows
 
 
 def test_the_host_is_that_of_the_ranks_that_hold_most(configured):
