@@ -36,3 +36,28 @@ def configured(dense, tmp_path):
         return load_config(file, list(overrides))
 
     return read
+
+
+@pytest.fixture(scope="module")
+def built_once():
+    """For configurations of equal models and layouts: what fake ranks hold and do is the same whatever a card has free."""
+    from megatron_gopd.plan import planning
+
+    known = {}
+
+    def construct(config, roles, rank, world):
+        if rank not in known:
+            known[rank] = construct_(config, roles, rank, world)
+        return known[rank]
+
+    def stages(config, role, *args):
+        key = role.name, role.settings.recompute if role.trained else "", config.training.lm_head_gib
+        if key not in known:
+            known[key] = stages_(config, role, *args)
+        return known[key]
+
+    construct_, stages_ = planning.construct, planning.stages
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "construct", construct)
+        patch.setattr(planning, "stages", stages)
+        yield

@@ -21,7 +21,7 @@ CARD = "NVIDIA H100 80GB HBM3"
 
 
 @pytest.fixture
-def planned(configured):
+def planned(configured, built_once):
     """The plan of two colocated servers on two cards with so many GiB free."""
 
     def plan(free: float, *overrides: str):
@@ -63,7 +63,7 @@ def test_what_is_set_by_hand_stays(planned):
     assert SHARE not in levers_in_words(found)
 
 
-def test_no_room_is_refused_with_its_arithmetic(configured):
+def test_no_room_is_refused_with_its_arithmetic(configured, built_once):
     arithmetic = r"Of 1.6 GiB the trainer keeps .* SGLang's activations and graphs take 10.0"
     with pytest.raises(UserError, match=arithmetic) as refused:
         take(configured(*COLOCATED), [Node(("0", "1"), 2)], CARD, 80 * GIB, 6 * GIB)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from megatron_gopd.config.placement import Node
-from megatron_gopd.plan import planning
 from megatron_gopd.plan.hardware import GIB, card, machine
 from megatron_gopd.plan.levers import rungs
 from megatron_gopd.plan.of_run import take
@@ -34,29 +33,6 @@ def levers(config) -> tuple:
     student, scorers = config.student, [each.offload for each in config.scorers().values()]
     come = [each is True for each in (*scorers, student.offload)]
     return student.recompute, sum(map(bool, scorers)), bool(student.offload), come
-
-
-@pytest.fixture(scope="module")
-def built_once():
-    """What fake ranks hold and do is the same whatever a card has free."""
-    known = {}
-
-    def construct(config, roles, rank, world):
-        if rank not in known:
-            known[rank] = construct_(config, roles, rank, world)
-        return known[rank]
-
-    def stages(config, role, *args):
-        key = role.name, role.settings.recompute if role.trained else "", config.training.lm_head_gib
-        if key not in known:
-            known[key] = stages_(config, role, *args)
-        return known[key]
-
-    construct_, stages_ = planning.construct, planning.stages
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning, "construct", construct)
-        patch.setattr(planning, "stages", stages)
-        yield
 
 
 @pytest.fixture(scope="module")
