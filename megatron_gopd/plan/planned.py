@@ -54,7 +54,7 @@ class Plan:
     @property
     def short_of_cache(self) -> bool:
         """Whether servers that share memory with the trainer would decode more at a time if they had more of it."""
-        return self.where.kind == "colocated" and self.at_a_time < _at_a_time(self.config, self.where, self.work, None)
+        return self.where.kind == "colocated" and self.at_a_time < _in_servers(self.config, self.where, self.work, None)
 
     @property
     def longest(self) -> int:
@@ -177,6 +177,10 @@ def _at_a_time(config: Config, where: Placement, work: Workload, machine: Machin
     """Sequences of one step that an engine decodes together."""
     if where.kind == "embedded":
         return memory.embedded_rows(config, where, work, machine.whole)
+    return _in_servers(config, where, work, cache_tokens)
+
+
+def _in_servers(config: Config, where: Placement, work: Workload, cache_tokens: int | None) -> int:
     of_step = max(1, -(-work.sequences // max(1, where.engines)))
     return min(of_step, most_at_a_time(config, where, work, cache_tokens))
 
