@@ -127,22 +127,22 @@ def test_rows_are_scored_when_colocated_servers_have_given_their_memory_away(con
 
 
 def test_the_embedded_cache_has_the_room_that_the_engine_makes(configured):
-    """Three rows of up to 192 tokens after a prompt of 70, against the cache itself."""
+    """Three rows of up to 192 tokens after a prompt of 64, against the cache itself."""
     config = configured("data.batch_size=3", "rollout.max_response_tokens=192")
-    where, layer = place(config, 1, 8), FixedLayer(bucket(3, 70 + 192, 3).room, torch.zeros(1))
+    where, layer = place(config, 1, 8), FixedLayer(bucket(3, 64 + 192, 3).room, torch.zeros(1))
     layer.begin(Bucket(3, 128))
-    layer.update(*[torch.zeros(3, 1, 70, 1)] * 2)
-    size = embedded_cache(config, where, Workload.of(config, 100, 70), 80 * GIB)
+    layer.update(*[torch.zeros(3, 1, 64, 1)] * 2)
+    size = embedded_cache(config, where, Workload.of(config, 100, 64), 80 * GIB)
     assert size == len(layer._whole[0]) * where.engine.kv_bytes
 
 
 def test_rows_of_the_embedded_cache_are_as_many_as_its_share_of_the_memory_holds(configured):
-    config = configured("data.batch_size=64", "rollout.max_response_tokens=16384")
-    where, memory = place(config, 1, 8), 80 * GIB
-    work = Workload.of(config)
-    rows, size = embedded_rows(config, where, work, memory), embedded_cache(config, where, work, memory)
-    assert 1 < rows < 64
-    assert size <= MOST * memory < size * (rows + 1) / rows
+    config = configured("data.batch_size=64", "rollout.max_response_tokens=192")
+    where, work = place(config, 1, 8), Workload.of(config, 100, 64)
+    a_row = bucket(1, 64 + 192, 1).tokens * where.engine.kv_bytes
+    memory = 5.5 * a_row / MOST
+    assert embedded_rows(config, where, work, memory) == 5
+    assert embedded_cache(config, where, work, memory) == 5 * a_row
 
 
 def test_the_host_is_that_of_the_ranks_that_hold_most(configured):

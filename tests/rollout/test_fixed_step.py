@@ -13,7 +13,7 @@ import pytest
 from tests.tiny_models import save_tiny
 
 HERE = Path(__file__).parent
-PRODUCTS = {"qwen3-tied": 7, "qwen2-untied": 7, "qwen3moe-untied": 5}  # of a layer, but for the experts' own
+PRODUCTS = {"qwen3-tied": 7, "qwen3moe-untied": 5}  # of a layer, but for the experts' own
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
