@@ -40,7 +40,7 @@ def configured(dense, tmp_path):
 
 @pytest.fixture(scope="module")
 def built_once():
-    """For configurations of equal models and layouts: what fake ranks hold and do is the same whatever a card has free."""
+    """For equal models and layouts: what fake ranks hold and do is the same whatever a card has free."""
     from megatron_gopd.plan import planning
 
     known = {}
