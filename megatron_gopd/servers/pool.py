@@ -168,11 +168,13 @@ class ServerPool:
         """Within the block the servers sample nothing, and are not watched; requests go on afterwards.
 
         Responses under way go on as the settings' on_update says. How long it takes is told as `servers_paused`.
-        Raises UserError: a server knows no such pause.
+        Raises UserError: in place, which a server cannot.
         """
-        self._supervisor.updating, began = True, time.perf_counter()
+        self._supervisor.updating, began, mode = True, time.perf_counter(), self.settings.on_update
         try:
-            self.background.run(self._to_all(servers, "/pause_generation", {"mode": self.settings.on_update}))
+            refused = self.background.run(self._to_all(servers, "/pause_generation", {"mode": mode}))
+            if refused and mode == "in_place":
+                raise UserError(f"rollout.sglang.on_update: in_place: {refused}; use retract, or a newer SGLang")
             yield
         finally:
             self.background.run(self._to_all(servers, "/continue_generation", {}))
@@ -200,12 +202,15 @@ class ServerPool:
             if server.client:
                 await server.client.close()
 
-    async def _to_all(self, servers: list[Server], path: str, body: dict) -> None:
-        """A server that does not answer is left to its watcher."""
+    async def _to_all(self, servers: list[Server], path: str, body: dict) -> RefusedError | None:
+        """The last refusal, if there is one. A server that does not answer is left to its watcher."""
+        refused = None
         posts = [server.client.post(path, body, self.settings.patience_s) for server in servers]
         for server, reply in zip(servers, await asyncio.gather(*posts, return_exceptions=True), strict=True):
             if isinstance(reply, Exception):
                 LOGGER.info("%s: %s", server, reply)
+                refused = reply if isinstance(reply, RefusedError) else refused
+        return refused
 
     def _launch(self, server: Server) -> Launch:
         number = self.servers.index(server) % self.settings.count  # on its node

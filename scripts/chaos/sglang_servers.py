@@ -37,6 +37,7 @@ from tests.servers.real_server import Proxy, real_server  # noqa: E402
 STEPS, BATCH = 4, 8
 UPDATE = "/update_weights_from_disk"
 AHEAD = {"max_staleness": 2, "over_sampling": 1.5, "max_logprob_abs_diff": None}
+BUSY = {"max-running-requests": 2}  # servers whose responses see several updates
 Strike = Callable[[subprocess.Popen, Path, random.Random], str]
 
 
@@ -193,10 +194,10 @@ FAULTS = {
     "killed in an update": managed(signalled("sync", signal.SIGKILL, whole_server=False)),
     "hangs in generation": managed(signalled("rollout", signal.SIGSTOP, whole_server=True)),
     "killed with three versions in flight": managed(
-        signalled(THREE, signal.SIGKILL, whole_server=False), AHEAD, steps=2 * STEPS
+        signalled(THREE, signal.SIGKILL, whole_server=False), AHEAD, steps=2 * STEPS, options=BUSY
     ),
     "the run killed with three versions in flight": managed(
-        at(THREE, lambda run, chance: run.kill()), AHEAD, steps=2 * STEPS
+        at(THREE, lambda run, chance: run.kill()), AHEAD, steps=2 * STEPS, options=BUSY
     ),
     "a full queue": managed(untouched, options={"max-running-requests": 2, "max-queued-requests": 2}),
     "answers 500": answers_500,

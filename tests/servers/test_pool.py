@@ -8,11 +8,14 @@ import time
 
 import pytest
 
+from megatron_gopd.config.models import RolloutServers
 from megatron_gopd.config.schema import Servers
+from megatron_gopd.errors import UserError
 from megatron_gopd.servers import launch, supervisor
 from megatron_gopd.servers.pool import ServerPool
 from megatron_gopd.servers.supervisor import LostServersError
 from megatron_gopd.srun import this_node
+from tests.servers.stub import stub
 
 # healthy, but a POST is `fault`; `count` is how often it was started, this time included
 STAND_IN = """
@@ -93,6 +96,15 @@ def test_a_restart_that_fails_is_tried_again(make_pool):
     answer = "self.send_response(200), self.end_headers(), self.wfile.write(b'{}')"
     pool = make_pool(f"os._exit(3) if count == 1 else ({answer})", "count == 2 and sys.exit('no memory yet')")
     assert ask(pool) == {}
+
+
+def test_a_server_that_cannot_go_on_in_place_is_refused(tmp_path):
+    with stub(lambda path, body: 422 if body.get("mode") == "in_place" else {}) as url:
+        kind = {"name": "one", "model": "", "dtype": "", "logs": tmp_path, "most_requests": 8}
+        pool = ServerPool(RolloutServers(urls=[url], on_update="in_place"), **kind)
+        with pytest.raises(UserError, match="on_update: in_place: .*422.*; use retract"), pool.quiet(pool.servers):
+            pass
+        pool.close()
 
 
 def test_restarts_that_fail_leave_a_run_without_servers(make_pool):
