@@ -137,17 +137,8 @@ def report(measured: list[Run], simulated: list[float]) -> int:
         rows.append(
             (*setting, got, 60 / one.step_s, 60 / step_s, f"{off[-1]:+.0%}", *gains, float(stale[0]), int(stale[1]))
         )
-    columns = [
-        "K",
-        "over-sampling",
-        "steps a minute",
-        "simulated",
-        "off by",
-        "over K = 0",
-        "simulated",
-        "staleness",
-        "most",
-    ]
+    columns = ["K", "over-sampling", "cores got", "steps a minute", "simulated", "off by", "over K = 0", "simulated"]
+    columns += ["staleness", "at most"]
     print_table(f"{BATCH} prompts a step, {STEPS} steps", columns, rows)
     worst, gains = max(map(abs, off)), ", ".join(f"{row[6]:.2f} at K = {row[0]}" for row in rows[1:])
     print(
