@@ -83,9 +83,10 @@ def calibrated(base: Run, prompt_token_s: float) -> Costs:
     print(f"{1e3 * prompt_token_s:.2f} ms a token of a prompt", flush=True)
     mean = {phase: np.mean([row[f"timing/{phase}_s"] for row in base.rows]) for phase in ("score", "train", "sync")}
     positions = tokens.mean() + BATCH * PROMPT_TOKENS
-    request = max(0.0, batch / BATCH - PROMPT_TOKENS * prompt_token_s)
-    speed = Speed(PLACES, lambda n, held: step + sequence * n, lambda held: request + prompt_token_s * held)
-    return Costs(1, speed, mean["score"] / positions, mean["train"] + base.beside_s, mean["sync"])
+    # what begins is a pass of the server; the rest of the constant is the trainer's, which hears late of what is there
+    speed = Speed(PLACES, lambda n, held: step + sequence * n, lambda held: step + prompt_token_s * held)
+    heard = max(0.0, batch - BATCH * speed.prefill_seconds(PROMPT_TOKENS))
+    return Costs(1, speed, mean["score"] / positions, mean["train"] + base.beside_s + heard, mean["sync"])
 
 
 def at(costs: Costs, server: float, trainer: float) -> Costs:
