@@ -1,6 +1,7 @@
 # The verbs of this repository. Each installs what it needs into .venv first.
-.PHONY: help docs install install-triton browser quickstart miniature quickstart-smollm2 heal-pruned assets test test-all lint bench bench-convert bench-gpu bench-kernel \
-    bench-nodes bench-objects bench-replay bench-sandbox bench-sglang bench-train parity chaos-resume chaos-sglang chaos-slurm slurm kernel-report clean check-gpu-constraints \
+.PHONY: help docs install install-triton browser quickstart miniature quickstart-smollm2 heal-pruned assets test test-all lint bench bench-async bench-convert bench-gpu \
+    bench-kernel bench-nodes bench-objects bench-replay bench-sandbox bench-sglang bench-train parity chaos-resume chaos-sglang chaos-slurm slurm kernel-report clean \
+    check-gpu-constraints \
     gpu-check
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
@@ -75,6 +76,9 @@ bench-sglang: install  ## the SGLang engine: agreement, weight updates, throughp
 
 bench-replay: install  ## log-probs of engine and trainer with and without the engine's experts, a tiny student of 32 experts
 	$(PY) scripts/bench/routing_replay.py
+
+bench-async: install  ## rollouts ahead of the steps: steps a minute measured, beside plan's simulation; two cores
+	$(PY) scripts/bench/rollouts_async.py
 
 bench-nodes: slurm  ## servers on every node: an update's seconds and bytes, two nodes beside one; on simulated nodes
 	$(PY) scripts/bench/nodes.py
