@@ -5,6 +5,7 @@
     gpu-check
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
+PYTEST := $(PY) -m pytest -q -rs -n 3 --dist loadfile  # three at a time on two cores: most wait for what they start
 SMOLLM2 := assets/SmolLM2-135M-Instruct
 MINIATURE := assets/miniature
 export TOKENIZERS_PARALLELISM := false
@@ -50,13 +51,13 @@ slurm: install  ## SLURM's packages for the tests, where they can be installed
 	@$(PY) scripts/mini_slurm.py install || echo "the tests that need SLURM will be skipped"
 
 test: install-triton slurm  ## the tests, without those marked slow
-	$(PY) -m pytest -q -rs $(ARGS)
+	$(PYTEST) $(ARGS)
 
 browser: install  ## a headless Chromium for the tests of view's page, where it can be installed
 	@scripts/install/browser.sh
 
 test-all: install-triton slurm browser  ## all tests
-	$(PY) -m pytest -q -rs -m "" $(ARGS)
+	$(PYTEST) -m "" $(ARGS)
 
 docs: install  ## docs/configuration.md from the schema
 	$(PY) scripts/docs/configuration.py

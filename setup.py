@@ -56,7 +56,7 @@ setup(
         "tensorboard",
     ],
     extras_require={
-        "dev": ["httpx", "pytest", "pytest-timeout", "ruff", "pre-commit", "gguf"],
+        "dev": ["httpx", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "pre-commit", "gguf"],
         "browser": ["playwright"],  # of the slow tests that look at the page of view; scripts/install/browser.sh
         # Transformer Engine is built for the torch that is there, by scripts/install/transformer_engine.sh
         "gpu": ["sglang"],

@@ -147,7 +147,8 @@ class ScorerService:
             asked = kind.model_validate_json(await body_of(request))
         except ValidationError as error:
             first = error.errors()[0]
-            return _error(400, ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"]))))
+            where, what = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+            return _error(400, f"{where}: {what}" if where else what)
         except TooLongError:
             return _error(413, f"a request is at most {MOST_BYTES} bytes long", headers={"Connection": "close"})
         except ClientDisconnect:

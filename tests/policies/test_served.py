@@ -169,7 +169,7 @@ def test_our_scorer_refuses_what_it_cannot_score(our_scorer, body, message):
     [
         ([[7, 296]], "token id 296 is outside the model's vocabulary of 296"),
         ([[7, -2]], "ids.0.1: Input should be greater than or equal to -1"),
-        ([[8, 7]], "ids: Value error, there is not a row for every response token, which begins with that token"),
+        ([[8, 7]], "ids: there is not a row for every response token, which begins with that token"),
         ([[7], [7]], "there is not a row for every response token"),
         ([[]], "there is not a row for every response token"),
     ],

@@ -22,6 +22,7 @@ def scorers(monkeypatch):
     settings = {who: Scorer(model=who, engine=engine) for who, engine in WHO.items()}
     made, teachers = module.Scorers.__new__(module.Scorers), dict.fromkeys(("here", "away"))
     made.config = SimpleNamespace(scorers=lambda: settings, teachers=teachers, extrapolates=lambda: False)
+    made._turns = module.Turns()
     made.did, made._under_way, made.answers = [], [], [np.float32([-1, -2])]
     servers = SimpleNamespace(ask=lambda rows, names: made.did.append(("asked", *names)) or (lambda: made.answers))
     made._served = {module._identity(settings["teachers.away"]): servers}

@@ -32,6 +32,9 @@ METRICS = {
 @pytest.fixture(scope="module")
 def run(make_config, distill) -> SimpleNamespace:
     """Run twice with one configuration."""
+    from megatron_gopd.mcore.copies import copies
+
+    copies.cache_clear()  # what other tests of this process had copied
     config = make_config(checkpoint={"resume": "never"})
     distill(config)
     job = distill(config)

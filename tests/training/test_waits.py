@@ -28,7 +28,9 @@ def step(monkeypatch):
 
     def run(engine: str) -> dict[str, float]:
         config = SimpleNamespace(rollout=SimpleNamespace(engine=engine))
-        job = SimpleNamespace(config=config, batches=SimpleNamespace(of=chunks), scorers=SimpleNamespace(wait=wait))
+        job = SimpleNamespace(
+            config=config, batches=SimpleNamespace(of=chunks), scorers=SimpleNamespace(wait=wait, prepare=lambda: None)
+        )
         session = Session.__new__(Session)  # the rest of it does nothing here
         session.job, session.spans = job, Spans()
         for _ in session.chunks(1):
