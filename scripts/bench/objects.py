@@ -142,14 +142,7 @@ def trajectories(rows: list[tuple[np.ndarray, np.ndarray]], tests: int) -> list:
         for number in range(ROWS // SAMPLES)
     ]
     return [
-        Trajectory(
-            asked[number // SAMPLES],
-            number % SAMPLES,
-            row[0].tolist(),
-            row[1],
-            "stop",
-            np.full(len(row[0]), 3, np.int32),
-        )
+        Trajectory(asked[number // SAMPLES], number % SAMPLES, row[0].tolist(), row[1], "stop", 3)
         for number, row in enumerate(rows)
     ]
 
