@@ -23,7 +23,9 @@ def sent(rank: int) -> dict:
     for length in (0, 1, 5 * rank + 2):
         tokens, logprobs = np.arange(length, dtype=np.int32), np.linspace(-1, -9, length, dtype=np.float32)
         scored = {"teacher_logprobs": logprobs, "reward": 0.25} if length == 1 else {}
-        trajectories.append(Trajectory(prompt, length, tokens, logprobs if length else None, "stop", 7, **scored))
+        trajectories.append(
+            Trajectory(prompt, length, tokens, logprobs if length else None, "stop", np.full_like(tokens, 7), **scored)
+        )
     return {
         "trajectories": trajectories,
         "kinds": [np.arange(3).astype(kind) for kind in KINDS],

@@ -37,7 +37,7 @@ from tests.servers.real_server import Proxy, real_server  # noqa: E402
 STEPS, BATCH = 4, 8
 UPDATE = "/update_weights_from_disk"
 AHEAD = {"max_staleness": 2, "over_sampling": 1.5, "max_logprob_abs_diff": None}
-BUSY = {"max-running-requests": 2}  # servers whose responses see several updates
+BUSY = {"max-running-requests": 1}  # servers whose responses see several updates
 Strike = Callable[[subprocess.Popen, Path, random.Random], str]
 
 

@@ -19,8 +19,8 @@ DECODER = SimpleNamespace(decode=lambda ids: f"<{ids[0]}>")
 
 def compare(by: list[float], **rollout) -> None:
     """Against an engine whose log-probs are off by `by` nats."""
-    versions, logprobs = np.full(3, 3, np.int32), OURS + np.array(by, dtype=np.float32)
-    sampled = Trajectory(prompts(1)[0], 0, np.array([7, 8, 9], np.int32), logprobs, "stop", versions)
+    tokens, versions = np.array([7, 8, 9], np.int32), np.array([2, 3, 3], np.int32)
+    sampled = Trajectory(prompts(1)[0], 0, tokens, OURS + np.array(by, dtype=np.float32), "stop", versions)
     settings = Rollout.model_validate({"engine": "sglang"} | rollout)
     refuse_disagreement([sampled], SimpleNamespace(logprobs=[OURS]), settings, DECODER)
 
