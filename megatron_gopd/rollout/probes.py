@@ -21,13 +21,24 @@ TEXTS = (
     "def median(values):\n    ordered = sorted(values)\n    middle = len(ordered) // 2\n    if len(ordered) % 2:\n"
     "        return ordered[middle]\n    return (ordered[middle - 1] + ordered[middle]) / 2\n",
 )
+MADE_UP = 50  # tokens in the place of a text
 Logprobs = Sequence[np.ndarray]
 
 
 def probe_rows(tokenizer) -> list[Row]:
     """The texts, each scored from its second token on: the same at every update, so that these can be told apart."""
-    tokens = (tokenizer.encode(text, add_special_tokens=False) for text in TEXTS)
+    tokens = [_tokens(tokenizer, text) for text in TEXTS]
     return [Row(row[:1], row[1:]) for row in tokens]
+
+
+def _tokens(tokenizer, text: str) -> list[int]:
+    """Of a tokenizer that has no words for the text, some of those it has."""
+    try:
+        tokens = tokenizer.encode(text, add_special_tokens=False)
+    except Exception:  # noqa: BLE001  the tokenizers library raises no other
+        tokens = []
+    known = sorted(tokenizer.get_vocab().values())
+    return tokens if len(tokens) > 1 else np.random.default_rng(len(text)).choice(known, MADE_UP).tolist()
 
 
 async def scores_of(client: SGLangClient, rows: Sequence[Row], timeout: float) -> Logprobs:

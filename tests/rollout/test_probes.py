@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from megatron_gopd.rollout.probes import difference, probe_rows, problem
+from megatron_gopd.rollout.probes import TEXTS, difference, probe_rows, problem
 
 NOW = [np.array([-1.0, -2.0], dtype=np.float32), np.array([-3.0], dtype=np.float32)]
 
@@ -43,3 +43,11 @@ def test_every_row_has_what_comes_first_and_what_is_scored(chat_models):
     rows = probe_rows(load_tokenizer(chat_models["student"]))
     assert [len(row.prompt_tokens) for row in rows] == [1, 1, 1]
     assert min(len(row.response_tokens) for row in rows) > 20
+
+
+def test_a_tokenizer_without_words_for_the_texts_is_probed_by_its_own():
+    tokenizer = load_tokenizer("examples/miniature/models/base")
+    rows = probe_rows(tokenizer)
+    asked = {token for row in rows for token in (*row.prompt_tokens, *row.response_tokens)}
+    assert len(rows) == len(TEXTS) and asked <= set(tokenizer.get_vocab().values())
+    assert rows[0].response_tokens != rows[1].response_tokens
