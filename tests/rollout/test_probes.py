@@ -46,6 +46,8 @@ def test_every_row_has_what_comes_first_and_what_is_scored(chat_models):
 
 
 def test_a_tokenizer_without_words_for_the_texts_is_probed_by_its_own():
+    from megatron_gopd.data import load_tokenizer
+
     tokenizer = load_tokenizer("examples/miniature/models/base")
     rows = probe_rows(tokenizer)
     asked = {token for row in rows for token in (*row.prompt_tokens, *row.response_tokens)}
