@@ -66,7 +66,7 @@ def _judges() -> list:
     return [
         mock.patch.object(HiddenScorers, "_hold", lambda *_: None),
         mock.patch.object(HiddenScorers, "_token", lambda self, judge: (width(judge) * self.dtype.itemsize, 1)),
-        mock.patch.object(HiddenScorers, "piece", _computed_elsewhere),
+        mock.patch.object(HiddenScorers, "_begin_piece", _computed_elsewhere),
         mock.patch.object(hidden_scorers, "shared_ids", _fewest_rows),
         mock.patch.object(target_heads, "lm_head", _unread_head),
         mock.patch.object(distribution_portion, "fetch", fetch),
