@@ -27,10 +27,6 @@ class Offloader:
         self._away: list[tuple[torch.UntypedStorage, Tensor]] = []
         self._coming: list[object] = []  # copies back that were begun, and not waited for
 
-    @property
-    def is_away(self) -> bool:
-        return bool(self._away)
-
     def release(self) -> int:
         """Copy to the host, beside what is computed next, and free the storage; returns the bytes that this frees, as
         soon as they are copied. Nothing happens if it is away already."""
