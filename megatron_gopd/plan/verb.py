@@ -14,7 +14,7 @@ from megatron_gopd.plan.picture import draw
 from megatron_gopd.plan.planning import plan
 from megatron_gopd.plan.report import show, show_search
 from megatron_gopd.plan.roles import as_written
-from megatron_gopd.plan.rollouts import refuse_without_own_servers, simulate
+from megatron_gopd.plan.rollouts import refuse_without_own_servers, simulate, with_simulated_step
 from megatron_gopd.plan.rollouts_report import rollouts_as_json, show_rollouts
 from megatron_gopd.plan.search import search
 from megatron_gopd.plan.tree import as_json
@@ -63,6 +63,6 @@ def _run_plan(
         refuse_without_own_servers(config)
         found = simulate(plan(config, gpus, on, work, models))
         return rollouts_as_json(found) if json_wanted else show_rollouts(found)
-    planned = plan(config, gpus, on, work, models)
+    planned = with_simulated_step(plan(config, gpus, on, work, models))
     written = draw(planned, output) if output else []
     return as_json(planned) if json_wanted else "\n".join([show(planned), *(f"{path}: written" for path in written)])

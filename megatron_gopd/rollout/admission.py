@@ -5,9 +5,10 @@ Pure: without I/O, clocks or threads, so that a run and a simulation of it share
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from math import ceil
+from operator import attrgetter
 
 
 @dataclass(eq=False)
@@ -26,8 +27,12 @@ class _Order:
     """Of one group: the prompts pending, in the data's order, and the places in batches that wait for them."""
 
     begun: int = 0
-    pending: list[Pending] = field(default_factory=list)
-    slots: deque[int] = field(default_factory=deque)  # versions that train, ascending; as many as are pending
+    pending: list[Pending] = field(default_factory=list)  # by place, and so by version
+    slots: list[int] = field(default_factory=list)  # versions that train, ascending; as many as are pending
+
+    def remove(self, prompt: Pending) -> None:
+        """It is in the batch: the first slot is its."""
+        del self.pending[bisect_left(self.pending, prompt.place, key=attrgetter("place"))], self.slots[0]
 
 
 class Admission:
@@ -97,9 +102,7 @@ class Admission:
         for number, prompt in enumerate(self._finished):
             if prompt.place <= reach[prompt.group]:
                 del self._finished[number]
-                order = self._orders[prompt.group]
-                order.pending.remove(prompt)
-                order.slots.popleft()
+                self._orders[prompt.group].remove(prompt)
                 self._taken += 1
                 return prompt
         return None
@@ -121,9 +124,13 @@ class Admission:
         """
         if not order.slots or order.slots[0] > self.version:
             return -1
-        slots = iter(order.slots)
-        next(slots)
-        for prompt, slot in zip(order.pending, slots, strict=False):
-            if slot > prompt.version + self.max_staleness:
-                return min(prompt.place, order.pending[0].place + self._window - 1)
-        return order.pending[0].place + self._window - 1
+        pending, slots = order.pending, order.slots
+        last, first = pending[0].place + self._window - 1, 0
+        while first < len(pending):  # those of one version, which have one deadline
+            version = pending[first].version
+            after = bisect_right(pending, version, key=attrgetter("version"))
+            late = max(first, bisect_right(slots, version + self.max_staleness) - 1)
+            if late < min(after, len(slots) - 1):
+                return min(pending[late].place, last)
+            first = after
+        return last

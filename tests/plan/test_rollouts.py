@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,15 @@ from megatron_gopd.errors import UserError
 from megatron_gopd.plan.hardware import machine
 from megatron_gopd.plan.lengths import read_lengths
 from megatron_gopd.plan.planning import plan
-from megatron_gopd.plan.rollouts import Rollouts, costs_of, refuse_without_own_servers, settings_of, steady
+from megatron_gopd.plan.rollouts import (
+    Rollouts,
+    costs_of,
+    refuse_without_own_servers,
+    settings_of,
+    simulate,
+    steady,
+    with_simulated_step,
+)
 from megatron_gopd.plan.rollouts_report import rollouts_as_json, show_rollouts
 from megatron_gopd.plan.steady import Setting, Simulated
 from megatron_gopd.plan.workload import Workload
@@ -43,6 +52,13 @@ def test_at_staleness_0_equal_lengths_take_the_planned_phases_one_after_the_othe
 def test_at_staleness_0_lengths_that_differ_take_about_the_planned_step(planned):
     found = steady(costs_of(planned), Setting(), planned.config, planned.work)
     assert found.step_s == pytest.approx(planned.time.step, rel=0.1)
+
+
+def test_ahead_of_the_steps_the_planned_step_is_the_simulated_one(planned):
+    ahead = planned.config.rollout.model_copy(update={"max_staleness": 2, "over_sampling": 1.25})
+    one = replace(planned, config=planned.config.model_copy(update={"rollout": ahead}))
+    (told,) = [each for each in simulate(one).settings if each.setting == Setting(2, 1.25)]
+    assert with_simulated_step(one).time.step == pytest.approx(told.step_s)
 
 
 def test_the_configured_setting_is_among_those_compared(configured):
