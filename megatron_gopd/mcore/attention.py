@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 import torch.distributed as dist
@@ -25,6 +26,11 @@ class PackedRows(PackedSeqParams):
 
     starts: list[int] = field(default_factory=list)
     routed_experts: Tensor | None = None  # see routing_replay.of_stage
+
+    @cached_property
+    def together(self) -> tuple[list[tuple[int, int]], Tensor, Tensor]:
+        """See _padded; all layers ask for it."""
+        return _padded(self.starts, self.cu_seqlens_q.device)
 
 
 class CausalAttention(MegatronModule):
@@ -50,7 +56,7 @@ class CausalAttention(MegatronModule):
             key, value = _in_order(key, value, starts, self.cp_group)
         key, value = (x.repeat_interleave(shared, dim=1) if shared > 1 else x for x in (key, value))
         if cp == 1:
-            return self._of_whole_rows(query, key, value, starts)
+            return self._of_whole_rows(query, key, value, packed_seq_params)
         query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
         lengths = [last - first for first, last in zip(starts, starts[1:], strict=False)]
         queries = query.split([length // cp for length in lengths], dim=2)
@@ -61,10 +67,10 @@ class CausalAttention(MegatronModule):
                 rows.append(self._from(number * chunk, part, *row))
         return torch.cat(rows, dim=2)[0].transpose(0, 1).flatten(1)
 
-    def _of_whole_rows(self, query: Tensor, key: Tensor, value: Tensor, starts: list[int]) -> Tensor:
+    def _of_whole_rows(self, query: Tensor, key: Tensor, value: Tensor, rows: PackedRows) -> Tensor:
         """[t, heads, d] each -> [t, heads * d]. Positions are taken once: the gradient of a part is as large as all."""
-        shapes, padded, kept = _padded(starts, query.device)
-        sizes = [rows * longest for rows, longest in shapes]
+        shapes, padded, kept = rows.together
+        sizes = [count * longest for count, longest in shapes]
         taken = (x.index_select(0, padded).split(sizes) for x in (query, key, value))
         outputs = []
         for shape, *parts in zip(shapes, *taken, strict=True):

@@ -20,13 +20,7 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor
 
 from megatron_gopd.mcore.attention import CausalAttention
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / rms(x) * weight in Hugging Face's order: normalised in float32, cast back, then scaled."""
-    wide = x.float()
-    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    return weight * wide.to(x.dtype)
+from megatron_gopd.mcore.norm import rms_norm
 
 
 def _ones(size: int, config: TransformerConfig) -> torch.nn.Parameter:

@@ -38,8 +38,10 @@ def attention():
 
 
 def test_attention_and_its_gradient_are_those_of_each_row_alone(attention):
+    from megatron_gopd.mcore.attention import PackedRows
+
     inputs = packed(4, 2, 2)
-    output = attention(*inputs, None, packed_seq_params=SimpleNamespace(starts=STARTS.tolist()))
+    output = attention(*inputs, None, packed_seq_params=PackedRows(cu_seqlens_q=STARTS, starts=STARTS.tolist()))
     expected = row_by_row(*inputs)
     torch.testing.assert_close(output, expected)
     upstream = torch.randn_like(output)

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
+from megatron_gopd.mcore.rotary import turn
 from megatron_gopd.mcore.unpickling import Reader
 from megatron_gopd.runs import DamagedError
 
@@ -175,9 +176,9 @@ def _amaxes_are_of_the_model(module) -> None:
 # ---------------------------------------------------------------- packed rows without Transformer Engine
 def _rope_of_all_rows_at_once(module) -> None:
     """Megatron turns one row after the other: for many short rows that takes longer than the rest of the model."""
-    turn = module._apply_rotary_pos_emb_bshd
 
-    def turn_packed(t, cu_seqlens, freqs, cp_group=None, **kwargs):
+    def turn_packed(t, cu_seqlens, freqs, cp_group=None, mscale=1.0, **interleaved):
+        assert not any(interleaved.values()), "no architecture of this project interleaves"
         cp, rank = cp_group.size(), cp_group.rank()
         starts, lengths = cu_seqlens[:-1].long() // cp, cu_seqlens.diff().long() // cp
         rows = torch.arange(len(lengths), device=t.device)
@@ -188,7 +189,7 @@ def _rope_of_all_rows_at_once(module) -> None:
         if cp > 1:  # this rank holds chunks `rank` and 2 cp - 1 - rank of each row
             chunk = lengths[of_row] // 2
             places = places + torch.where(places < chunk, rank, 2 * cp - 2 - rank) * chunk
-        return turn(t.unsqueeze(1), freqs[places], **kwargs).squeeze(1)
+        return turn(t.unsqueeze(1), freqs[places], mscale).squeeze(1)
 
     module._apply_rotary_pos_emb_thd = turn_packed
 
