@@ -12,6 +12,7 @@ from megatron_gopd.plan.hardware import Machine
 from megatron_gopd.plan.workload import Workload
 
 STEPS = 64  # decoding steps whose cost is computed at a time
+DRAWN = 64  # bytes read and written for an id of the vocabulary: float32 logits, log-softmax, a float64 cumulative sum
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Engine:
     architecture: Architecture
     tp: int = 1
     itemsize: int = 2
-    eager: bool = False  # transformers in this process: whole batches, no compiled steps
+    embedded: bool = False  # transformers in this process: whole batches, captured steps (rollout/fixed_decode.py)
 
     @property
     def weight_bytes(self) -> int:
@@ -39,13 +40,15 @@ class Engine:
         a, seconds = self.architecture, machine.seconds
         read = self._weights_read(sequences) + context * self.kv_bytes
         arithmetic = 2 * active_parameters(a) * sequences / self.tp / (machine.chip.bf16_flops * machine.reached.gemm)
-        host = seconds.eager_layer * a.layers if self.eager else seconds.decode_step
+        if self.embedded:  # the host looks every few tokens only
+            read, host = read + sequences * a.vocab_size * DRAWN, seconds.captured_layer * a.layers
+        else:
+            host = seconds.decode_step + seconds.decode_sequence * sequences
         messages = 0.0
         if self.tp > 1:
             sent = 2 * sequences * a.hidden_size * self.itemsize / (machine.chip.link_bandwidth * machine.reached.link)
             messages = 2 * a.layers * (machine.seconds.message + sent)
-        busy = max(read / machine.memory_bandwidth, arithmetic) + messages
-        return (max(busy, host) if self.eager else busy + host) + seconds.decode_sequence * sequences
+        return max(read / machine.memory_bandwidth, arithmetic) + messages + host
 
     def _weights_read(self, sequences: float) -> float:
         """Of the experts, those that some sequence's token goes to."""
@@ -69,7 +72,7 @@ class Engine:
         """All sequences of `work`, at most `at_a_time` together: a server fills up, transformers ends a batch first."""
         prefill = self.prefill_seconds(work.prompt_tokens * work.sequences, machine)
         responses = np.random.default_rng(0).permutation(work.responses)
-        if self.eager:
+        if self.embedded:
             waves = [responses[i : i + at_a_time] for i in range(0, len(responses), at_a_time)]
             return prefill + sum(self._together(wave, [], work.prompt_tokens, machine) for wave in waves)
         return prefill + self._together(

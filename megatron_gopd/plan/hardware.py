@@ -53,7 +53,7 @@ class Seconds(_Section):
     optimizer_step: float
     decode_step: float
     decode_sequence: float
-    eager_layer: float
+    captured_layer: float
     synced_tensor: float
 
 

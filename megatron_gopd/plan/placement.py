@@ -57,7 +57,7 @@ def on_nodes(config: Config, nodes: list[Node]) -> Placement:
 def _samplers(config: Config, world: int, nodes: list[Node]) -> Placement:
     student, servers = config.student, config.rollout.sglang
     if config.rollout.engine != "sglang":  # one of the user's own is counted as the embedded one
-        return Placement("embedded", world, world, _engine(student, eager=True))
+        return Placement("embedded", world, world, _engine(student, embedded=True))
     own = "colocated" if servers.colocated else "resident" if servers.shares_gpus else "split"
     return _served("disjoint" if servers.urls else own, world, student, servers, ROLLOUT, nodes)
 
@@ -73,7 +73,7 @@ def _writers(config: Config, world: int, nodes: list[Node]) -> Placement:
     found, taken = [], set()
     for name, teacher in config.teachers.items():
         if teacher.engine == "megatron":
-            found.append(Placement("embedded", world, world, _engine(teacher, eager=True)))
+            found.append(Placement("embedded", world, world, _engine(teacher, embedded=True)))
             continue
         kind, key = "disjoint" if teacher.server.urls else "resident", f"teachers.{name}.server"
         found.append(_served(kind, world, teacher, teacher.server, key, nodes))
@@ -91,8 +91,8 @@ def _writers(config: Config, world: int, nodes: list[Node]) -> Placement:
     return replace(largest, engines=sum(one.engines for one in alike), server_gpus=sum(o.server_gpus for o in alike))
 
 
-def _engine(model: Model, tp: int = 1, *, eager: bool = False) -> Engine:
-    return Engine(Architecture.read(model.model), tp, ITEM[model.dtype], eager)
+def _engine(model: Model, tp: int = 1, *, embedded: bool = False) -> Engine:
+    return Engine(Architecture.read(model.model), tp, ITEM[model.dtype], embedded)
 
 
 def _served(kind: str, world: int, model: Model, servers: Servers, key: str, nodes: list[Node]) -> Placement:
