@@ -84,17 +84,14 @@ class Run:
     def __init__(self, folder: Path, setting: Setting, stack: contextlib.ExitStack):
         """Models and prompts lie beside the new `folder`; the processes end with `stack`."""
         folder.mkdir()
-        with on_core(-1):
-            options = {"max-running-requests": PLACES}
-            url = stack.enter_context(real_server(folder.parent / "student", folder / "server.log", options))
-        server = max(psutil.Process().children(), key=psutil.Process.create_time)
+        url, server = start_server(folder / "server.log", folder.parent / "student", stack)
         self._out = folder / "run"
         with on_core(0):
             self._trainer = stack.enter_context(_trainer(_write_config(folder, setting, url), folder / "trainer.log"))
         self._measured, self._seen = Measured(setting, before=0), 0
         self._wait_for(1)
         trainer = psutil.Process(self._trainer.pid)
-        self._turns = Turns([trainer, *trainer.children(recursive=True), server, *server.children(recursive=True)])
+        self._turns = Turns([trainer, *trainer.children(recursive=True), *server])
         stack.callback(self._turns.leave)
 
     def turn(self, steps: int, *, measured: bool = True) -> None:
@@ -113,9 +110,8 @@ class Run:
         one = self._measured
         looked_at = slice(one.before, one.before + one.steps)
         one.rows = [json.loads(line) for line in (self._out / "metrics.jsonl").read_text().splitlines()][looked_at]
-        one.lengths = [lengths_of(file) for _, file in sorted(steps_kept(self._out / "trajectories").items())][
-            looked_at
-        ]
+        files = list(steps_kept(self._out / "trajectories").values())[looked_at]
+        one.lengths = [lengths_of(file) for file in files]
         return one
 
     def _wait_for(self, rows: int) -> None:
@@ -126,6 +122,14 @@ class Run:
             if self._trainer.poll() is not None or time.monotonic() > deadline:
                 log = (self._out.parent / "trainer.log").read_text()[-2000:]
                 raise SystemExit(f"bench-async: the run ended, or made no step in {START_S} s:\n{log}")
+
+
+def start_server(log: Path, model: Path, stack: contextlib.ExitStack) -> tuple[str, list[psutil.Process]]:
+    """On the last core: its URL, and its processes, which end with `stack`."""
+    with on_core(-1):
+        url = stack.enter_context(real_server(model, log, {"max-running-requests": PLACES}))
+    newest = max(psutil.Process().children(), key=psutil.Process.create_time)
+    return url, [newest, *newest.children(recursive=True)]
 
 
 @contextmanager

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import httpx
 import numpy as np
-import psutil
 
 from megatron_gopd.plan.server_clock import Speed
-from scripts.bench.async_run import PLACES, Turns, on_core
+from scripts.bench.async_run import PLACES, Turns, on_core, start_server
 from scripts.bench.chain_model import PROMPT_TOKENS, STATES
-from tests.servers.real_server import load, real_server
+from tests.servers.real_server import load
 
 SEQUENCES = (1, 2, 4, 8, 16, 32, PLACES)
 FEW, MANY = 4, 36  # tokens of a response: a decoding step is the difference's part
@@ -26,12 +25,9 @@ class Probe:
 
     def __init__(self, folder: Path, student: Path, stack: contextlib.ExitStack):
         folder.mkdir()
-        with on_core(-1):
-            options = {"max-running-requests": PLACES}
-            self._url = stack.enter_context(real_server(student, folder / "server.log", options))
+        self._url, server = start_server(folder / "server.log", student, stack)
         load(self._url, student)
-        server = max(psutil.Process().children(), key=psutil.Process.create_time)
-        self._turns = Turns([server, *server.children(recursive=True)])
+        self._turns = Turns(server)
         stack.callback(self._turns.leave)
         self._random = np.random.default_rng(0)
         self._steps: list[list[float]] = []  # of each look, seconds of a decoding step by the number of sequences
@@ -47,8 +43,11 @@ class Probe:
         of_step, of_token = np.mean(self._steps, axis=0), max(0.0, np.mean(self._prompt_token))
         said = ", ".join(f"{1e3 * seconds:.1f} ({count})" for count, seconds in zip(SEQUENCES, of_step, strict=True))
         print(f"  a decoding step (of so many sequences): {said} ms; a token of a prompt: {1e3 * of_token:.2f} ms")
-        step = lambda count, held: float(np.interp(count, SEQUENCES, of_step))  # noqa: E731
-        return Speed(PLACES, step, lambda tokens: of_step[0] + of_token * tokens)
+        return Speed(
+            PLACES,
+            lambda count, held: float(np.interp(count, SEQUENCES, of_step)),
+            lambda tokens: of_step[0] + of_token * tokens,
+        )
 
     async def _step_s(self, count: int) -> float:
         few, many = [await self._seconds(count, PROMPT_TOKENS, tokens) for tokens in (FEW, MANY)]
