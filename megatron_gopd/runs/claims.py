@@ -63,12 +63,13 @@ def locked(path: Path) -> TextIO:
     return lock
 
 
-def forget(path: Path) -> None:
-    """Remove a run's folder that nothing was written to; the lock must be held."""
+def forget(path: Path, made: list[Path]) -> None:
+    """Remove a run's folder that nothing was written to, and what of `made` is empty then; the lock must be held."""
     with contextlib.suppress(OSError):
         if os.listdir(path) == [LOCK]:
             (path / LOCK).unlink()
-            path.rmdir()
+            for folder in (path, *made):
+                folder.rmdir()
 
 
 def clear(path: Path) -> None:

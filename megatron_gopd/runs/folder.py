@@ -30,6 +30,7 @@ class RunFolder:
     _lock: TextIO = field(repr=False)
     logs: Path | None = None  # this attempt's: path/logs/attempt-N, from begin() on
     resumed: Checkpoint | None = None  # what this attempt continues from
+    _made: list[Path] = field(default_factory=list)  # folders that claim() made on the way to it, the deepest first
 
     @classmethod
     def open(cls, config: Config) -> RunFolder:
@@ -62,9 +63,10 @@ class RunFolder:
         """
         path = Path(config.run.folder, config.run.name)
         with _writing(path):
+            made = [parent for parent in path.parents if not parent.exists()]
             path.mkdir(parents=True, exist_ok=True)
             refuse_what_is_not_a_run(path)
-            folder = cls(path, locked(path))
+            folder = cls(path, locked(path), _made=made)
         try:
             cls.check(config)
         except BaseException:
@@ -91,7 +93,7 @@ class RunFolder:
     def close(self) -> None:
         """Let another process write to this run; the end of the process does so too. What was never begun goes."""
         if self.logs is None:
-            forget(self.path)
+            forget(self.path, self._made)
         self._lock.close()
 
     def __enter__(self) -> RunFolder:

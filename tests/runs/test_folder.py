@@ -159,7 +159,14 @@ def test_a_run_that_is_claimed_and_not_begun_leaves_nothing(make_config):
     folder = RunFolder.claim(make_config())
     assert folder.path.is_dir()
     folder.close()
-    assert not folder.path.exists()
+    assert not folder.path.parent.exists()
+
+
+def test_a_folder_of_runs_that_was_there_stays(make_config):
+    config = make_config()
+    Path(config.run.folder).mkdir()
+    RunFolder.claim(config).close()
+    assert os.listdir(config.run.folder) == []
 
 
 def test_a_run_that_is_claimed_is_left_as_it_was(make_config):
