@@ -13,21 +13,23 @@ from megatron_gopd.evaluation.probe import Measurement
 from megatron_gopd.evaluation.statistics import Estimate
 from tests.chat_models import tokenizer, write_questions
 
+HELD_OUT = 96  # prompts: another draw of as many differs by 0.03 nats
+
 
 @pytest.fixture(scope="module")
 def run(chat_models, distill, tmp_path_factory) -> dict[str, Measurement]:
     """What held-out prompts say before and after 40 steps."""
     folder = tmp_path_factory.mktemp("learning")
     fp32 = {"dtype": "float32"}
-    held_out = write_questions(folder / "held_out.jsonl", 12, prompt=lambda number: f"What is 9 plus {number}?")
+    held_out = write_questions(folder / "held_out.jsonl", HELD_OUT, prompt=lambda number: f"What is 9 plus {number}?")
     tree = {
         "run": {"name": "learning", "steps": 40, "folder": str(folder)},
         "student": {"model": str(chat_models["student"])} | fp32,
         "teachers": {"teacher": {"model": str(chat_models["teacher"])} | fp32},
-        "data": {"train": str(write_questions(folder / "train.jsonl", 48)), "batch_size": 16},
+        "data": {"train": str(write_questions(folder / "train.jsonl", 400)), "batch_size": 16},
         "rollout": {"max_response_tokens": 12, "samples_per_prompt": 2},
-        "optimizer": {"lr": 3e-3},
-        "evaluation": {"prompts": str(held_out), "limit": 12, "max_response_tokens": 8},
+        "optimizer": {"lr": 4e-3, "schedule": "linear"},
+        "evaluation": {"prompts": str(held_out), "limit": HELD_OUT, "max_response_tokens": 8},
     }
     distill(Config.model_validate(tree))
     files = Path(folder, "learning", "evaluation")
