@@ -54,8 +54,8 @@ def own_setting(config: Config) -> Setting:
 
 
 def with_simulated_step(plan: Plan) -> Plan:
-    """Of a run that samples ahead of its steps, whose phases alone do not tell how long a step takes: they tell how
-    long it takes at least, which is what --search ranks by."""
+    """Of a run that samples ahead of its steps: its phases tell only roughly how long a step takes, as servers are
+    fuller than with one batch. --search, which prices many layouts, ranks by that."""
     if not plan.config.rollout.max_staleness or plan.where.kind not in ("split", "disjoint"):
         return plan
     step_s = steady(costs_of(plan), own_setting(plan.config), plan.config, plan.work).step_s

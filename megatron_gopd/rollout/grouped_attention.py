@@ -35,8 +35,7 @@ def _by_torch(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sc
 
 
 def _by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """torch's kernel for CPUs works on one row and group at a time, and is up to 1.8 times slower where those are small
-    and threads share them."""
+    """torch's kernel for CPUs works on one row and group at a time, and is slower where those are small."""
     scores = (query @ key.transpose(-1, -2)).mul_(scaling)
     if mask is not None:
         scores = scores.add_(mask) if mask.dtype == query.dtype else scores.masked_fill_(~mask, float("-inf"))
