@@ -68,6 +68,14 @@ ALONE = {
 ON_ONE_NODE = ("refused-excluding", "chain", "sweep", "sweep-fails", "unhealthy", "several-partitions")
 
 
+# what SLURM's signal does when it comes as the script asks what has become of its job
+SQUEUE = """#!/bin/bash
+kill -TERM $PPID $$
+exec {squeue} "$@"
+"""
+STOPS_AT_ONCE = "train() { ((attempt)) && { say 0 finished; return; }; checkpoint 7; say 75 interrupted; }"
+
+
 @pytest.fixture(scope="module")
 def alone(cluster, tmp_path_factory):
     """{name: job} of ALONE, all submitted."""
@@ -258,7 +266,18 @@ def test_preemption_requeues_and_goes_on(cluster, begun):
     job = begun(STOPS_ONCE, nodes=3)
     cluster("sbatch", "-p", "urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1")
     ended = cluster.wait(job.id)
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), job.log.read_text()
+
+
+def test_a_signal_that_comes_late_does_not_end_the_requeue(cluster, submit, tmp_path, monkeypatch):
+    squeue = tmp_path / "bin" / "squeue"
+    squeue.parent.mkdir()
+    squeue.write_text(SQUEUE.format(squeue=shutil.which("squeue")))
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{squeue.parent}:{os.environ['PATH']}")
+    job = submit(STOPS_AT_ONCE, "--export", "PATH", nodes=1)
+    ended = cluster.wait(job.id)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), job.log.read_text()
 
 
 def test_a_node_that_crashes_brings_the_job_to_other_nodes(cluster, begun):
