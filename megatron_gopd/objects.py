@@ -7,6 +7,7 @@ knows no nodes: it sends one copy after the other to the same.
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self, TypeVar
 from weakref import WeakKeyDictionary
@@ -61,9 +62,33 @@ def broadcast(value: Value, *, source: int = 0, group: dist.ProcessGroup | None 
     """
     sends = dist.get_rank(group) == source
     head, arrays = packed(value) if sends else (None, None)
-    for leg in _legs(source) if group is None else [(group, source)]:
+    for leg in _ways().legs(source) if group is None else [(group, source)]:
         head, arrays = _carried(head, arrays, *leg)
     return value if sends else _unpacked(head, arrays)
+
+
+def fetch(held: Sequence[Value], wanted: Iterable[int]) -> dict[int, Value]:
+    """Of what rank 0 holds, by its numbers, what this rank or another of its node wants. Collective over the job.
+
+    Each node gets what its ranks want once.
+    """
+    numbers = [*wanted]
+    asked = [numbers] * dist.get_world_size()
+    dist.all_gather_object(asked, numbers)
+    ways = _ways()
+    numbers = [sorted({number for rank in node.ranks for number in asked[rank]}) for node in ways.nodes.all]
+    here = ways.nodes.all.index(ways.nodes.here)
+    head, arrays = None, None
+    if dist.get_rank() == 0:
+        for place, of_node in enumerate(numbers[1:], 1):
+            _send(*packed([held[number] for number in of_node]), ways.across, place)
+        found = [held[number] for number in numbers[0]]
+        head, arrays = packed(found)
+    elif ways.nodes.acts:
+        head, arrays = _received(ways.across, 0)
+    head, arrays = _carried(head, arrays, ways.within, 0)
+    found = found if dist.get_rank() == 0 else _unpacked(head, arrays)
+    return dict(zip(numbers[here], found, strict=True))
 
 
 def all_gather(value: Value) -> list[Value]:
@@ -106,11 +131,26 @@ def _carried(
     return told[0], arrays
 
 
-def _legs(source: int) -> list[Leg]:
-    """Those of a broadcast to the job that this rank takes part in, in order. Collective at the first call."""
+def _send(head: Head, arrays: np.ndarray, group: dist.ProcessGroup, to: int) -> None:
+    dist.send_object_list([head], group=group, group_dst=to)
+    if len(arrays):
+        dist.send(torch.from_numpy(arrays), group=group, group_dst=to)
+
+
+def _received(group: dist.ProcessGroup, source: int) -> tuple[Head, np.ndarray]:
+    told: list[Head] = [None]
+    dist.recv_object_list(told, group=group, group_src=source)
+    arrays = np.empty(int(_starts(told[0])[-1]), dtype=np.uint8)
+    if len(arrays):
+        dist.recv(torch.from_numpy(arrays), group=group, group_src=source)
+    return told[0], arrays
+
+
+def _ways() -> Ways:
+    """Of the job. Collective at the first call."""
     if dist.group.WORLD not in _of_jobs:
         _of_jobs[dist.group.WORLD] = Ways.of(Nodes.of_job())
-    return _of_jobs[dist.group.WORLD].legs(source)
+    return _of_jobs[dist.group.WORLD]
 
 
 def _unpacked(head: Head, arrays: np.ndarray | None) -> object:

@@ -82,7 +82,7 @@ def over_nodes() -> list[list[tuple[int, ...]]]:
     for source in range(len(NAMES)):
         assert bits(objects.broadcast(sent(rank), source=source)) == bits(sent(source))
         assert objects.broadcast(rank, source=source) == source
-    for group, _ in objects._legs(0):
+    for group, _ in objects._ways().legs(0):
         taken.append(tuple(dist.get_process_group_ranks(group)))
     everyones = [None] * len(NAMES)
     dist.all_gather_object(everyones, taken)
@@ -99,6 +99,31 @@ def test_every_rank_gets_it_over_the_first_ranks_of_nodes():
         [(1, 4, 5)],
         [(1, 4, 5)],
     ]
+
+
+def fetched() -> list[list[int]]:
+    """The numbers that each rank has of what rank 0 holds."""
+    import torch.distributed as dist
+
+    rank = dist.get_rank()
+    os.environ["SLURMD_NODENAME"] = NAMES[rank]
+    held = [np.full(50 * number, number, np.uint8) if number % 4 else None for number in range(12)]
+    found = objects.fetch(held if rank == 0 else [], [] if rank == 3 else [rank, 11 - rank])
+    assert all(found[number] is None or found[number].tolist() == [number] * 50 * number for number in found)
+    assert all((found[number] is None) == (number % 4 == 0) for number in found)
+    assert objects.fetch([], []) == {}
+    everyones = [None] * len(NAMES)
+    dist.all_gather_object(everyones, [*found])
+    return everyones
+
+
+def test_a_rank_gets_what_those_of_its_node_want_and_no_more():
+    of_a, of_b = [0, 2, 9, 11], [1, 4, 5, 6, 7, 10]
+    assert on_ranks(len(NAMES), fetched) == [of_a, of_b, of_a, [], of_b, of_b]
+
+
+def test_alone_a_rank_fetches_from_itself():
+    assert on_ranks(1, objects.fetch, held=["a", "b", "c"], wanted=[2, 0]) == {0: "a", 2: "c"}
 
 
 def test_arrays_are_not_pickled():

@@ -18,7 +18,7 @@ class Row:
 
     prompt_tokens: Sequence[int] | np.ndarray
     response_tokens: Sequence[int] | np.ndarray
-    routed_experts: np.ndarray | None = None  # of its first positions, see Trajectory
+    routed_experts: np.ndarray | None = None  # [positions, layers, top_k] of its first positions
 
     def __len__(self) -> int:
         """Positions a forward pass computes: the last token is only ever a target."""

@@ -7,6 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+from megatron_gopd.data.routed_experts import RoutedExperts
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -51,9 +53,7 @@ class Trajectory:
     teacher_logprobs: np.ndarray | None = None  # [response]
     reference_logprobs: np.ndarray | None = None  # [response]; None where lambda = 1 does not need it
     old_logprobs: np.ndarray | None = None  # [response] the trainer's before the first of several optimizer steps
-    routed_experts: np.ndarray | None = None
-    """[positions, layers, top_k] uint8 or int16: what the engine chose at the first positions of prompt and response;
-    of the last token nothing is computed."""
+    routed_experts: RoutedExperts | None = None  # that the engine chose; of the last token nothing is computed
     reward: float | None = None
     outcome: float | None = None  # its group advantage
     metadata: dict = field(default_factory=dict)

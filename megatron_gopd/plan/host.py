@@ -31,7 +31,7 @@ def host_bytes(
     moved["scorers"] = sum(held.weights for held in frozen if held) * ranks_per_node
     moved["hidden states"] = payload.host * ranks_per_node if payload else 0.0
     moved["supports"] = supports_bytes(config, work) * ranks_per_node
-    moved["routed experts"] = routed_experts_bytes(config, work, where.world) * ranks_per_node
+    moved["routed experts"] = routed_experts_bytes(config, work, where.world, ranks_per_node)
     if config.rollout.engine == "sglang" and config.rollout.sglang.sync == "disk":
         moved[config.rollout.sglang.sync_folder] = where.engine.weight_bytes * where.engine.tp
     if config.checkpoint.every and config.optimizer.type == "adam":

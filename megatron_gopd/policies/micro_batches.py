@@ -11,7 +11,14 @@ from megatron_gopd.mcore.model import Model
 def my_micro_batches(
     model: Model, batch: Sequence[Row], max_tokens: int, chosen: Sequence[int] | None = None
 ) -> list[MicroBatch]:
-    """Rows, all or the `chosen`, are shared over data-parallel ranks by tokens, then packed to at most `max_tokens`.
+    """Rows, all or the `chosen`, are shared over data-parallel ranks by tokens, then packed to at most `max_tokens`."""
+    return [micro_batch_of(model, rows, batch) for rows in my_rows(model, batch, max_tokens, chosen)]
+
+
+def my_rows(
+    model: Model, batch: Sequence[Row], max_tokens: int, chosen: Sequence[int] | None = None
+) -> list[list[int]]:
+    """The rows of each of my_micro_batches, by their numbers in the batch.
 
     Every replica gets as many micro-batches as the one with most, the missing ones empty: experts are spread over
     replicas, and all must come to each exchange of tokens.
@@ -22,7 +29,7 @@ def my_micro_batches(
     packed = [pack([chosen[place] for place in mine], lengths, max_tokens) for mine in shares]
     mine = packed[model.groups.dp.rank()]
     mine += [[]] * (max(map(len, packed)) - len(mine))
-    return [micro_batch_of(model, rows, batch) for rows in mine]
+    return mine
 
 
 def micro_batch_of(model: Model, rows: Sequence[int], batch: Sequence[Row]) -> MicroBatch:

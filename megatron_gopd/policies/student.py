@@ -6,13 +6,15 @@ import contextlib
 import functools
 import math
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_gopd import machine
+from megatron_gopd import machine, objects
 from megatron_gopd.config import Config
 from megatron_gopd.data.packing import MicroBatch, Row
 from megatron_gopd.data.trajectory import Trajectory
@@ -36,7 +38,7 @@ from megatron_gopd.mcore.receivers import hand_out, senders
 from megatron_gopd.mcore.routing_replay import replay_routing
 from megatron_gopd.objective import TokenRows
 from megatron_gopd.policies import head_memory, scoring
-from megatron_gopd.policies.micro_batches import my_micro_batches, reports
+from megatron_gopd.policies.micro_batches import my_micro_batches, my_rows, reports
 from megatron_gopd.policies.payload import LOGPROBS, Head, LossFunction, Payload, Portion
 from megatron_gopd.policies.token_table import TokenTable
 from megatron_gopd.policies.update import Update, known_of_every_token, refuse_non_finite
@@ -107,11 +109,12 @@ class Student:
     ) -> None:
         """Gradients of a portion of the batch, added to those before it."""
         kept_bytes = self._kept_bytes  # collective, so before ranks without a part of the student leave
+        rows = self._rows(batch, portion.rows)
         if self.model is None:
             portion.prepare(None, [], table)
             return
         training, model = self.config.training, self.model
-        micro_batches = my_micro_batches(model, _rows(batch), training.max_tokens_per_micro_batch, portion.rows)
+        micro_batches = my_micro_batches(model, rows, training.max_tokens_per_micro_batch, portion.rows)
         asked = Head(model, self.config.rollout.temperature, training.logprob == "naive", kept_bytes)
         portion.prepare(asked, micro_batches, table)
 
@@ -130,7 +133,7 @@ class Student:
 
     def logprobs(self, batch: list[Trajectory]) -> list[np.ndarray]:
         """Log-prob of every response token under the weights of now: [response] float32 a trajectory. Collective."""
-        return self.score(_rows(batch), self.config.rollout.temperature)
+        return self.score(self._rows(batch), self.config.rollout.temperature)
 
     def score(self, rows: Sequence[Row], temperature: float) -> list[np.ndarray]:
         """Log-prob of every response token under the weights of now: [response] float32 a row. Collective."""
@@ -174,6 +177,16 @@ class Student:
         if self.model is not None:
             load_training_state(self.model, self._optimizer, loaded)
         self._optimizer_steps = steps_done * self._steps_a_batch
+
+    def _rows(self, batch: list[Trajectory], chosen: Sequence[int] | None = None) -> list[Row]:
+        """With the experts to replay in those that this rank computes, of all or of the `chosen`. Collective."""
+        rows = [Row(each.prompt.student_tokens, each.response_tokens) for each in batch]
+        if all(each.routed_experts is None for each in batch):
+            return rows
+        budget = self.config.training.max_tokens_per_micro_batch
+        mine = my_rows(self.model, rows, budget, chosen) if self.model is not None else []
+        told = objects.fetch([each.routed_experts and each.routed_experts.chosen for each in batch], chain(*mine))
+        return [replace(row, routed_experts=told.get(number)) for number, row in enumerate(rows)]
 
     def _step(self) -> tuple[float, float]:
         """The optimizer step, unless the gradient is not finite; returns its norm and the learning rate."""
@@ -220,10 +233,6 @@ class Student:
         squares = squares.cpu()
         dist.all_reduce(squares)
         return math.sqrt(squares[0] / squares[1])
-
-
-def _rows(batch: list[Trajectory]) -> list[Row]:
-    return [Row(each.prompt.student_tokens, each.response_tokens, each.routed_experts) for each in batch]
 
 
 def _routers(model: Model) -> Iterator[tuple[str, Tensor]]:

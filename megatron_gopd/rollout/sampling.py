@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from megatron_gopd.data.packing import Row
+from megatron_gopd.data.routed_experts import RoutedExperts
 from megatron_gopd.rollout.growing_cache import growing_cache, has_windows
 from megatron_gopd.rollout.threads import suited_threads
 from megatron_gopd.runs.progress import Count
@@ -25,7 +26,7 @@ class Response:
     finished: bool  # ended by a stop id, which is the last token
     versions: tuple[tuple[int, int], ...] = ()  # (weights, how many tokens they sampled), in order; (): the engine's
     ended_by_age: bool = False  # where it was, for the updates that it has seen
-    routed_experts: np.ndarray | None = None  # see Trajectory
+    routed_experts: RoutedExperts | None = None  # see Trajectory
 
 
 class Growing:
@@ -54,7 +55,7 @@ class Growing:
 
     def response(self, *, ended_by_age: bool = False) -> Response:
         tokens, logprobs = np.array(self.tokens, dtype=np.int32), np.array(self.logprobs, dtype=np.float32)
-        chosen = np.concatenate(self.routed_experts) if self.routed_experts else None
+        chosen = RoutedExperts.of(np.concatenate(self.routed_experts)) if self.routed_experts else None
         return Response(tokens, logprobs, self.finished, tuple(self.versions), ended_by_age, chosen)
 
 

@@ -131,7 +131,7 @@ def _replayed(batch: list[Trajectory]) -> dict[str, float]:
     """Of the positions that are computed, the part whose experts the engine chose."""
     told = [each.routed_experts for each in batch if each.routed_experts is not None]
     positions = sum(len(each.prompt.student_tokens) + len(each) - 1 for each in batch)
-    return {"replayed_fraction": sum(map(len, told)) / positions} if told else {}
+    return {"replayed_fraction": sum(each.positions for each in told) / positions} if told else {}
 
 
 def _rewards(batch: list[Trajectory]) -> dict[str, float]:

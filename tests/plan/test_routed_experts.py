@@ -19,17 +19,27 @@ def replaying(configured, tmp_path):
     return configured(f"student.model={folder}", "rollout.engine=sglang", "rollout.replay_routing=true")
 
 
-def test_a_rank_holds_a_byte_of_every_choice_of_the_batch_and_two_of_its_own(replaying):
+@pytest.mark.parametrize(("ranks_per_node", "of_node"), [(4, 1.0), (2, 0.5), (1, 0.25)])
+def test_rank_0_holds_a_byte_of_every_choice_and_each_rank_those_of_its_node_and_two_of_its_own(
+    replaying, ranks_per_node, of_node
+):
     work = Workload.of(replaying)
-    assert routed_experts_bytes(replaying, work, WORLD) == work.lengths.sum() * 4 * 2 * (1 + 2 / WORLD)
+    held = 1 + ranks_per_node * (of_node + 2 / WORLD)
+    assert routed_experts_bytes(replaying, work, WORLD, ranks_per_node) == work.lengths.sum() * 4 * 2 * held
+
+
+def test_the_ranks_of_one_replica_read_the_same_rows(replaying):
+    work, split = Workload.of(replaying), {"layout": replaying.student.layout.model_copy(update={"tp": 2})}
+    layout = replaying.model_copy(update={"student": replaying.student.model_copy(update=split)})
+    held = 1 + 2 * (0.5 + 2 / 2)
+    assert routed_experts_bytes(layout, work, WORLD, 2) == work.lengths.sum() * 4 * 2 * held
 
 
 def test_a_run_that_replays_nothing_holds_none(configured):
-    assert routed_experts_bytes(configured(), Workload.of(configured()), WORLD) == 0
+    assert routed_experts_bytes(configured(), Workload.of(configured()), WORLD, WORLD) == 0
 
 
 def test_a_plan_counts_those_of_all_ranks_of_a_node(replaying):
     found = plan(replaying, WORLD, machine("h100"), Workload.of(replaying))
-    assert found.host["routed experts"] == found.where.world * routed_experts_bytes(
-        replaying, found.work, found.where.world
-    )
+    world = found.where.world
+    assert found.host["routed experts"] == routed_experts_bytes(replaying, found.work, world, world)

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_gopd.data.routed_experts import RoutedExperts
 from megatron_gopd.data.trajectory import Trajectory
 from megatron_gopd.objective import gopd_loss
 from megatron_gopd.policies.student import Student
+from megatron_gopd.ranks import on_first
 from tests.policies.steps_on_ranks import CAP, LAMBDA, batch, settings, weights_of
 from tests.tiny_models import EXPERTS, SIZES
 
@@ -24,7 +26,8 @@ def routed_batch() -> list[Trajectory]:
     for number, each in enumerate(trajectories):
         positions = len(each.prompt.student_tokens) + len(each) - 1
         chosen = random.random((positions, *shape)).argsort(-1)[..., : EXPERTS["num_experts_per_tok"]].astype(np.uint8)
-        each.routed_experts = None if number == UNTOLD else chosen[: positions - 5 * (number == SHORT)]
+        if number != UNTOLD:
+            each.routed_experts = RoutedExperts.of(chosen[: positions - 5 * (number == SHORT)])
     return trajectories
 
 
@@ -37,5 +40,6 @@ def _replayed(folder: Path, layout: str, keys: dict) -> tuple:
     config = settings(folder, layout=layout, budget=BUDGET, student=keys, **SGD)
     rollout = config.rollout.model_copy(update={"replay_routing": True})  # which the schema wants servers for
     student = Student(config.model_copy(update={"rollout": rollout}))
-    before = student.logprobs(routed_batch())
-    return before, student.update(routed_batch(), gopd_loss(LAMBDA, CAP)), weights_of(student)
+    batch = on_first(routed_batch)
+    before = student.logprobs(batch)
+    return before, student.update(batch, gopd_loss(LAMBDA, CAP)), weights_of(student)

@@ -49,7 +49,7 @@ def with_forced_routes(model):
 def forced_router(gate, layer: int):
     import torch
 
-    rows = itertools.cycle(each.routed_experts for each in routed_batch())
+    rows = itertools.cycle(each.routed_experts and each.routed_experts.chosen for each in routed_batch())
 
     def forward(hidden):
         logits = hidden @ gate.weight.T

@@ -43,7 +43,7 @@ def sampled(servers: Servers) -> list[int]:
     asked = Responses(servers, [], int).whole(PROMPT, LIMIT, {}, Together(), "p0", routers=ROUTERS)
     response = asyncio.run(asked)
     assert len(response.tokens) == LIMIT
-    return response.routed_experts.flatten().tolist()
+    return response.routed_experts.chosen.flatten().tolist()
 
 
 def test_each_position_has_the_experts_of_the_server_that_came_to_it_first():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from megatron_gopd.data.routed_experts import RoutedExperts
 from megatron_gopd.data.trajectory import Prompt, Trajectory
 
 SECONDS = {"step": 4.0, "rollout": 1.5}
@@ -71,7 +72,7 @@ def test_positions_whose_experts_the_engine_told_are_counted():
 
     batch = [trajectory("a", [-1.0, -2.0], [-1.0, -1.0]) for _ in range(2)]
     for each, told in zip(batch, (2, 1), strict=True):
-        each.routed_experts = np.zeros((told, 3, 2), np.uint8)
+        each.routed_experts = RoutedExperts.of(np.zeros((told, 3, 2), np.uint8))
     assert step_metrics(1, batch, update_of([[-1.0, -2.0]] * 2), SECONDS)["replayed_fraction"] == 0.75
 
 
