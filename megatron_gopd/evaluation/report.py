@@ -9,6 +9,7 @@ from pathlib import Path
 from megatron_gopd.evaluation.probe import Measurement, compare
 from megatron_gopd.runs import print_table, write_text
 from megatron_gopd.runs.atomic import atomic_file
+from megatron_gopd.runs.rows import read_metrics
 from megatron_gopd.terminal import say
 
 PANELS = {
@@ -46,7 +47,7 @@ def plot_curve(metrics: Path, target: Path) -> None:
 
     from megatron_gopd.evaluation.study.drawing import readable
 
-    rows = [row for row in map(json.loads, metrics.read_text().splitlines()) if row["step"]]
+    rows = [row for row in read_metrics(metrics).rows if row["step"]]
     if not rows:  # but that of an evaluation before the first step
         return
     learned = [key for key in ("reverse_kl", "reward") if all(key in row for row in rows)] or ["loss"]

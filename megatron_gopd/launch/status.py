@@ -14,6 +14,7 @@ import yaml
 from megatron_gopd.config.yaml_text import read_yaml
 from megatron_gopd.errors import StoppedError, UserError
 from megatron_gopd.runs import last_words
+from megatron_gopd.runs.rows import read_metrics
 from megatron_gopd.runs.servers import ServerRow, read_servers
 
 RECENT = 20  # steps over which speed is averaged
@@ -48,7 +49,7 @@ def status(run: Path) -> Status:
         if not (run / "slurm").is_dir():
             raise UserError(f"{run} is not a run's folder: it holds no config.yaml; name runs/NAME") from None
         steps = 0  # submitted, and not begun
-    rows = _rows(run / "metrics.jsonl")
+    rows = read_metrics(run / "metrics.jsonl").rows
     recent = [row for row in rows if "tokens_per_s" in row][-RECENT:]  # not an evaluation before the first step
     step = rows[-1]["step"] if rows else 0
     names = sorted({name for row in recent for name in row if name.startswith("timing/")})
@@ -139,15 +140,6 @@ def _last_error(run: Path, attempts: list[dict]) -> str | None:
         last = attempts[-1]
         return last["message"] if last["kind"] in ("failed", "error") else None
     return last_words(run / "logs" / "latest")
-
-
-def _rows(file: Path) -> list[dict]:
-    rows = []
-    with contextlib.suppress(FileNotFoundError):
-        for line in file.read_text().splitlines():
-            with contextlib.suppress(ValueError, RecursionError):  # the last one may be half-written
-                rows.append(json.loads(line))
-    return rows
 
 
 def _mean(values: list[float]) -> float:

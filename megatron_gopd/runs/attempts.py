@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_gopd.config import Config
 from megatron_gopd.errors import UserError
 from megatron_gopd.runs.atomic import write_link, write_text
 from megatron_gopd.runs.checkpoints import Checkpoint, newest_step, newest_whole, remove_unfinished
+from megatron_gopd.runs.rows import read_lines, read_metrics
 from megatron_gopd.runs.trajectories import keep_up_to
 
 RESULTS = ("metrics.jsonl", "checkpoints", "model")  # what makes a folder worth keeping from another configuration
@@ -61,23 +59,13 @@ def begin(path: Path, config: Config) -> Checkpoint | None:
 
 def _steps(metrics: Path) -> int:
     """The last step in a metrics.jsonl; 0 without one."""
-    return max((step for step, _ in _rows(metrics)), default=0)
+    return max((row["step"] for row in read_metrics(metrics).rows), default=0)
 
 
 def _keep_up_to(file: Path, step: int) -> None:
     """Drop the rows of later steps, which will come again."""
     if file.exists():
-        write_text(file, "".join(row for at, row in _rows(file) if at <= step))
-
-
-def _rows(file: Path) -> Iterator[tuple[int, str]]:
-    """(step, row) of a jsonl; a row that was cut short by the end of its process is left out."""
-    if not file.exists():
-        return
-    with file.open(encoding="utf-8") as rows:
-        for row in rows:
-            with contextlib.suppress(json.JSONDecodeError):
-                yield json.loads(row)["step"], row
+        write_text(file, "".join(line for line, row in read_lines(file) if row and row["step"] <= step))
 
 
 def _last_attempt(path: Path) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from megatron_gopd.config import Config, read_config
 from megatron_gopd.errors import UserError
 from megatron_gopd.evaluation.answers import parse_answers
+from megatron_gopd.runs.rows import read_metrics
 
 QUANTITIES = ("accuracy", "tokens", "truncated")
 TARGET_KL = "target_kl"  # SUITE.target_kl.json: {problem id: nats a token}, beside SUITE.jsonl
@@ -130,7 +130,7 @@ def _run(folder: Path) -> Run:
         evaluations[step] = Evaluation(summary.parent, {}, _suites(summary.parent), step)
     teachers = {each.parent.name: each.parent for each in (folder / "evaluation").glob("teachers/*/summary.json")}
     answers = {name: Evaluation(path, {}, _suites(path)) for name, path in teachers.items() if name in config.teachers}
-    return Run(folder, config, list(_rows(folder / "metrics.jsonl")), evaluations, answers)
+    return Run(folder, config, read_metrics(folder / "metrics.jsonl").rows, evaluations, answers)
 
 
 def _config(folder: Path) -> Config:
@@ -140,14 +140,6 @@ def _config(folder: Path) -> Config:
         raise UserError(
             f"{error}\nIf {folder} is a run of another version, leave it out; megatron-gopd view shows what is there"
         ) from None
-
-
-def _rows(file: Path) -> Iterator[dict]:
-    """The rows of a metrics.jsonl; the last may be half-written."""
-    if file.exists():
-        for line in file.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError, RecursionError):
-                yield json.loads(line)
 
 
 def _suites(folder: Path) -> dict[str, Suite]:
