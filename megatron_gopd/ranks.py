@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
 import os
@@ -49,21 +50,44 @@ def ranks(timeout_s: float = TIMEOUT_S, *, compare_gpus: bool = True) -> Iterato
         if dist.get_rank() == 0:
             tell_outcome(error)
         dist.barrier()  # launchers end all ranks at the first that ends
+        dist.destroy_process_group()
         raise SystemExit(error.exit_code) from None
     except UserError as error:
         if _is_first_to_report():
             tell_outcome(error)
-        if dist.get_world_size() == 1:  # elsewhere peers may hang in a collective: they are ended, not waited for
+        if dist.get_world_size() == 1:
             dist.destroy_process_group()
+        else:
+            _end_without_teardown(error.exit_code)
         raise SystemExit(error.exit_code) from None
     except Exception as error:
-        if not _is_first_to_report():
+        first = _is_first_to_report()
+        if dist.get_world_size() > 1:
+            _end_without_teardown(1)
+        if not first:
             raise SystemExit(1) from None
         write_outcome(1, "failed", f"{type(error).__name__}: {error}")
         raise
     if dist.get_rank() == 0:
         write_outcome(0, "finished")
     dist.destroy_process_group()
+
+
+def _end_without_teardown(exit_code: int) -> None:
+    """For a process whose group stays, as peers may hang in a collective: they are ended, not waited for.
+
+    A thread of gloo that lets go of a tensor while the interpreter is torn down would abort the process.
+    """
+    atexit.register(_end, exit_code)
+
+
+def _end(exit_code: int) -> None:
+    atexit.unregister(_end)
+    atexit._run_exitfuncs()  # all else that is to run
+    with contextlib.suppress(OSError):  # nobody reads
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(exit_code)
 
 
 def _join(timeout_s: float) -> None:
