@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,24 +13,6 @@ if TYPE_CHECKING:
     from megatron_gopd.data.packing import Row
 
 OWN = -1  # in the place of an expert: the trainer's router chooses
-
-
-@dataclass(frozen=True, eq=False)
-class RoutedExperts:
-    """Of one row; of a batch they are gigabytes, so they stay on the rank that asked for them until others read them.
-
-    A copy that travels to another rank tells of how many positions they are, and no more.
-    """
-
-    positions: int  # the first of prompt and response
-    chosen: np.ndarray | None  # [positions, layers, top_k] uint8 or int16; None: another rank holds them
-
-    @classmethod
-    def of(cls, chosen: np.ndarray) -> Self:
-        return cls(len(chosen), chosen)
-
-    def __reduce__(self) -> tuple:
-        return type(self), (self.positions, None)
 
 
 def dtype_of(experts: int) -> np.dtype:

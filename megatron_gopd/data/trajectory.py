@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
-
-from megatron_gopd.data.routed_experts import RoutedExperts
 
 
 @dataclass(frozen=True)
@@ -32,6 +30,24 @@ class Prompt:
     def name(self) -> str:
         """In messages."""
         return f"prompt {self.id!r} ({self.source})"
+
+
+@dataclass(frozen=True, eq=False)
+class RoutedExperts:
+    """Of one row; of a batch they are gigabytes, so they stay on the rank that asked for them until others read them.
+
+    A copy that travels to another rank tells of how many positions they are, and no more.
+    """
+
+    positions: int  # the first of prompt and response
+    chosen: np.ndarray | None  # [positions, layers, top_k] uint8 or int16; None: another rank holds them
+
+    @classmethod
+    def of(cls, chosen: np.ndarray) -> Self:
+        return cls(len(chosen), chosen)
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.positions, None)
 
 
 @dataclass

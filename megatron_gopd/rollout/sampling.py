@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from megatron_gopd.data.packing import Row
-from megatron_gopd.data.routed_experts import RoutedExperts
+from megatron_gopd.data.trajectory import RoutedExperts
 from megatron_gopd.rollout.growing_cache import growing_cache, has_windows
 from megatron_gopd.rollout.threads import suited_threads
 from megatron_gopd.runs.progress import Count

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_gopd.data.routed_experts import RoutedExperts
-from megatron_gopd.data.trajectory import Trajectory
+from megatron_gopd.data.trajectory import RoutedExperts, Trajectory
 from megatron_gopd.objective import gopd_loss
 from megatron_gopd.policies.student import Student
 from megatron_gopd.ranks import on_first

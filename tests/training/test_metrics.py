@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from megatron_gopd.data.routed_experts import RoutedExperts
-from megatron_gopd.data.trajectory import Prompt, Trajectory
+from megatron_gopd.data.trajectory import Prompt, RoutedExperts, Trajectory
 
 SECONDS = {"step": 4.0, "rollout": 1.5}
 
