@@ -132,7 +132,8 @@ def updates(folder: Path) -> list[tuple[str, float, float, float]]:
 
 def rollouts(folder: Path) -> tuple[list[float], list[float]]:
     """On both ranks of a step: what two nodes take over what one takes, a turn each; and the median seconds of both."""
-    from megatron_gopd.rollout.sglang import PLAIN, SGLangEngine
+    from megatron_gopd.rollout.responses import PLAIN
+    from megatron_gopd.rollout.sglang import SGLangEngine
     from megatron_gopd.training.job import build_job
 
     job = build_job(configuration(folder))

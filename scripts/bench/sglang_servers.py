@@ -74,8 +74,8 @@ def agreement(folder: Path, family: str, models: dict[str, Path]) -> float:
 
 def measure(folder: Path, models: dict[str, Path]) -> float:
     """Updates, throughput and overlap with one server of a larger model; returns our share of a plain load's rate."""
+    from megatron_gopd.rollout.responses import PLAIN
     from megatron_gopd.rollout.server_weights import WAYS, ServerWeights
-    from megatron_gopd.rollout.sglang import PLAIN
     from megatron_gopd.runs import Spans
     from megatron_gopd.training.job import build_job
 
@@ -150,7 +150,8 @@ def plainly(engine, prompts) -> float:
             return len((await reply.json())["output_ids"])
 
     async def load() -> int:
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=CONCURRENCY)) as session:
+        asked = {"headers": {"Authorization": f"Bearer {server.token}"}, "raise_for_status": True}
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=CONCURRENCY), **asked) as session:
             return sum(await asyncio.gather(*(one(session, prompt) for prompt in prompts)))
 
     start = time.perf_counter()
