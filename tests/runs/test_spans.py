@@ -8,6 +8,12 @@ from megatron_gopd.runs import Spans
 from megatron_gopd.runs.spans import tell
 
 
+@pytest.fixture(autouse=True)
+def nothing_told():
+    """By a test of another file."""
+    Spans().take()
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that only moves when told: clock(seconds)."""
