@@ -28,9 +28,9 @@ def read_config(file: Path, notes: list[str]) -> dict[str, Any]:
 
 def read_metrics(file: Path, notes: list[str]) -> list[dict[str, float]]:
     """The rows in the order of steps; what is no row is noted."""
-    if not file.exists():
-        notes.append("there is no metrics.jsonl: no step is done yet")
     try:
+        if not file.exists():
+            notes.append("there is no metrics.jsonl: no step is done yet")
         found, bad = rows.read_metrics(file)
     except OSError as error:
         notes.append(f"metrics.jsonl cannot be read ({error.strerror})")
